@@ -1,0 +1,48 @@
+# Two commands do everything from a fresh clone:
+#
+#   make demo    the main job, on generated data
+#   make test    the tests
+#
+# Both set up .venv first, once. To use an environment of your own instead: make test PYTHON=python
+#
+# make detectron2 tries to install Detectron2 again; make lint checks the style.
+
+TORCH := torch==2.11.0 torchvision==0.26.0
+DETECTRON2 := detectron2 @ git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
+INSTALL_DETECTRON2 = $(PYTHON) -m pip install --no-build-isolation '$(DETECTRON2)'
+
+ifeq ($(origin PYTHON), undefined)
+PYTHON := .venv/bin/python
+SETUP := .venv/installed .venv/detectron2-tried
+endif
+
+.PHONY: demo test lint detectron2
+
+demo: $(SETUP)
+	$(PYTHON) -m maskx_d2.cli demo
+
+test: $(SETUP)
+	$(PYTHON) -m pytest
+
+lint: $(SETUP)
+	$(PYTHON) -m pip install --quiet 'ruff>=0.6'
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+.venv/installed: pyproject.toml
+	python3 -m venv .venv
+	$(PYTHON) -m pip install $(TORCH)
+	$(PYTHON) -m pip install --editable '.[test]'
+	touch $@
+
+# It is compiled against the torch that is there, so it needs the build tools that pip would isolate.
+.venv/detectron2-tried: | .venv/installed
+	$(PYTHON) -m pip install setuptools wheel ninja
+	@$(INSTALL_DETECTRON2) || { \
+	  echo "Detectron2 could not be installed: its tests will be skipped, and the demo needs it."; \
+	  echo "To try again: make detectron2"; }
+	touch $@
+
+detectron2: | .venv/installed
+	$(PYTHON) -m pip install setuptools wheel ninja
+	$(INSTALL_DETECTRON2)

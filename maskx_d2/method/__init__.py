@@ -1,0 +1,41 @@
+"""Mask^X R-CNN itself, in plain torch: it knows no host."""
+
+from maskx_d2.method.class_embeddings import (
+    EMBEDDING_KINDS,
+    BoxPredictorEmbeddings,
+    BoxPredictorWeights,
+    FixedEmbeddings,
+    box_embedding_dim,
+)
+from maskx_d2.method.mask_loss import mask_loss, mask_statistics
+from maskx_d2.method.mask_predictor import (
+    PREDICTORS,
+    ClassAgnosticMaskPredictor,
+    ClassSpecificMaskPredictor,
+    MaskPredictor,
+    MLPBranch,
+    TransferMaskPredictor,
+    build_mask_predictor,
+    class_mask_logits,
+)
+from maskx_d2.method.weight_transfer import ACTIVATIONS, WeightTransfer
+
+__all__ = [
+    "ACTIVATIONS",
+    "EMBEDDING_KINDS",
+    "PREDICTORS",
+    "BoxPredictorEmbeddings",
+    "BoxPredictorWeights",
+    "ClassAgnosticMaskPredictor",
+    "ClassSpecificMaskPredictor",
+    "FixedEmbeddings",
+    "MLPBranch",
+    "MaskPredictor",
+    "TransferMaskPredictor",
+    "WeightTransfer",
+    "box_embedding_dim",
+    "build_mask_predictor",
+    "class_mask_logits",
+    "mask_loss",
+    "mask_statistics",
+]

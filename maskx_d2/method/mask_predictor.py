@@ -1,0 +1,293 @@
+"""
+Mask predictors: from the mask feature and the class of each RoI to its mask logits.
+
+The original code computes the masks of all K classes for every RoI, ``(N, K, M, M)``, and keeps one
+in K. Here each RoI's mask weights are gathered by its class first, so that cost and memory do not
+grow with the number of classes.
+
+N RoIs, K classes, C mask-feature channels, M mask side.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from maskx_d2.method.class_embeddings import (
+    BoxPredictorEmbeddings,
+    FixedEmbeddings,
+    box_embedding_dim,
+)
+from maskx_d2.method.weight_transfer import WeightTransfer
+
+PREDICTORS = ("transfer", "agnostic", "class_specific")
+
+
+def class_mask_logits(features: Tensor, class_weights: Tensor) -> Tensor:
+    """
+    Apply to each RoI its own 1x1 convolution with a single output.
+
+    Args:
+        features: (N, C, M, M) mask features.
+        class_weights: (N, C) mask weights, row n those of the class of RoI n.
+
+    Returns:
+        (N, M, M) mask logits.
+    """
+    num_rois, channels, height, width = features.shape
+    # The sizes are spelled out because "-1" is ambiguous for N = 0.
+    cells = features.reshape(num_rois, channels, height * width)
+    return torch.bmm(class_weights.unsqueeze(1), cells).reshape(num_rois, height, width)
+
+
+class MLPBranch(nn.Module):
+    """
+    The class-agnostic branch of section 3.4 of the paper: fully connected layers that see the whole
+    RoI at once and whose (M, M) map is added to the mask logits.
+
+    In the paper's form the input is the flattened (C, M, M) feature behind the deconvolution. On C =
+    256 that is 157 million weights for one layer, so there is a reduced form for small heads: a 1x1
+    convolution to a few channels on the feature before the deconvolution, then the layers.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        in_side: int,
+        out_side: int,
+        *,
+        num_layers: int = 1,
+        hidden_dim: int = 1024,
+        reduced_channels: int = 0,
+    ):
+        """
+        Args:
+            in_channels, in_side: shape of the input feature, (in_channels, in_side, in_side).
+            out_side: M, the side of the output map.
+            num_layers: 1 (the paper's choice), 2 or 3 linear layers, ReLU between them.
+            hidden_dim: width of the layers between.
+            reduced_channels: channels of the 1x1 convolution in front; 0 for the paper's form.
+        """
+        super().__init__()
+        if num_layers not in (1, 2, 3):
+            raise ValueError(f"num_layers of the MLP branch must be 1, 2 or 3, found {num_layers}")
+        self.out_side = out_side
+        self.reduce = nn.Conv2d(in_channels, reduced_channels, 1) if reduced_channels else None
+        in_dim = (reduced_channels or in_channels) * in_side**2
+        widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_side**2]
+        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(num_layers))
+        for layer in [self.reduce, *self.layers]:
+            if layer is not None:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.layers[-1].weight, std=0.001)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in_channels, in_side, in_side) features -> (N, M, M) logits."""
+        if self.reduce is not None:
+            features = self.reduce(features).relu()
+        x = features.flatten(1)
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x).reshape(len(x), self.out_side, self.out_side)
+
+
+class MaskPredictor(nn.Module):
+    """
+    The last layer of the mask head. Subclasses say where the mask weights of a class come from; what
+    is done with them, and the MLP branch, is the same for all.
+    """
+
+    def __init__(self, *, mlp_branch: MLPBranch | None = None):
+        super().__init__()
+        self.mlp_branch = mlp_branch
+
+    def class_weights(self, classes: Tensor) -> Tensor:
+        """(N,) class indices -> (N, C) mask weights."""
+        raise TypeError(f"{type(self).__name__} does not say where its mask weights come from")
+
+    def class_bias(self, classes: Tensor) -> Tensor | None:
+        """(N,) class indices -> (N,) biases of the mask logits, or None where there are none."""
+        return None
+
+    def forward(self, features: Tensor, classes: Tensor, trunk_features: Tensor) -> Tensor:
+        """
+        Args:
+            features: (N, C, M, M) mask features.
+            classes: (N,) int64, the class whose mask is wanted for each RoI: the matched class in
+                training, the predicted class in inference.
+            trunk_features: the features before the deconvolution, which the reduced form of the MLP
+                branch reads.
+
+        Returns:
+            (N, M, M) mask logits.
+        """
+        logits = class_mask_logits(features, self.class_weights(classes).to(features.dtype))
+        bias = self.class_bias(classes)
+        if bias is not None:
+            logits = logits + bias[:, None, None]
+        if self.mlp_branch is not None:
+            reduced = self.mlp_branch.reduce is not None
+            logits = logits + self.mlp_branch(trunk_features if reduced else features)
+        return logits
+
+
+class ClassSpecificMaskPredictor(MaskPredictor):
+    """
+    Weights and a bias of its own for each class, as in Mask R-CNN: the paper's oracle. Its parameters
+    have the names and shapes of the usual 1x1 convolution, so stock checkpoints fit.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, *, mlp_branch: MLPBranch | None = None):
+        super().__init__(mlp_branch=mlp_branch)
+        self.weight = nn.Parameter(torch.empty(num_classes, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+        nn.init.normal_(self.weight, std=0.001)
+
+    def class_weights(self, classes: Tensor) -> Tensor:
+        return self.weight.flatten(1)[classes]
+
+    def class_bias(self, classes: Tensor) -> Tensor:
+        return self.bias[classes]
+
+
+class ClassAgnosticMaskPredictor(ClassSpecificMaskPredictor):
+    """One set of weights for all classes: the paper's baseline."""
+
+    def __init__(self, in_channels: int, *, mlp_branch: MLPBranch | None = None):
+        super().__init__(1, in_channels, mlp_branch=mlp_branch)
+
+    def class_weights(self, classes: Tensor) -> Tensor:
+        return super().class_weights(torch.zeros_like(classes))
+
+    def class_bias(self, classes: Tensor) -> Tensor:
+        return super().class_bias(torch.zeros_like(classes))
+
+
+class TransferMaskPredictor(MaskPredictor):
+    """
+    Mask weights predicted from class embeddings by the weight transfer function: Mask^X R-CNN.
+
+    In training T runs over the classes that occur among the RoIs. In inference it runs once over all K
+    and the result is kept until a weight changes: an optimiser's step, ``load_state_dict``, a move to
+    another device or dtype, a switch of the training mode. What torch cannot see does not count: after
+    writing to ``parameter.data``, call ``model.eval()``.
+    """
+
+    def __init__(
+        self,
+        class_embeddings: BoxPredictorEmbeddings | FixedEmbeddings,
+        transfer: WeightTransfer,
+        *,
+        mlp_branch: MLPBranch | None = None,
+    ):
+        super().__init__(mlp_branch=mlp_branch)
+        self.class_embeddings = class_embeddings
+        self.transfer = transfer
+        self._cached_weights: Tensor | None = None
+        self._cached_for: tuple = ()
+
+    def class_weights(self, classes: Tensor) -> Tensor:
+        if not self.training:
+            return self.all_class_weights()[classes]
+        present, index = classes.unique(return_inverse=True)
+        return self.transfer(self.class_embeddings(present))[index]
+
+    def all_class_weights(self) -> Tensor:
+        """(K, C) mask weights of all classes, from the cache where gradients are not asked for."""
+        sources = (*self.class_embeddings.tensors(), *self.transfer.parameters())
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if torch.is_grad_enabled() or traced or any(t.is_inference() for t in sources):
+            return self.transfer(self.class_embeddings())
+        # Autocast makes T compute in another dtype without touching the weights.
+        autocast = torch.is_autocast_enabled(sources[0].device.type)
+        state = (autocast, *((t.data_ptr(), t._version, t.device, t.dtype) for t in sources))
+        if self._cached_weights is None or self._cached_for != state:
+            self._cached_weights = self.transfer(self.class_embeddings())
+            self._cached_for = state
+        return self._cached_weights
+
+    def _drop_cache(self) -> None:
+        self._cached_weights = None
+
+    def train(self, mode: bool = True) -> "TransferMaskPredictor":
+        self._drop_cache()
+        return super().train(mode)
+
+    def _apply(self, fn, *args, **kwargs):
+        # The hook of every move to another device or dtype. Versions and addresses do not tell: the
+        # weights of .half().float() may lie where they lay before, and are not what they were.
+        self._drop_cache()
+        return super()._apply(fn, *args, **kwargs)
+
+
+def build_mask_predictor(
+    predictor: str = "transfer",
+    *,
+    num_classes: int,
+    in_channels: int,
+    mask_side: int,
+    trunk_channels: int | None = None,
+    class_embedding: str = "cls+box",
+    embedding_table: Tensor | None = None,
+    box_feature_dim: int = 1024,
+    stop_grad: bool = True,
+    transfer_layers: int = 2,
+    transfer_hidden_dim: int = 256,
+    transfer_activation: str = "leaky_relu",
+    mlp_layers: int = 1,
+    mlp_hidden_dim: int = 1024,
+    mlp_reduced_channels: int = 0,
+) -> MaskPredictor:
+    """
+    Build one of the three mask predictors. The defaults are the paper's final model.
+
+    Args:
+        predictor: ``"transfer"`` (Mask^X R-CNN), ``"agnostic"`` (the paper's baseline) or
+            ``"class_specific"`` (its oracle).
+        num_classes: K, without the background.
+        in_channels: C, channels of the feature behind the deconvolution.
+        mask_side: M, the side of that feature and of the masks.
+        trunk_channels: channels of the feature before the deconvolution, whose side is M / 2;
+            C if None.
+        class_embedding: what T reads: ``"cls"``, ``"box"``, ``"cls+box"`` or ``"file"``.
+        embedding_table: (K, D) fixed embeddings, for ``"file"``.
+        box_feature_dim: F, width of the feature that the box predictor reads.
+        stop_grad: see :class:`BoxPredictorEmbeddings`.
+        transfer_layers, transfer_hidden_dim, transfer_activation: see :class:`WeightTransfer`.
+        mlp_layers: 0 for no MLP branch; else see :class:`MLPBranch`, as for ``mlp_hidden_dim`` and
+            ``mlp_reduced_channels``.
+    """
+    if predictor not in PREDICTORS:
+        raise ValueError(f"mask predictor must be one of {PREDICTORS}, found {predictor!r}")
+    mlp_branch = None
+    if mlp_layers:
+        if mlp_reduced_channels:
+            channels, side = trunk_channels or in_channels, mask_side // 2
+        else:
+            channels, side = in_channels, mask_side
+        mlp_branch = MLPBranch(
+            channels,
+            side,
+            mask_side,
+            num_layers=mlp_layers,
+            hidden_dim=mlp_hidden_dim,
+            reduced_channels=mlp_reduced_channels,
+        )
+    if predictor == "agnostic":
+        return ClassAgnosticMaskPredictor(in_channels, mlp_branch=mlp_branch)
+    if predictor == "class_specific":
+        return ClassSpecificMaskPredictor(num_classes, in_channels, mlp_branch=mlp_branch)
+
+    embeddings: BoxPredictorEmbeddings | FixedEmbeddings
+    if class_embedding == "file":
+        if embedding_table is None or len(embedding_table) != num_classes:
+            found = "none" if embedding_table is None else tuple(embedding_table.shape)
+            raise ValueError(f"class embedding 'file' needs a table of ({num_classes}, D), found {found}")
+        embeddings = FixedEmbeddings(embedding_table)
+        embedding_dim = embedding_table.shape[1]
+    else:
+        embeddings = BoxPredictorEmbeddings(class_embedding, stop_grad=stop_grad)
+        embedding_dim = box_embedding_dim(class_embedding, box_feature_dim)
+    transfer = WeightTransfer(
+        embedding_dim, in_channels, transfer_hidden_dim, transfer_layers, transfer_activation
+    )
+    return TransferMaskPredictor(embeddings, transfer, mlp_branch=mlp_branch)

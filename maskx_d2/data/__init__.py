@@ -1,0 +1,1 @@
+"""Datasets and class splits, without model code."""

@@ -1,0 +1,118 @@
+"""Pictures of detections: masks, boxes, names and scores, coloured by what their class was trained with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+WITH_MASKS_COLOUR = (255, 140, 0)
+BOXES_ONLY_COLOUR = (0, 200, 255)
+_LEGEND = (("trained with masks", WITH_MASKS_COLOUR), ("boxes only", BOXES_ONLY_COLOUR))
+_FONT_SIZE = 14
+_MASK_OPACITY = 0.45
+
+
+@dataclass(frozen=True)
+class ClassStyle:
+    """How the detections of a dataset's classes are labelled and coloured."""
+
+    names: Mapping[int, str]
+    """Category id -> name."""
+
+    with_masks: frozenset[int]
+    """Ids of the categories that the model was trained on with masks."""
+
+    def colour(self, category_id: int) -> tuple[int, int, int]:
+        return WITH_MASKS_COLOUR if category_id in self.with_masks else BOXES_ONLY_COLOUR
+
+
+def draw_detections(
+    image: Image.Image, detections: Sequence[Mapping], style: ClassStyle, *, scale: float = 1
+) -> Image.Image:
+    """
+    Args:
+        image: the picture that was detected in.
+        detections: in COCO's results format for this image (``category_id``, ``bbox`` in XYWH, and if
+            there are such ``score`` and ``segmentation`` as compressed RLE of the image's size).
+        style: names and colours.
+        scale: how much larger than the image the result shall be.
+
+    Returns:
+        A new RGB picture. The best detections are drawn last, on top.
+    """
+    size = round(image.width * scale), round(image.height * scale)
+    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    ordered = sorted(detections, key=lambda d: d.get("score", 1))
+    for detection in ordered:
+        if "segmentation" in detection:
+            mask = Image.fromarray(mask_util.decode(detection["segmentation"]) * np.uint8(255))
+            mask = mask.resize(size, Image.Resampling.BILINEAR).point(lambda v: 255 * (v > 127))
+            _paint_mask(canvas, mask, style.colour(detection["category_id"]))
+    draw = ImageDraw.Draw(canvas)
+    for detection in ordered:
+        x, y, width, height = (value * scale for value in detection["bbox"])
+        colour = style.colour(detection["category_id"])
+        draw.rectangle([x, y, x + width, y + height], outline=colour, width=1)
+    for detection in ordered:
+        text = style.names[detection["category_id"]]
+        if "score" in detection:
+            text = f"{text} {detection['score']:.0%}"
+        x, y = detection["bbox"][0] * scale, detection["bbox"][1] * scale
+        _label(draw, (x, y), text, style.colour(detection["category_id"]), canvas.size)
+    return canvas
+
+
+def with_legend(picture: Image.Image) -> Image.Image:
+    """The picture with a line below that tells the two colours."""
+    line = _FONT_SIZE + 10
+    canvas = Image.new("RGB", (picture.width, picture.height + line), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    x = 6
+    for text, colour in _LEGEND:
+        top = picture.height + 6
+        draw.rectangle([x, top, x + _FONT_SIZE, top + _FONT_SIZE - 2], fill=colour)
+        draw.text((x + _FONT_SIZE + 5, picture.height + line / 2), text, "black", _font(), "lm")
+        x += _FONT_SIZE + 5 + round(draw.textlength(text, _font())) + 16
+    return canvas
+
+
+def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
+    """Pictures of one height in a row, each with its title above, and the legend below."""
+    gap, line = 8, _FONT_SIZE + 10
+    width = sum(panel.width for panel in panels.values()) + gap * (len(panels) - 1)
+    height = max(panel.height for panel in panels.values())
+    canvas = Image.new("RGB", (width, height + line), "white")
+    draw = ImageDraw.Draw(canvas)
+    x = 0
+    for title, panel in panels.items():
+        draw.text((x + panel.width / 2, line / 2), title, "black", _font(), "mm")
+        canvas.paste(panel, (x, line))
+        x += panel.width + gap
+    return with_legend(canvas)
+
+
+def _paint_mask(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:
+    fill = Image.new("RGB", canvas.size, colour)
+    canvas.paste(fill, mask=mask.point(lambda v: round(v * _MASK_OPACITY)))
+    # The outline is what the erosion takes away.
+    eroded = mask.filter(ImageFilter.MinFilter(3))
+    outline = np.asarray(mask) & ~np.asarray(eroded)
+    canvas.paste(fill, mask=Image.fromarray(outline))
+
+
+def _label(draw, position, text: str, colour, canvas_size) -> None:
+    left, top, right, bottom = draw.textbbox((0, 0), text, _font())
+    width, height = right - left + 4, bottom - top + 4
+    x = min(max(position[0], 0), max(canvas_size[0] - width, 0))
+    # Above the box, or inside it where there is no room.
+    y = position[1] - height if position[1] >= height else position[1]
+    y = min(max(y, 0), max(canvas_size[1] - height, 0))
+    draw.rectangle([x, y, x + width, y + height], fill=colour)
+    draw.text((x + 2 - left, y + 2 - top), text, "black", _font())
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(_FONT_SIZE)

@@ -35,4 +35,5 @@ def comparison_table(runs: Mapping[str, Results], *, metric: str = "AP") -> str:
 
 
 def _table(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
-    return tabulate(rows, headers=headers, floatfmt=".1f", tablefmt="github", missingval="-")
+    shown = [[None if value != value else value for value in row] for row in rows]  # NaN as a dash
+    return tabulate(shown, headers=headers, floatfmt=".1f", tablefmt="github", missingval="-")

@@ -1,0 +1,45 @@
+"""Class splits of Detectron2 datasets."""
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from maskx_d2.data.class_splits import classes_with_masks
+
+
+def class_names(dataset_name: str) -> list[str]:
+    """
+    Names of a dataset's classes in the order of their contiguous indices. Detectron2 knows those of a
+    user's own COCO JSON only after loading it, so it is loaded if need be.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("thing_classes") is None:
+        if dataset_name not in DatasetCatalog:
+            raise ValueError(
+                f"dataset {dataset_name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered: use a "
+                "registered name, or register it by DATASETS.REGISTER"
+            )
+        DatasetCatalog.get(dataset_name)
+    return list(metadata.thing_classes)
+
+
+def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:
+    """Raise ValueError unless the model has as many classes as the dataset."""
+    found = len(class_names(dataset_name))
+    if found != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the dataset "
+            f"{dataset_name!r} has {found} classes"
+        )
+
+
+def class_has_mask(cfg: CfgNode) -> list[bool]:
+    """For each class of the training set, whether DATASETS.CLASSES_WITH_MASKS leaves it its masks."""
+    names = class_names(cfg.DATASETS.TRAIN[0])
+    with_masks = set(classes_with_masks(cfg.DATASETS.CLASSES_WITH_MASKS, names))
+    return [i in with_masks for i in range(len(names))]
+
+
+def evaluated_classes_with_masks(cfg: CfgNode, dataset_name: str) -> list[int]:
+    """Contiguous indices of A in the split that evaluation reports on: see TEST.CLASS_SPLIT."""
+    split = cfg.TEST.CLASS_SPLIT or cfg.DATASETS.CLASSES_WITH_MASKS
+    return classes_with_masks(split, class_names(dataset_name))

@@ -1,0 +1,129 @@
+"""Config keys: their defaults, and the check of their values."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, PREDICTORS
+
+OPTIMIZERS = ("SGD", "AdamW")
+
+
+def add_maskx_config(cfg: CfgNode) -> None:
+    """
+    Add the keys of this project to a Detectron2 config. ``import maskx_d2`` has done so for the
+    configs that ``get_cfg()`` returns; doing it again changes nothing.
+    """
+    # Classes whose masks are used in training: "all", "voc", "nonvoc", "E1_A20B60" ... "E5_A60B20", or
+    # the path of a text file with one class name a line. It takes masks away, it never adds any.
+    _add(cfg.DATASETS, "CLASSES_WITH_MASKS", "all")
+
+    # Datasets in COCO format to register under a name, each ["name", "annotations.json", "images/"].
+    _add(cfg.DATASETS, "REGISTER", [])
+
+    # The split that evaluation reports AP on A and B for, with the values of
+    # DATASETS.CLASSES_WITH_MASKS, which it is where this is empty. An oracle trains on "all" and is
+    # reported on the split of the models it is compared with.
+    _add(cfg.TEST, "CLASS_SPLIT", "")
+
+    # "SGD" or "AdamW".
+    _add(cfg.SOLVER, "OPTIMIZER", "SGD")
+
+    # ---- MaskXHead; the defaults are the paper's final model ----
+    head = cfg.MODEL.ROI_MASK_HEAD
+    # Where the mask weights of a class come from: "transfer" (Mask^X R-CNN), "agnostic" (the paper's
+    # baseline) or "class_specific" (its oracle).
+    _add(head, "PREDICTOR", "transfer")
+    # What the weight transfer function reads: the box predictor's weights "cls", "box" or "cls+box",
+    # or "file": a fixed table.
+    _add(head, "CLASS_EMBEDDING", "cls+box")
+    # For "file": a .npy file of shape (NUM_CLASSES, D).
+    _add(head, "CLASS_EMBEDDING_FILE", "")
+    # Whether the mask loss leaves the box predictor's weights alone.
+    _add(head, "STOP_GRAD", True)
+    # The weight transfer function.
+    _add(head, "TRANSFER", CfgNode())
+    _add(head.TRANSFER, "NUM_LAYERS", 2)
+    _add(head.TRANSFER, "HIDDEN_DIM", 256)
+    _add(head.TRANSFER, "ACTIVATION", "leaky_relu")
+    # The class-agnostic MLP branch; 0 layers for none.
+    _add(head, "MLP_BRANCH", CfgNode())
+    _add(head.MLP_BRANCH, "NUM_LAYERS", 1)
+    _add(head.MLP_BRANCH, "HIDDEN_DIM", 1024)
+    # Above 0, the reduced form for small heads: a 1x1 convolution to so many channels, before the
+    # deconvolution, in front of the layers.
+    _add(head.MLP_BRANCH, "REDUCED_CHANNELS", 0)
+
+
+def check_maskx_config(cfg: CfgNode) -> None:
+    """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
+    head = cfg.MODEL.ROI_MASK_HEAD
+    _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
+    _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
+    _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
+    _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", head.TRANSFER.NUM_LAYERS, (1, 2, 3))
+    _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.ACTIVATION", head.TRANSFER.ACTIVATION, ACTIVATIONS)
+    _at_least("MODEL.ROI_MASK_HEAD.TRANSFER.HIDDEN_DIM", head.TRANSFER.HIDDEN_DIM, 1)
+    _one_of("MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", head.MLP_BRANCH.NUM_LAYERS, (0, 1, 2, 3))
+    _at_least("MODEL.ROI_MASK_HEAD.MLP_BRANCH.HIDDEN_DIM", head.MLP_BRANCH.HIDDEN_DIM, 1)
+    _at_least("MODEL.ROI_MASK_HEAD.MLP_BRANCH.REDUCED_CHANNELS", head.MLP_BRANCH.REDUCED_CHANNELS, 0)
+    if head.PREDICTOR != "transfer":
+        return
+    if head.CLASS_EMBEDDING == "file" and not head.CLASS_EMBEDDING_FILE:
+        raise ValueError(
+            "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is 'file', but "
+            "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is empty: give a .npy file of shape "
+            f"({cfg.MODEL.ROI_HEADS.NUM_CLASSES}, D)"
+        )
+    if "box" in head.CLASS_EMBEDDING and cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}, but with "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True the box predictor has no regression weights "
+            "of a class: use 'cls' or class-specific regression"
+        )
+
+
+def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
+    """
+    Read a YAML config over the defaults, override keys, and check.
+
+    Args:
+        config_file: path of the YAML file.
+        overrides: ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key does not exist, or its value is not allowed.
+    """
+    if not Path(config_file).is_file():
+        raise FileNotFoundError(f"config {config_file!r} is no file")
+    cfg = get_cfg()
+    add_maskx_config(cfg)
+    try:
+        cfg.merge_from_file(config_file)
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f"config {config_file}: {error}") from error
+    try:
+        cfg.merge_from_list(overrides or [])
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f"config keys {overrides}: {error}") from error
+    check_maskx_config(cfg)
+    return cfg
+
+
+def _add(node: CfgNode, key: str, default) -> None:
+    if key not in node:
+        node[key] = default
+
+
+def _one_of(key: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{key} is {value!r}, expected {least} or more")

@@ -1,0 +1,95 @@
+"""Registering datasets from the config, and the training data loader."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_has_mask
+from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """
+    Register the COCO-format datasets of DATASETS.REGISTER that are not registered yet.
+
+    Raises:
+        FileNotFoundError: an annotation file or image folder does not exist.
+        ValueError: an entry is not a triple, or its name stands for other files already.
+    """
+    for entry in cfg.DATASETS.REGISTER:
+        if len(entry) != 3:
+            raise ValueError(
+                f"DATASETS.REGISTER has the entry {entry!r}, expected [name, annotation file, image folder]"
+            )
+        name, json_file, image_root = map(str, entry)
+        if not Path(json_file).is_file():
+            raise FileNotFoundError(f"DATASETS.REGISTER: {json_file} of {name!r} is no file")
+        if not Path(image_root).is_dir():
+            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is no folder")
+        if name not in DatasetCatalog:
+            register_coco_instances(name, {}, json_file, image_root)
+            continue
+        metadata = MetadataCatalog.get(name)
+        registered = (metadata.get("json_file"), metadata.get("image_root"))
+        if registered != (json_file, image_root):
+            raise ValueError(
+                f"DATASETS.REGISTER: {name!r} is registered already, with {registered[0]}: choose "
+                "another name"
+            )
+
+
+def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
+    """
+    Detectron2's training loader, with :class:`PartiallySupervisedMapper` and without the masks that
+    DATASETS.CLASSES_WITH_MASKS takes away: they are dropped as the dataset is loaded.
+
+    Args:
+        cfg: the config.
+        start_iter: iterations done before, whose images are passed over.
+    """
+    dataset = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=(cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0),
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    check_num_classes(cfg, cfg.DATASETS.TRAIN[0])
+    if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
+        remove_masks(dataset, class_has_mask(cfg))
+    arguments = build_detection_train_loader.from_config(
+        cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True), dataset=dataset
+    )
+    if start_iter > 0:
+        images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
+    return build_detection_train_loader(**arguments)
+
+
+def remove_masks(dataset: list[dict], class_has_mask: list[bool]) -> None:
+    """Take the ``segmentation`` away, in place, from annotations whose class shall have no masks."""
+    for image in dataset:
+        for annotation in image.get("annotations", ()):
+            if not class_has_mask[annotation["category_id"]]:
+                annotation.pop("segmentation", None)
+
+
+class _SkipFirst(Sampler):
+    """A sampler's endless stream of indices without its beginning."""
+
+    def __init__(self, sampler: Sampler, count: int):
+        self.sampler = sampler
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.count, None)

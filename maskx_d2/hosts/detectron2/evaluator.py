@@ -1,0 +1,70 @@
+"""``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.evaluation import COCOEvaluator
+from pycocotools.cocoeval import COCOeval
+
+from maskx_d2.data.files import write_text
+from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
+from maskx_d2.evaluation.tables import group_table
+
+RESULTS_FILE = "ap_by_group.json"
+_TASKS = ("bbox", "segm")
+
+
+class PartiallySupervisedEvaluator(COCOEvaluator):
+    """
+    Detectron2's ``COCOEvaluator``, and for boxes and masks AP on A, on B and on all classes out of the
+    same COCOeval. Beside what ``COCOEvaluator`` returns there are ``bbox_A``, ``bbox_B``, ``segm_A`` and
+    ``segm_B``; ``ap_by_group.json`` in the output folder has
+    ``{"bbox"|"segm": {"A"|"B"|"all": {metric: value}}}``.
+    """
+
+    def __init__(self, dataset_name: str, *, classes_with_masks: Sequence[int], **kwargs):
+        """
+        Args:
+            dataset_name: a registered dataset.
+            classes_with_masks: contiguous indices of A.
+            kwargs: see ``COCOEvaluator``.
+        """
+        super().__init__(dataset_name, **kwargs)
+        self.classes_with_masks = classes_with_masks
+        self._by_group: dict[str, dict[str, dict[str, float]]] = {}
+
+    def reset(self) -> None:
+        super().reset()
+        self._by_group = {}
+
+    def evaluate(self, img_ids=None) -> dict:
+        results = super().evaluate(img_ids)
+        if not self._by_group:
+            return results
+        for task, by_group in self._by_group.items():
+            for group in ("A", "B"):
+                results[f"{task}_{group}"] = by_group[group]
+        logging.getLogger(__name__).info(
+            "AP on A (classes with masks), on B (boxes only) and on all:\n%s",
+            group_table(self._by_group),
+        )
+        if self._output_dir:
+            write_text(Path(self._output_dir) / RESULTS_FILE, json.dumps(self._by_group, indent=2))
+        return results
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if iou_type not in _TASKS:
+            return results
+        if coco_eval is None:
+            # Detectron2 evaluates no empty list of detections. COCO does: its AP is 0, not undefined.
+            coco_eval = evaluate_coco(self._coco_api, [], iou_type)
+        precision = coco_eval.eval["precision"]
+        groups = class_groups(self.classes_with_masks, precision.shape[2])
+        self._by_group[iou_type] = average_precision(precision, groups)
+        return OrderedDict(results, **self._by_group[iou_type]["all"])

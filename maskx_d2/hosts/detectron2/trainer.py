@@ -1,0 +1,84 @@
+"""``Trainer``: Detectron2's trainer with this project's data loader, evaluator and optimisers."""
+
+import os
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import build_optimizer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from maskx_d2.hosts.detectron2.class_split import evaluated_classes_with_masks
+from maskx_d2.hosts.detectron2.data_loader import build_train_loader
+from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
+
+
+class Trainer(DefaultTrainer):
+    """
+    Detectron2's ``DefaultTrainer`` for partially supervised training.
+
+    With a ``SEED``, a run that was killed and resumed ends with the same weights as one that went
+    through: the random numbers of an iteration depend on seed and iteration alone, and the data loader
+    starts where it would be. (Exact with ``DATALOADER.NUM_WORKERS`` 0 on a deterministic device. Worker
+    processes draw flips and scales from generators of their own, and ``ASPECT_RATIO_GROUPING`` may hold
+    back a few images across the break.)
+    """
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._trainer.reset_data_loader(
+                lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
+            )
+
+    def build_hooks(self) -> list[HookBase]:
+        hooks = super().build_hooks()
+        return [_SeedIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(parameters, cfg.SOLVER.BASE_LR)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") != "coco":
+            return super().build_evaluator(cfg, dataset_name)
+        # Left to itself, Detectron2 takes the tasks from the detections, of which there may be none.
+        tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+        return PartiallySupervisedEvaluator(
+            dataset_name,
+            tasks=tuple(tasks),
+            classes_with_masks=evaluated_classes_with_masks(cfg, dataset_name),
+            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
+        )
+
+
+class _SeedIteration(HookBase):
+    """Makes the random numbers of an iteration a function of seed, iteration and rank."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self) -> None:
+        number = self.trainer.iter * comm.get_world_size() + comm.get_rank()
+        seed_all_rng((self.seed * 1_000_003 + number) % 2**31)

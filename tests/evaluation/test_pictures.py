@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskx_d2.evaluation.pictures import (
+    BOXES_ONLY_COLOUR,
+    WITH_MASKS_COLOUR,
+    ClassStyle,
+    draw_detections,
+    side_by_side,
+    with_legend,
+)
+
+from .synthetic import disk, rle
+
+STYLE = ClassStyle(names={1: "cat", 2: "dog"}, with_masks=frozenset({1}))
+
+
+def detection(category_id, mask):
+    return {"category_id": category_id, "bbox": [40, 60, 60, 60], "score": 0.9, "segmentation": rle(mask)}
+
+
+@pytest.mark.parametrize(("category_id", "colour"), [(1, WITH_MASKS_COLOUR), (2, BOXES_ONLY_COLOUR)])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_mask_is_tinted_in_the_colour_of_its_side_and_the_rest_is_not(category_id, colour, scale):
+    mask = disk(70, 90, 20)
+    picture = draw_detections(
+        Image.new("RGB", (160, 160), "black"), [detection(category_id, mask)], STYLE, scale=scale
+    )
+    assert picture.size == (160 * scale, 160 * scale)
+    inside = np.array(picture.getpixel((70 * scale, 90 * scale)))
+    np.testing.assert_allclose(inside, np.array(colour) * 0.45, atol=2)
+    assert picture.getpixel((70 * scale, 68 * scale)) == (0, 0, 0)  # in the box, outside the mask
+    assert picture.getpixel((150 * scale, 20 * scale)) == (0, 0, 0)
+    assert picture.getpixel((40 * scale, 115 * scale)) == colour  # the box
+
+
+def test_boxes_without_masks_and_an_image_without_detections_can_be_drawn():
+    image = Image.new("L", (50, 40))
+    assert draw_detections(image, [], STYLE).size == (50, 40)
+    box_only = {"category_id": 2, "bbox": [5, 5, 20, 20]}
+    assert draw_detections(image, [box_only], STYLE).getpixel((5, 24)) == BOXES_ONLY_COLOUR
+
+
+def test_legend_and_panels_keep_the_pictures():
+    red, blue = Image.new("RGB", (300, 40), "red"), Image.new("RGB", (300, 40), "blue")
+    assert with_legend(red).size[0] == 300 and with_legend(red).getpixel((5, 5)) == (255, 0, 0)
+    both = side_by_side({"left": red, "right": blue})
+    assert both.width == 608
+    assert both.getpixel((150, 40)) == (255, 0, 0) and both.getpixel((450, 40)) == (0, 0, 255)

@@ -1,0 +1,120 @@
+import itertools
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from maskx_d2.data import shapes
+from maskx_d2.hosts.detectron2.data_loader import build_train_loader, register_datasets, remove_masks
+
+from . import tiny
+
+
+def forget(*names):
+    for name in names:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets():
+    forget("shapes_train", "shapes_test", "mine")
+    yield
+    forget("shapes_train", "shapes_test", "mine")
+
+
+def image_ids(loader, batches):
+    return [[image["image_id"] for image in b] for b in itertools.islice(iter(loader), batches)]
+
+
+def test_instances_of_a_have_masks_and_those_of_b_have_none(shapes_dataset, tmp_path):
+    loader = build_train_loader(tiny.data_config(shapes_dataset, tmp_path))
+    boxes_only = {shapes.CLASS_NAMES.index(name) for name in shapes.BOXES_ONLY}
+    seen = set()
+    for batch in itertools.islice(iter(loader), 20):
+        for image in batch:
+            instances = image["instances"]
+            for c, has_mask in zip(
+                instances.gt_classes.tolist(), instances.gt_has_mask.tolist(), strict=True
+            ):
+                assert has_mask is (c not in boxes_only)
+                seen.add(has_mask)
+    assert seen == {True, False}
+
+
+def test_the_split_takes_masks_away_as_the_dataset_is_loaded(shapes_dataset, tmp_path):
+    (tmp_path / "one.txt").write_text(shapes.CLASS_NAMES[1] + "\n")
+    # The test set has masks of all classes.
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *("DATASETS.TRAIN", ("shapes_test",), "DATASETS.CLASSES_WITH_MASKS", str(tmp_path / "one.txt")),
+    )
+    for batch in itertools.islice(iter(build_train_loader(cfg)), 8):
+        for image in batch:
+            instances = image["instances"]
+            assert (instances.gt_has_mask == (instances.gt_classes == 1)).all()
+            assert (instances.gt_masks.nonempty() == instances.gt_has_mask).all()
+
+
+def test_removal_leaves_boxes_and_images_without_annotations():
+    dataset = [
+        {"annotations": [{"category_id": 0, "segmentation": [1]}, {"category_id": 1, "segmentation": [2]}]},
+        {"annotations": [{"category_id": 0}]},
+        {},
+    ]
+    remove_masks(dataset, [False, True])
+    assert dataset == [
+        {"annotations": [{"category_id": 0}, {"category_id": 1, "segmentation": [2]}]},
+        {"annotations": [{"category_id": 0}]},
+        {},
+    ]
+
+
+def test_a_later_start_passes_over_the_images_seen_before(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(shapes_dataset, tmp_path)
+    through = image_ids(build_train_loader(cfg), 20)
+    assert image_ids(build_train_loader(cfg, start_iter=13), 7) == through[13:]
+
+
+def test_number_of_classes_must_be_the_datasets(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(shapes_dataset, tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 31)
+    with pytest.raises(
+        ValueError, match=r"NUM_CLASSES is 31, but the dataset 'shapes_train' has 32 classes"
+    ):
+        build_train_loader(cfg)
+
+
+def test_datasets_are_registered_once_and_not_over_others(shapes_dataset, tmp_path):
+    cfg = tiny.model_config()
+    cfg.defrost()
+    entry = ["mine", str(shapes_dataset.train_json), str(shapes_dataset.train_images)]
+    cfg.DATASETS.REGISTER = [entry]
+    register_datasets(cfg)
+    register_datasets(cfg)
+    assert len(DatasetCatalog.get("mine")) == 24
+    assert MetadataCatalog.get("mine").thing_classes == list(shapes.CLASS_NAMES)
+    cfg.DATASETS.REGISTER = [["mine", str(shapes_dataset.test_json), str(shapes_dataset.test_images)]]
+    with pytest.raises(ValueError, match=r"'mine' is registered already, with .*train.json"):
+        register_datasets(cfg)
+
+
+def test_wrong_entries_are_errors_that_name_them(shapes_dataset):
+    cfg = tiny.model_config()
+    cfg.defrost()
+    json_file, images = str(shapes_dataset.train_json), str(shapes_dataset.train_images)
+    for entry, error, message in (
+        (["mine", json_file], ValueError, r"expected .name, annotation file, image folder"),
+        (["mine", "absent.json", images], FileNotFoundError, r"absent.json of 'mine' is no file"),
+        (["mine", json_file, "absent"], FileNotFoundError, "absent of 'mine' is no folder"),
+    ):
+        cfg.DATASETS.REGISTER = [entry]
+        with pytest.raises(error, match=message):
+            register_datasets(cfg)
+
+
+def test_an_unregistered_dataset_is_named():
+    from maskx_d2.hosts.detectron2.class_split import class_names
+
+    with pytest.raises(ValueError, match=r"'nowhere' of DATASETS.TRAIN or DATASETS.TEST is not registered"):
+        class_names("nowhere")

@@ -1,0 +1,92 @@
+import json
+import math
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
+
+from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
+
+from ...evaluation import synthetic
+
+GROUP_A = [1, 4]
+IDS = {
+    "A": [synthetic.CATEGORY_IDS[i] for i in GROUP_A],
+    "B": [c for i, c in enumerate(synthetic.CATEGORY_IDS) if i not in GROUP_A],
+    "all": list(synthetic.CATEGORY_IDS),
+}
+
+
+def evaluate(content, results, folder, **kwargs):
+    """Run the evaluator on model outputs that say what ``results`` say."""
+    name = f"synthetic_{folder.name}"
+    (folder / "truth.json").write_text(json.dumps(content))
+    register_coco_instances(name, {}, str(folder / "truth.json"), str(folder))
+    DatasetCatalog.get(name)
+    evaluator = PartiallySupervisedEvaluator(
+        name, classes_with_masks=GROUP_A, output_dir=str(folder / "inference"), distributed=False, **kwargs
+    )
+    evaluator.reset()
+    for image in content["images"]:
+        found = [r for r in results if r["image_id"] == image["id"]]
+        instances = Instances((image["height"], image["width"]))
+        boxes = torch.tensor([r["bbox"] for r in found], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        instances.pred_boxes = Boxes(boxes)
+        instances.scores = torch.tensor([r["score"] for r in found], dtype=torch.float64)
+        indices = [synthetic.CATEGORY_IDS.index(r["category_id"]) for r in found]
+        instances.pred_classes = torch.tensor(indices, dtype=torch.int64)
+        masks = [mask_util.decode(r["segmentation"]) for r in found]
+        instances.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, 160, 160)).bool()
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
+    out = evaluator.evaluate()
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    return out, json.loads((folder / "inference" / "ap_by_group.json").read_text())
+
+
+def boxes_as_processed(results):
+    """Detectron2 keeps boxes in float32."""
+    for result in results:
+        x, y, w, h = (np.float32(v) for v in result["bbox"])
+        result["bbox"] = [float(v) for v in (x, y, np.float32(x + w) - x, np.float32(y + h) - y)]
+    return results
+
+
+@pytest.mark.parametrize("use_fast_impl", [True, False])
+def test_ap_on_each_side_equals_pycocotools_on_filtered_json_files(tmp_path, use_fast_impl):
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    for result in results:
+        result["score"] = float(np.float32(result["score"]))
+    out, by_group = evaluate(content, results, tmp_path, use_fast_impl=use_fast_impl)
+    for task in ("bbox", "segm"):
+        for group, ids in IDS.items():
+            kept = [r for r in results if r["category_id"] in ids]
+            expected = synthetic.pycocotools_metrics(synthetic.only(content, ids), kept, task)
+            assert by_group[task][group] == pytest.approx(expected, abs=1e-9)
+            logged = out[task if group == "all" else f"{task}_{group}"]
+            assert {metric: logged[metric] for metric in expected} == pytest.approx(expected, abs=1e-9)
+    assert by_group["segm"]["A"]["AP"] > 5
+    # What Detectron2 reports is still there.
+    assert "AP-class 2" in out["segm"]
+
+
+@pytest.mark.parametrize("absent", ["A", "B"])
+def test_a_side_without_an_instance_has_no_ap(tmp_path, absent):
+    present = [c for c in synthetic.CATEGORY_IDS if c not in IDS[absent]]
+    content = synthetic.ground_truth(categories=present)
+    out, by_group = evaluate(content, synthetic.detections(content), tmp_path)
+    assert all(math.isnan(value) for value in by_group["segm"][absent].values())
+    assert by_group["segm"]["all"]["AP"] == out["segm_B" if absent == "A" else "segm_A"]["AP"] > 5
+
+
+def test_without_detections_ap_is_zero(tmp_path):
+    out, by_group = evaluate(synthetic.ground_truth(), [], tmp_path, tasks=("bbox", "segm"))
+    for task in ("bbox", "segm"):
+        assert out[task]["AP"] == out[f"{task}_A"]["AP"] == out[f"{task}_B"]["AP"] == 0
+        assert by_group[task]["B"]["AP75"] == 0

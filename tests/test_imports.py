@@ -1,0 +1,97 @@
+"""The rules of which part may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "maskx_d2"
+HOST_LIBRARIES = {"detectron2", "torchvision", "lightning"}
+
+
+def imports(path, top_level_only=False):
+    """Full names of the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide what is imported"
+            yield node.module
+
+
+def files(part):
+    found = sorted((PACKAGE / part).rglob("*.py"))
+    assert found
+    return found
+
+
+def library(name):
+    return name.split(".")[0]
+
+
+def test_method_imports_torch_and_nothing_else():
+    for path in files("method"):
+        for name in imports(path):
+            own = name.startswith("maskx_d2.method")
+            assert own or library(name) in {"torch", "collections", "typing"}, f"{path}: {name}"
+
+
+def test_data_and_evaluation_import_neither_torch_nor_a_host():
+    for part, allowed in (("data", {"data"}), ("evaluation", {"data", "evaluation"})):
+        for path in files(part):
+            for name in imports(path):
+                assert library(name) not in {"torch", *HOST_LIBRARIES}, f"{path}: {name}"
+                if library(name) == "maskx_d2":
+                    assert name.split(".")[1] in allowed, f"{path}: {name}"
+
+
+def test_a_host_is_imported_at_import_time_by_itself_and_by_registration_alone():
+    for path in PACKAGE.rglob("*.py"):
+        host = path.relative_to(PACKAGE).parts[1] if "hosts" in path.parts else None
+        for name in imports(path, top_level_only=True):
+            if name.startswith("maskx_d2.hosts"):
+                assert host and name.startswith(f"maskx_d2.hosts.{host}"), f"{path}: {name}"
+            if library(name) in HOST_LIBRARIES:
+                assert host, f"{path}: {name}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["maskx_d2", "maskx_d2.method", "maskx_d2.data.shapes", "maskx_d2.evaluation.pictures", "maskx_d2.cli"],
+)
+def test_without_detectron2_the_package_can_be_imported(module):
+    code = f"""
+import importlib.machinery, sys
+
+class Hide(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == "detectron2" else super().find_spec(name, path, target)
+
+sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+import {module}
+assert "detectron2" not in sys.modules
+if ".method" not in "{module}":
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_with_detectron2_the_import_registers_its_components():
+    pytest.importorskip("detectron2", reason="needs Detectron2, which is not installed")
+    code = """
+import maskx_d2
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+assert "MaskXHead" in ROI_MASK_HEAD_REGISTRY
+assert "PartiallySupervisedROIHeads" in ROI_HEADS_REGISTRY
+assert "FrozenDetectorRCNN" in META_ARCH_REGISTRY
+assert "CLASSES_WITH_MASKS" in get_cfg().DATASETS
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -57,13 +57,16 @@ class PartiallySupervisedMapper(DatasetMapper):
                     "'polygon': use 'bitmask'"
                 )
             if not annotation.get("segmentation"):
-                annotation["segmentation"] = []
+                annotation.pop("segmentation", None)
             utils.transform_instance_annotations(
                 annotation,
                 transforms,
                 image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
             )
+        # Detectron2 wants a segmentation from all or none: one without polygons is an empty mask.
+        for annotation in annotations:
+            annotation.setdefault("segmentation", [])
         instances = utils.annotations_to_instances(
             annotations, image_shape, mask_format=self.instance_mask_format
         )

@@ -35,11 +35,11 @@ class Schedule:
     num_train: int = 2000
     num_test: int = 300
     stage1_iterations: int = 900
-    stage2_iterations: int = 600
+    stage2_iterations: int = 500
 
 
 FULL = Schedule()
-QUICK = Schedule(num_train=800, num_test=100, stage1_iterations=300, stage2_iterations=150)
+QUICK = Schedule(num_train=800, num_test=100, stage1_iterations=180, stage2_iterations=120)
 
 
 def run_demo(output: Path, *, seed: int = 0, schedule: Schedule = FULL) -> dict[str, Results]:

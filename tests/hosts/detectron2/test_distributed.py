@@ -1,0 +1,61 @@
+"""Two processes, of which one never sees a mask."""
+
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from . import tiny
+
+STEPS = 5
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _worker(rank, port, meta_architecture, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    model = tiny.build(tiny.model_config(meta_architecture=meta_architecture), seed=0)
+    model.load_state_dict(model.state_dict())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    # As Detectron2 makes it: a parameter without a gradient on one of the ranks would hang the others.
+    parallel = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    has_mask = rank == 0
+    mask_losses = []
+    for step in range(STEPS):
+        inputs = tiny.batch(tiny.instances([0, 1], [has_mask] * 2), tiny.instances([2] if step % 2 else []))
+        inputs[1]["instances"].gt_has_mask = torch.full((step % 2,), has_mask)
+        losses = tiny.losses(parallel, inputs, seed=10 * step + rank)
+        mask_losses.append(losses["loss_mask"].item())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    torch.save((model.state_dict(), mask_losses, sorted(changed)), f"{folder}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("meta_architecture", ["FrozenDetectorRCNN", "GeneralizedRCNN"])
+def test_a_rank_without_masks_trains_along_and_both_stay_equal(tmp_path, meta_architecture):
+    mp.spawn(_worker, (_free_port(), meta_architecture, str(tmp_path)), nprocs=2)
+    (first, losses, changed), (second, no_losses, _) = (
+        torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)
+    )
+    assert all(loss > 0 for loss in losses) and no_losses == [0] * STEPS
+    assert any(name.startswith("roi_heads.mask_head.predictor.transfer") for name in changed)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

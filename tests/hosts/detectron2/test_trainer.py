@@ -1,0 +1,175 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer
+
+from maskx_d2.hosts.detectron2 import Trainer
+from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
+
+from . import tiny
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+ONLY_LOSSES = [
+    "DATASETS.TEST",
+    (),
+    "SOLVER.BASE_LR",
+    0.001,
+    "SOLVER.OPTIMIZER",
+    "SGD",
+    "SOLVER.WARMUP_ITERS",
+    5,
+]
+END_TO_END = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets():
+    yield
+    for name in ("shapes_train", "shapes_test"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_somebody_elses_trainer_needs_the_import_and_three_config_lines(shapes_dataset, tmp_path, workers):
+    """Detectron2's own DefaultTrainer, mapper and loader on a dataset with all masks."""
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *END_TO_END,
+        *ONLY_LOSSES,
+        *("DATASETS.TRAIN", ("shapes_test",), "SOLVER.MAX_ITER", 3, "DATALOADER.NUM_WORKERS", workers),
+    )
+    assert cfg.MODEL.ROI_HEADS.NAME == "PartiallySupervisedROIHeads"  # the three lines
+    assert cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskXHead"
+    assert cfg.DATASETS.CLASSES_WITH_MASKS == str(shapes_dataset.split_file)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    (last,) = metrics(tmp_path)[-1:]
+    assert last["iteration"] == 2 and 0 < last["loss_mask"] < 10
+    # Of the sampled positive RoIs those of classes without masks did not reach the mask head.
+    assert 0 < last["roi_head/num_mask_samples"] < last["roi_head/num_fg_samples"]
+
+
+def test_end_to_end_training_learns_and_writes_tensorboard(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(
+        shapes_dataset, tmp_path, *END_TO_END, "SOLVER.MAX_ITER", 21, "SOLVER.BASE_LR", 0.0005
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    first, last = metrics(tmp_path)[0], metrics(tmp_path)[-1]
+    assert last["total_loss"] < first["total_loss"]
+    assert {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"} <= set(last)
+    assert {"segm/AP", "segm_A/AP", "segm_B/AP", "bbox_A/AP50"} <= set(last)
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    by_group = json.loads((tmp_path / "inference" / "ap_by_group.json").read_text())
+    assert set(by_group) == {"bbox", "segm"} and set(by_group["segm"]) == {"A", "B", "all"}
+
+
+@pytest.mark.parametrize(("name", "cls"), [("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)])
+def test_optimizer_holds_what_is_trained_and_clips(shapes_dataset, tmp_path, name, cls):
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", 0.03, "SOLVER.WEIGHT_DECAY_NORM", 0.0),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5),
+    )
+    model = tiny.build(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, cls)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters() if p.requires_grad}
+    assert all(group["weight_decay"] == 0.03 for group in optimizer.param_groups)
+    parameter = next(p for p in model.parameters() if p.requires_grad)
+    parameter.grad = torch.full_like(parameter, 7.0)
+    optimizer.step()
+    assert parameter.grad.max() == 0.5
+
+
+def test_evaluator_reports_on_the_split_of_the_test_if_there_is_one(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(shapes_dataset, tmp_path, "DATASETS.CLASSES_WITH_MASKS", "all")
+    evaluator = Trainer.build_evaluator(cfg, "shapes_test")
+    assert isinstance(evaluator, PartiallySupervisedEvaluator)
+    assert len(evaluator.classes_with_masks) == 32
+    cfg.defrost()
+    cfg.TEST.CLASS_SPLIT = str(shapes_dataset.split_file)
+    assert len(Trainer.build_evaluator(cfg, "shapes_test").classes_with_masks) == 24
+
+
+_RUN = """
+import os, signal, sys
+from detectron2.engine import HookBase
+from maskx_d2.hosts.detectron2 import Trainer, command_line
+
+class Kill(HookBase):
+    def before_step(self):
+        if self.trainer.iter == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class KilledTrainer(Trainer):
+    def build_hooks(self):
+        return [*super().build_hooks(), Kill()]
+
+command_line.Trainer = KilledTrainer
+command_line.main(sys.argv[2:])
+"""
+
+
+def run(kill_at, config, *flags):
+    command = [sys.executable, "-c", _RUN, str(kill_at), "--config-file", str(config), *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=dict(os.environ))
+
+
+@pytest.mark.parametrize("meta_architecture", ["GeneralizedRCNN", "FrozenDetectorRCNN"])
+def test_killed_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
+    shapes_dataset, tmp_path, meta_architecture
+):
+    overrides = [
+        *("MODEL.META_ARCHITECTURE", meta_architecture, "SOLVER.MAX_ITER", 20),
+        *(
+            "SOLVER.CHECKPOINT_PERIOD",
+            10,
+            "DATASETS.TEST",
+            (),
+            "MODEL.WEIGHTS",
+            str(tmp_path / "start.pth"),
+        ),
+    ]
+    configs = {}
+    for name in ("through", "killed"):
+        cfg = tiny.data_config(shapes_dataset, tmp_path / name, *overrides)
+        configs[name] = tmp_path / f"{name}.yaml"
+        configs[name].write_text(cfg.dump())
+    torch.save({"model": tiny.build(cfg).state_dict()}, tmp_path / "start.pth")
+
+    done = run(-1, configs["through"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed = run(13, configs["killed"])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    assert not (tmp_path / "killed" / "model_final.pth").exists()
+    resumed = run(-1, configs["killed"], "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "Starting training from iteration 10" in resumed.stdout
+
+    through, again = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("through", "killed")
+    )
+    assert again["iteration"] == through["iteration"] == 19
+    start = torch.load(tmp_path / "start.pth", weights_only=True)["model"]
+    assert any(not torch.equal(through["model"][name], value) for name, value in start.items())
+    for name, value in through["model"].items():
+        assert torch.equal(again["model"][name], value), name

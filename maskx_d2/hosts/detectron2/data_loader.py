@@ -73,6 +73,10 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
+    if cfg.SEED >= 0:
+        # A generator of its own: drawing from torch's, the loader would shift the random numbers of the
+        # iteration that it is started in.
+        arguments["seed"] = cfg.SEED + start_iter
     return build_detection_train_loader(**arguments)
 
 

@@ -28,7 +28,12 @@ def _worker(rank, port, meta_architecture, folder):
         world_size=2,
         timeout=timedelta(seconds=60),
     )
-    model = tiny.build(tiny.model_config(meta_architecture=meta_architecture), seed=0)
+    # All levels of the FPN are read, as in the COCO configs: DDP wants a gradient for all of them.
+    overrides = [
+        *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]),
+    ]
+    model = tiny.build(tiny.model_config(*overrides, meta_architecture=meta_architecture), seed=0)
     model.load_state_dict(model.state_dict())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # As Detectron2 makes it: a parameter without a gradient on one of the ranks would hang the others.

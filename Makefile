@@ -19,7 +19,7 @@ endif
 .PHONY: demo test lint detectron2
 
 demo: $(SETUP)
-	$(PYTHON) -m maskx_d2.cli demo
+	$(PYTHON) -m maskx_d2 demo
 
 test: $(SETUP)
 	$(PYTHON) -m pytest

@@ -1,7 +1,6 @@
 """``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
 
 import json
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         for task, by_group in self._by_group.items():
             for group in ("A", "B"):
                 results[f"{task}_{group}"] = by_group[group]
-        logging.getLogger(__name__).info(
+        self._logger.info(
             "AP on A (classes with masks), on B (boxes only) and on all:\n%s",
             group_table(self._by_group),
         )

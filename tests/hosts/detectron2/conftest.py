@@ -32,7 +32,7 @@ def quick_demo(tmp_path_factory):
     import sys
 
     folder: Path = tmp_path_factory.mktemp("demo") / "quick"
-    command = [sys.executable, "-m", "maskx_d2.cli", "demo", "--quick", "--output", str(folder)]
+    command = [sys.executable, "-m", "maskx_d2", "demo", "--quick", "--output", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout

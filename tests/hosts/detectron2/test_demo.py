@@ -67,9 +67,7 @@ def test_the_next_command_that_it_prints_runs(quick_demo, tmp_path):
     (start,) = [i for i, line in enumerate(lines) if line.strip().startswith("maskx predict")]
     words = f"{lines[start].strip().rstrip(chr(92))} {lines[start + 1].strip()}".split()
     words[words.index("--output") + 1] = str(tmp_path / "predictions")
-    done = subprocess.run(
-        [sys.executable, "-m", "maskx_d2.cli", *words[1:]], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "maskx_d2", *words[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     num_images = len(list((folder / "dataset" / "test").iterdir()))
     assert len(list((tmp_path / "predictions").glob("*.png"))) == num_images

@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskx_d2 import cli
+from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR
+from maskx_d2.hosts.detectron2.predict import find_images
+
+from . import tiny
+
+
+def maskx(*arguments):
+    command = [sys.executable, "-m", "maskx_d2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def model(shapes_dataset, tmp_path_factory):
+    """Arguments that name an untrained model of the demo's 32 classes."""
+    folder = tmp_path_factory.mktemp("model")
+    cfg = tiny.data_config(
+        shapes_dataset,
+        folder,
+        *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+    )
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": tiny.build(cfg).state_dict()}, folder / "weights.pth")
+    return ["--config-file", folder / "config.yaml", "--weights", folder / "weights.pth"]
+
+
+def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    pixels.save(folder / "rgb.jpg")
+    pixels.convert("L").save(folder / "grey.PNG")
+    pixels.convert("RGBA").save(folder / "alpha.webp")
+    pixels.save(tmp_path / "rgb.png")  # of the same name as one in the folder
+    (folder / "notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    done = maskx("predict", *model, "--output", out, "--min-score", 0.01, folder, tmp_path / "rgb.png")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.glob("*.png")) == ["alpha.png", "grey.png", "rgb.png", "rgb_2.png"]
+    assert all(Image.open(p).size[0] == 90 for p in out.glob("*.png"))
+    results = json.loads((out / "coco_instances_results.json").read_text())
+    assert {r["image_id"] for r in results} == {1, 2, 3, 4}
+    for result in results:
+        assert set(result) == {"image_id", "category_id", "bbox", "score", "segmentation", "file_name"}
+        assert 1 <= result["category_id"] <= 32
+        assert result["score"] >= 0.01
+        assert result["segmentation"]["size"] == [70, 90]
+
+
+def test_classes_are_coloured_by_what_they_were_trained_with(quick_demo, tmp_path):
+    folder, _ = quick_demo
+    run = folder / "maskx"
+    from maskx_d2.data import shapes
+
+    arguments = ["--config-file", run / "config.yaml", "--weights", run / "model_final.pth"]
+    images = sorted((folder / "dataset" / "test").iterdir())[:20]
+    done = maskx("predict", *arguments, "--output", tmp_path, "--min-score", 0.3, *images)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    boxes_only = {i + 1 for i, name in enumerate(shapes.CLASS_NAMES) if name in shapes.BOXES_ONLY}
+    seen = set()
+    for path in images:
+        found = {r["category_id"] in boxes_only for r in results if r["file_name"] == path.name}
+        # Above the legend, which has both colours.
+        picture = Image.open(tmp_path / path.name).crop((0, 0, 128, 128))
+        colours = {colour for _, colour in picture.getcolors(128 * 128)}
+        if len(found) == 1:
+            assert (BOXES_ONLY_COLOUR in colours) is found.copy().pop()
+            assert (WITH_MASKS_COLOUR in colours) is not found.copy().pop()
+        seen |= found
+    assert seen == {True, False}
+
+
+def test_coco_file_names_give_the_image_ids(model, tmp_path):
+    for name in ("000000397133.jpg", "000000000042.jpg"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    done = maskx("predict", *model, "--output", tmp_path / "out", "--min-score", 0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert all(r["image_id"] == int(r["file_name"].split(".")[0]) for r in results)
+
+
+def test_users_mistakes_end_with_one_sentence(model, tmp_path, capsys):
+    out = ["--output", tmp_path / "out"]
+    image = tmp_path / "image.png"
+    Image.new("RGB", (64, 64)).save(image)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 and then nothing")
+    cases = [
+        ([*model, *out, tmp_path / "absent.png"], "absent.png is neither an image nor a folder"),
+        ([*model, *out, tmp_path / "empty"], "empty holds no image, expected files ending in .bmp"),
+        ([*model, *out, tmp_path / "broken.jpg"], "broken.jpg cannot be read as an image"),
+        (["--config-file", "absent.yaml", *model[2:], *out, image], "config 'absent.yaml' is no file"),
+        ([*model[:2], "--weights", "absent.pth", *out, image], "--weights absent.pth is no file"),
+        ([*model, *out, image, "--opts", "MODEL.MASKY", "1"], "Non-existent key: MODEL.MASKY"),
+        (
+            [*model, *out, image, "--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "31"],
+            "NUM_CLASSES is 31, but the dataset 'shapes_test' has 32 classes",
+        ),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["predict", *map(str, arguments)])
+        assert stopped.value.code == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskx: ")]
+        assert message in line
+    assert not list(tmp_path.glob("out/*.json"))
+
+
+def test_images_of_a_folder_are_found_in_order(tmp_path):
+    for name in ("b.jpg", "a.PNG", "c.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "below").mkdir()
+    assert [p.name for p in find_images([tmp_path, tmp_path / "c.txt"])] == ["a.PNG", "b.jpg", "c.txt"]

@@ -13,6 +13,8 @@ _LEGEND = (("trained with masks", WITH_MASKS_COLOUR), ("boxes only", BOXES_ONLY_
 _FONT_SIZE = 14
 _MASK_OPACITY = 0.45
 
+_Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
+
 
 @dataclass(frozen=True)
 class ClassStyle:
@@ -40,7 +42,7 @@ def draw_detections(
         scale: how much larger than the image the result shall be.
 
     Returns:
-        A new RGB picture. The best detections are drawn last, on top.
+        A new RGB picture. The best detections are drawn on top.
     """
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -55,12 +57,13 @@ def draw_detections(
         x, y, width, height = (value * scale for value in detection["bbox"])
         colour = style.colour(detection["category_id"])
         draw.rectangle([x, y, x + width, y + height], outline=colour, width=1)
-    for detection in ordered:
+    taken: list[_Rectangle] = []
+    for detection in reversed(ordered):
         text = style.names[detection["category_id"]]
         if "score" in detection:
             text = f"{text} {detection['score']:.0%}"
-        x, y = detection["bbox"][0] * scale, detection["bbox"][1] * scale
-        _label(draw, (x, y), text, style.colour(detection["category_id"]), canvas.size)
+        box = [value * scale for value in detection["bbox"]]
+        taken.append(_label(draw, box, text, style.colour(detection["category_id"]), canvas.size, taken))
     return canvas
 
 
@@ -103,15 +106,23 @@ def _paint_mask(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, 
     canvas.paste(fill, mask=Image.fromarray(outline))
 
 
-def _label(draw, position, text: str, colour, canvas_size) -> None:
+def _label(draw, box, text: str, colour, canvas_size, taken: Sequence[_Rectangle]) -> _Rectangle:
+    """Write a box's label above it, or where that is taken below or inside it."""
     left, top, right, bottom = draw.textbbox((0, 0), text, _font())
     width, height = right - left + 4, bottom - top + 4
-    x = min(max(position[0], 0), max(canvas_size[0] - width, 0))
-    # Above the box, or inside it where there is no room.
-    y = position[1] - height if position[1] >= height else position[1]
-    y = min(max(y, 0), max(canvas_size[1] - height, 0))
-    draw.rectangle([x, y, x + width, y + height], fill=colour)
-    draw.text((x + 2 - left, y + 2 - top), text, "black", _font())
+    x = min(max(box[0], 0), max(canvas_size[0] - width, 0))
+    places = []
+    for y in (box[1] - height, box[1] + box[3], box[1], box[1] + box[3] - height):
+        y = min(max(y, 0), max(canvas_size[1] - height, 0))
+        places.append((x, y, x + width, y + height))
+    place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
+    draw.rectangle(place, fill=colour)
+    draw.text((place[0] + 2 - left, place[1] + 2 - top), text, "black", _font())
+    return place
+
+
+def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -25,6 +25,7 @@ from maskx_d2.hosts.detectron2.trainer import Trainer
 
 _MARKER = ".maskx_demo"
 _NUM_PICTURES = 12
+_MIN_SCORE = 0.3
 _RUNS = {"class_agnostic": "class-agnostic", "maskx": "Mask^X"}
 
 
@@ -142,7 +143,7 @@ def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
         name: [
             d
             for d in json.loads((output / name / "inference" / "coco_instances_results.json").read_text())
-            if d["score"] >= 0.5
+            if d["score"] >= _MIN_SCORE
         ]
         for name in _RUNS
     }

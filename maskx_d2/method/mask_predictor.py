@@ -197,9 +197,8 @@ class TransferMaskPredictor(MaskPredictor):
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if torch.is_grad_enabled() or traced or any(t.is_inference() for t in sources):
             return self.transfer(self.class_embeddings())
-        # Autocast makes T compute in another dtype without touching the weights.
-        autocast = torch.is_autocast_enabled(sources[0].device.type)
-        state = (autocast, *((t.data_ptr(), t._version, t.device, t.dtype) for t in sources))
+        weights = ((t.data_ptr(), t._version, t.device, t.dtype) for t in sources)
+        state = (_autocast_dtype(sources[0].device.type), *weights)
         if self._cached_weights is None or self._cached_for != state:
             self._cached_weights = self.transfer(self.class_embeddings())
             self._cached_for = state
@@ -217,6 +216,13 @@ class TransferMaskPredictor(MaskPredictor):
         # weights of .half().float() may lie where they lay before, and are not what they were.
         self._drop_cache()
         return super()._apply(fn, *args, **kwargs)
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast makes T compute in, without touching its weights."""
+    available = torch.amp.is_autocast_available(device_type)
+    enabled = available and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else None
 
 
 def build_mask_predictor(

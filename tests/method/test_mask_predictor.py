@@ -288,6 +288,16 @@ def test_cache_follows_a_move_to_another_dtype():
     assert model.all_class_weights().dtype == torch.float32
 
 
+@torch.no_grad()
+def test_cache_follows_a_move_to_another_device():
+    box = Box(4)
+    model = build("transfer", 4, box).eval()
+    model.all_class_weights()
+    model.to("meta")
+    box.cls, box.box = box.cls.to("meta"), box.box.to("meta")
+    assert model.all_class_weights().device.type == "meta"
+
+
 def test_under_autocast_another_table_is_used():
     box = Box(4, torch.float32)
     model = build("transfer", 4, box).float().eval()

@@ -70,7 +70,7 @@ def run_demo(output: Path, *, seed: int = 0, schedule: Schedule = FULL) -> dict[
         overrides = [
             *("OUTPUT_DIR", str(output / name), "SEED", seed),
             *("SOLVER.MAX_ITER", iterations, "MODEL.WEIGHTS", weights),
-            *("DATASETS.REGISTER", _registrations(dataset)),
+            *("DATASETS.REGISTER", registrations(dataset)),
             *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file)),
         ]
         with log_to_file(output / name / "log.txt"):
@@ -115,7 +115,7 @@ def _prepare(output: Path) -> None:
             MetadataCatalog.remove(name)
 
 
-def _registrations(dataset: shapes.ShapesDataset) -> list[list[str]]:
+def registrations(dataset: shapes.ShapesDataset) -> list[list[str]]:
     """Entries of DATASETS.REGISTER."""
     return [
         ["shapes_train", str(dataset.train_json), str(dataset.train_images)],

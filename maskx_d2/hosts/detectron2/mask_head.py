@@ -99,8 +99,8 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         expected = self.predictor.transfer[0].in_features
         if found != expected:
             raise ValueError(
-                f"the weight transfer function reads class embeddings of width {expected}, but those "
-                f"of the box predictor have {found}"
+                f"the weight transfer function reads class embeddings of width {expected}, but those of "
+                f"the box predictor have {found}"
             )
 
     def layers(self, x: Tensor, classes: Tensor) -> Tensor:

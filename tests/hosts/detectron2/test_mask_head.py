@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyCall, instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_mask_head
 
-from maskx_d2.hosts.detectron2.mask_head import read_embedding_table
+from maskx_d2.hosts.detectron2.mask_head import MaskXHead, read_embedding_table
+from maskx_d2.method import build_mask_predictor
 
 from ...method import naive
 from . import tiny
@@ -199,8 +202,33 @@ def test_errors_of_the_table_name_the_file_and_what_was_found(tmp_path):
         read_embedding_table(str(tmp_path / "object.npy"), K)
 
 
-def test_build_through_the_registry():
-    from detectron2.layers import ShapeSpec
+# ---- Both ways to build ----
 
-    head = build_mask_head(tiny.model_config(), ShapeSpec(channels=16, height=14, width=14))
-    assert type(head).__name__ == "MaskXHead"
+
+def test_yaml_and_lazy_config_build_the_same_head():
+    shape = ShapeSpec(channels=16, height=14, width=14)
+    from_yaml = build_mask_head(tiny.model_config(), shape)
+    lazy = LazyCall(MaskXHead)(
+        input_shape=LazyCall(ShapeSpec)(channels=16, height=14, width=14),
+        predictor=LazyCall(build_mask_predictor)(
+            num_classes=K,
+            in_channels=8,
+            mask_side=28,
+            box_feature_dim=12,
+            transfer_hidden_dim=8,
+            mlp_reduced_channels=8,
+        ),
+        conv_dims=[8, 8, 8],
+    )
+    from_lazy = instantiate(lazy)
+    assert isinstance(from_yaml, MaskXHead) and isinstance(from_lazy, MaskXHead)
+    shapes = [{n: v.shape for n, v in head.state_dict().items()} for head in (from_yaml, from_lazy)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_box_predictor_of_another_width_is_an_error():
+    shape = ShapeSpec(channels=16, height=14, width=14)
+    head = build_mask_head(tiny.model_config("MODEL.ROI_BOX_HEAD.FC_DIM", 13), shape)
+    box_predictor = tiny.build(tiny.model_config()).roi_heads.box_predictor
+    with pytest.raises(ValueError, match=r"embeddings of width 65, but those of the box predictor have 60"):
+        head.connect_box_predictor(box_predictor)

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from maskx_d2.config_files import config_file
 from maskx_d2.hosts.detectron2.command_line import read_config
-from maskx_d2.hosts.detectron2.demo import _registrations
+from maskx_d2.hosts.detectron2.demo import registrations
 
 SIDE = 64
 NUM_CLASSES = 4
@@ -39,7 +39,7 @@ def data_config(dataset, output, *overrides, config="demo/maskx_R_18_FPN.yaml", 
         [
             *sizes,
             *("OUTPUT_DIR", str(output), "SEED", 1, "SOLVER.IMS_PER_BATCH", 2),
-            *("DATASETS.REGISTER", _registrations(dataset)),
+            *("DATASETS.REGISTER", registrations(dataset)),
             *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file)),
             *overrides,
         ],

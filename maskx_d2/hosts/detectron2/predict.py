@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskx_d2.data.files import write_text
 from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legend
+from maskx_d2.hosts.detectron2.checkpoint import check_weights
 from maskx_d2.hosts.detectron2.class_split import (
     check_num_classes,
     class_names,
@@ -74,6 +75,7 @@ def predict(cfg: CfgNode, images: Iterable[Path], output: Path, *, min_score: fl
         names={category_ids[i]: name for i, name in enumerate(names)},
         with_masks=frozenset(category_ids[i] for i in with_masks),
     )
+    check_weights(cfg.MODEL.WEIGHTS)
     predictor = DefaultPredictor(cfg)
     output.mkdir(parents=True, exist_ok=True)
     images = list(images)

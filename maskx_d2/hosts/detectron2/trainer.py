@@ -12,6 +12,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from maskx_d2.hosts.detectron2.checkpoint import check_weights
 from maskx_d2.hosts.detectron2.class_split import evaluated_classes_with_masks
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
@@ -29,6 +30,7 @@ class Trainer(DefaultTrainer):
     """
 
     def resume_or_load(self, resume: bool = True) -> None:
+        check_weights(self.cfg.MODEL.WEIGHTS)
         super().resume_or_load(resume)
         if self.start_iter > 0:
             self._trainer.reset_data_loader(

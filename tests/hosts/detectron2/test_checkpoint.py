@@ -1,0 +1,67 @@
+import collections
+import os
+import pickle
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from maskx_d2.hosts.detectron2.checkpoint import check_weights
+from maskx_d2.hosts.detectron2.command_line import train_or_evaluate
+
+from . import tiny
+
+
+class Command:
+    """Unpickled by the ordinary unpickler, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_checkpoint_as_in_the_model_zoo_passes_and_loads(tmp_path, protocol):
+    model = tiny.build(tiny.model_config(), seed=1)
+    arrays = collections.OrderedDict((n, v.numpy()) for n, v in model.state_dict().items())
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol))
+    check_weights(str(path))
+    other = tiny.build(tiny.model_config(), seed=2)
+    DetectionCheckpointer(other).load(str(path))
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    marker = tmp_path / "ran"
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": Command(str(marker))}}))
+    with pytest.raises(ValueError, match=r"evil.pkl is refused: it holds (posix|nt).mkdir"):
+        check_weights(str(path))
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists()  # it was not harmless
+
+
+def test_training_evaluation_and_prediction_check_first(tmp_path, shapes_dataset):
+    from argparse import Namespace
+
+    from maskx_d2.hosts.detectron2.predict import predict
+
+    marker = tmp_path / "ran"
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps(Command(str(marker))))
+    cfg = tiny.data_config(shapes_dataset, tmp_path / "out", "MODEL.WEIGHTS", str(path))
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    for eval_only in (True, False):
+        args = Namespace(
+            config_file=str(tmp_path / "config.yaml"), opts=[], eval_only=eval_only, resume=False
+        )
+        with pytest.raises(ValueError, match="is refused"):
+            train_or_evaluate(args)
+    with pytest.raises(ValueError, match="is refused"):
+        predict(cfg, [], tmp_path / "pictures")
+    assert not marker.exists()

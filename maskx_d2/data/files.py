@@ -1,5 +1,7 @@
 """Writing files so that none is ever half-written."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -12,3 +14,16 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    """As :func:`write_text`, of JSON for people to read too. JSON has no NaN: it becomes null."""
+    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False))
+
+
+def _without_nan(content):
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content

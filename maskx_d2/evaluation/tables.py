@@ -9,8 +9,8 @@ from maskx_d2.evaluation.average_precision import METRICS
 GROUP_TITLES = {"A": "A: with masks", "B": "B: boxes only", "all": "all"}
 TASK_TITLES = {"segm": "mask", "bbox": "box"}
 
-Results = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""``{"segm"|"bbox": {"A"|"B"|"all": {metric: value}}}``"""
+Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+"""``{"segm"|"bbox": {"A"|"B"|"all": {metric: value}}}``; NaN or None where there is no ground truth."""
 
 
 def group_table(results: Results) -> str:

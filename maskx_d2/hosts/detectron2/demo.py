@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from maskx_d2.config_files import config_file
 from maskx_d2.data import shapes
-from maskx_d2.data.files import write_text
+from maskx_d2.data.files import write_json, write_text
 from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, side_by_side
 from maskx_d2.evaluation.tables import Results, comparison_table
 from maskx_d2.hosts.detectron2.command_line import read_config
@@ -68,14 +68,14 @@ def run_demo(output: Path, *, seed: int = 0, schedule: Schedule = FULL) -> dict[
 
     def train(title: str, name: str, config: str, iterations: int, weights: str = "") -> Path:
         overrides = [
-            *("OUTPUT_DIR", str(output / name), "SEED", seed),
+            *("OUTPUT_DIR", str((output / name).resolve()), "SEED", seed),
             *("SOLVER.MAX_ITER", iterations, "MODEL.WEIGHTS", weights),
             *("DATASETS.REGISTER", registrations(dataset)),
-            *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file)),
+            *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file.resolve())),
         ]
         with log_to_file(output / name / "log.txt"):
             _train(title, read_config(str(config_file(config)), overrides))
-        return output / name / "model_final.pth"
+        return (output / name / "model_final.pth").resolve()
 
     stage1 = train(
         "2/4 boxes of all classes",
@@ -92,7 +92,7 @@ def run_demo(output: Path, *, seed: int = 0, schedule: Schedule = FULL) -> dict[
             str(stage1),
         )
     results = {name: json.loads((output / name / "inference" / RESULTS_FILE).read_text()) for name in _RUNS}
-    write_text(output / "results.json", json.dumps(results, indent=2))
+    write_json(output / "results.json", results)
     _draw(dataset, output)
     print(_summary(results, output))
     return results
@@ -116,10 +116,11 @@ def _prepare(output: Path) -> None:
 
 
 def registrations(dataset: shapes.ShapesDataset) -> list[list[str]]:
-    """Entries of DATASETS.REGISTER."""
+    """Entries of DATASETS.REGISTER, which hold from wherever the config is used."""
+    root = shapes.ShapesDataset(dataset.root.resolve())
     return [
-        ["shapes_train", str(dataset.train_json), str(dataset.train_images)],
-        ["shapes_test", str(dataset.test_json), str(dataset.test_images)],
+        ["shapes_train", str(root.train_json), str(root.train_images)],
+        ["shapes_test", str(root.test_json), str(root.test_images)],
     ]
 
 

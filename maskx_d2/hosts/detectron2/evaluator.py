@@ -1,6 +1,5 @@
 """``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.files import write_text
+from maskx_d2.data.files import write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
 from maskx_d2.evaluation.tables import group_table
 
@@ -21,7 +20,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
     Detectron2's ``COCOEvaluator``, and for boxes and masks AP on A, on B and on all classes out of the
     same COCOeval. Beside what ``COCOEvaluator`` returns there are ``bbox_A``, ``bbox_B``, ``segm_A`` and
     ``segm_B``; ``ap_by_group.json`` in the output folder has
-    ``{"bbox"|"segm": {"A"|"B"|"all": {metric: value}}}``.
+    ``{"bbox"|"segm": {"A"|"B"|"all": {metric: value}}}``, null where there is no ground truth.
     """
 
     def __init__(self, dataset_name: str, *, classes_with_masks: Sequence[int], **kwargs):
@@ -51,7 +50,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             group_table(self._by_group),
         )
         if self._output_dir:
-            write_text(Path(self._output_dir) / RESULTS_FILE, json.dumps(self._by_group, indent=2))
+            write_json(Path(self._output_dir) / RESULTS_FILE, self._by_group)
         return results
 
     def _derive_coco_results(

@@ -81,7 +81,8 @@ def test_a_side_without_an_instance_has_no_ap(tmp_path, absent):
     present = [c for c in synthetic.CATEGORY_IDS if c not in IDS[absent]]
     content = synthetic.ground_truth(categories=present)
     out, by_group = evaluate(content, synthetic.detections(content), tmp_path)
-    assert all(math.isnan(value) for value in by_group["segm"][absent].values())
+    assert all(math.isnan(value) for value in out[f"segm_{absent}"].values())
+    assert all(value is None for value in by_group["segm"][absent].values())
     assert by_group["segm"]["all"]["AP"] == out["segm_B" if absent == "A" else "segm_A"]["AP"] > 5
 
 

@@ -1,10 +1,12 @@
 """The ``maskx`` command."""
 
 import argparse
-import logging
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+
+from tqdm import tqdm
 
 _INSTALL_DETECTRON2 = (
     "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
@@ -71,15 +73,16 @@ def _demo(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.hosts.detectron2.command_line import read_config
     from maskx_d2.hosts.detectron2.predict import find_images, predict
+    from maskx_d2.hosts.detectron2.progress import log_to_file
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("maskx_d2").setLevel(logging.INFO)
     images = find_images(args.images)
     if "://" not in args.weights and not Path(args.weights).is_file():
         raise FileNotFoundError(f"--weights {args.weights} is no file")
     cfg = read_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
-    results = predict(cfg, images, args.output, min_score=args.min_score)
-    print(f"Results in COCO format: {results}")
+    with log_to_file(args.output / "log.txt"):
+        bar = partial(tqdm, unit="image", file=sys.stderr)
+        results = predict(cfg, images, args.output, min_score=args.min_score, progress=bar)
+    print(f"{len(images)} pictures in {args.output}, results in COCO format in {results}")
 
 
 def _fail(message: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,14 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
-def predict(cfg: CfgNode, images: Iterable[Path], output: Path, *, min_score: float = 0.5) -> Path:
+def predict(
+    cfg: CfgNode,
+    images: Sequence[Path],
+    output: Path,
+    *,
+    min_score: float = 0.5,
+    progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> Path:
     """
     Detect on images; draw what is found, and write all of it in COCO's results format.
 
@@ -62,6 +69,7 @@ def predict(cfg: CfgNode, images: Iterable[Path], output: Path, *, min_score: fl
         images: image files.
         output: a folder that is made if need be; pictures keep the images' names, as .png.
         min_score: detections below it are neither drawn nor written.
+        progress: wraps the images, as ``tqdm`` does.
 
     Returns:
         The path of the JSON.
@@ -78,11 +86,9 @@ def predict(cfg: CfgNode, images: Iterable[Path], output: Path, *, min_score: fl
     check_weights(cfg.MODEL.WEIGHTS)
     predictor = DefaultPredictor(cfg)
     output.mkdir(parents=True, exist_ok=True)
-    images = list(images)
     results: list[dict] = []
-    for path, image_id, picture_path in zip(
-        images, _image_ids(images), _picture_paths(images, output), strict=True
-    ):
+    places = zip(_image_ids(images), _picture_paths(images, output), strict=True)
+    for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
         image = _read(path)
         # DefaultPredictor takes BGR, whatever the model takes.
         instances = predictor(np.asarray(image)[:, :, ::-1])["instances"].to("cpu")

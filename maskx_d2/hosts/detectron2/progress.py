@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from tqdm import tqdm
 
-_LOGGERS = ("detectron2", "fvcore", "maskx_d2", "py.warnings")
+_LOGGERS = ("detectron2", "fvcore", "maskx_d2", "py.warnings", "torch")
 
 
 class ProgressBar(HookBase):

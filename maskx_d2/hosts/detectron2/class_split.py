@@ -35,11 +35,20 @@ def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:
 def class_has_mask(cfg: CfgNode) -> list[bool]:
     """For each class of the training set, whether DATASETS.CLASSES_WITH_MASKS leaves it its masks."""
     names = class_names(cfg.DATASETS.TRAIN[0])
-    with_masks = set(classes_with_masks(cfg.DATASETS.CLASSES_WITH_MASKS, names))
+    with_masks = set(_read_split("DATASETS.CLASSES_WITH_MASKS", cfg.DATASETS.CLASSES_WITH_MASKS, names))
     return [i in with_masks for i in range(len(names))]
 
 
 def evaluated_classes_with_masks(cfg: CfgNode, dataset_name: str) -> list[int]:
     """Contiguous indices of A in the split that evaluation reports on: see TEST.CLASS_SPLIT."""
-    split = cfg.TEST.CLASS_SPLIT or cfg.DATASETS.CLASSES_WITH_MASKS
-    return classes_with_masks(split, class_names(dataset_name))
+    names = class_names(dataset_name)
+    if cfg.TEST.CLASS_SPLIT:
+        return _read_split("TEST.CLASS_SPLIT", cfg.TEST.CLASS_SPLIT, names)
+    return _read_split("DATASETS.CLASSES_WITH_MASKS", cfg.DATASETS.CLASSES_WITH_MASKS, names)
+
+
+def _read_split(key: str, split: str, names: list[str]) -> list[int]:
+    try:
+        return classes_with_masks(split, names)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{key} is {split!r}: {error}") from error

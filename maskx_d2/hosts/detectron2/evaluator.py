@@ -18,8 +18,8 @@ _TASKS = ("bbox", "segm")
 class PartiallySupervisedEvaluator(COCOEvaluator):
     """
     Detectron2's ``COCOEvaluator``, and for boxes and masks AP on A, on B and on all classes out of the
-    same COCOeval. Beside what ``COCOEvaluator`` returns there are ``bbox_A``, ``bbox_B``, ``segm_A`` and
-    ``segm_B``; ``ap_by_group.json`` in the output folder has
+    same COCOeval. Beside what ``COCOEvaluator`` returns there are, unless all classes have masks,
+    ``bbox_A``, ``bbox_B``, ``segm_A`` and ``segm_B``; ``ap_by_group.json`` in the output folder has
     ``{"bbox"|"segm": {"A"|"B"|"all": {metric: value}}}``, null where there is no ground truth.
     """
 
@@ -33,6 +33,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         super().__init__(dataset_name, **kwargs)
         self.classes_with_masks = classes_with_masks
         self._by_group: dict[str, dict[str, dict[str, float]]] = {}
+        self._has_b = False
 
     def reset(self) -> None:
         super().reset()
@@ -42,9 +43,10 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         results = super().evaluate(img_ids)
         if not self._by_group:
             return results
-        for task, by_group in self._by_group.items():
-            for group in ("A", "B"):
-                results[f"{task}_{group}"] = by_group[group]
+        if self._has_b:
+            for task, by_group in self._by_group.items():
+                for group in ("A", "B"):
+                    results[f"{task}_{group}"] = by_group[group]
         self._logger.info(
             "AP on A (classes with masks), on B (boxes only) and on all:\n%s",
             group_table(self._by_group),
@@ -64,5 +66,6 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             coco_eval = evaluate_coco(self._coco_api, [], iou_type)
         precision = coco_eval.eval["precision"]
         groups = class_groups(self.classes_with_masks, precision.shape[2])
+        self._has_b = len(groups["B"]) > 0
         self._by_group[iou_type] = average_precision(precision, groups)
         return OrderedDict(results, **self._by_group[iou_type]["all"])

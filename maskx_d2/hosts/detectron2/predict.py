@@ -74,7 +74,10 @@ def predict(
     Returns:
         The path of the JSON.
     """
-    dataset_name = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN][0]
+    datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    if not datasets:
+        raise ValueError("DATASETS.TEST is empty, expected the dataset whose classes the model knows")
+    dataset_name = datasets[0]
     check_num_classes(cfg, dataset_name)
     names = class_names(dataset_name)
     category_ids = _category_ids(dataset_name, len(names))

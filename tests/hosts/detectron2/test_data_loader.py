@@ -4,6 +4,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskx_d2.data import shapes
+from maskx_d2.hosts.detectron2.class_split import (
+    class_has_mask,
+    class_names,
+    evaluated_classes_with_masks,
+)
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader, register_datasets, remove_masks
 
 from . import tiny
@@ -114,7 +119,18 @@ def test_wrong_entries_are_errors_that_name_them(shapes_dataset):
 
 
 def test_an_unregistered_dataset_is_named():
-    from maskx_d2.hosts.detectron2.class_split import class_names
-
     with pytest.raises(ValueError, match=r"'nowhere' of DATASETS.TRAIN or DATASETS.TEST is not registered"):
         class_names("nowhere")
+
+
+@pytest.mark.parametrize("key", ["DATASETS.CLASSES_WITH_MASKS", "TEST.CLASS_SPLIT"])
+def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
+    (tmp_path / "wrong.txt").write_text("purple cow\n")
+    for split, error, message in (
+        ("E6_A20B60", FileNotFoundError, "is neither a file nor one of all, voc, nonvoc, E1_A20B60"),
+        ("voc", ValueError, "names 'person', .* do not include: red ring"),
+        (str(tmp_path / "wrong.txt"), ValueError, "names 'purple cow', which the dataset's 32 classes"),
+    ):
+        cfg = tiny.data_config(shapes_dataset, tmp_path, key, split)
+        with pytest.raises(error, match=rf"^{key} is '.*{message}"):
+            class_has_mask(cfg) if "MASKS" in key else evaluated_classes_with_masks(cfg, "shapes_test")

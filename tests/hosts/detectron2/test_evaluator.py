@@ -28,7 +28,10 @@ def evaluate(content, results, folder, **kwargs):
     register_coco_instances(name, {}, str(folder / "truth.json"), str(folder))
     DatasetCatalog.get(name)
     evaluator = PartiallySupervisedEvaluator(
-        name, classes_with_masks=GROUP_A, output_dir=str(folder / "inference"), distributed=False, **kwargs
+        name,
+        output_dir=str(folder / "inference"),
+        distributed=False,
+        **{"classes_with_masks": GROUP_A, **kwargs},
     )
     evaluator.reset()
     for image in content["images"]:
@@ -91,3 +94,11 @@ def test_without_detections_ap_is_zero(tmp_path):
     for task in ("bbox", "segm"):
         assert out[task]["AP"] == out[f"{task}_A"]["AP"] == out[f"{task}_B"]["AP"] == 0
         assert by_group[task]["B"]["AP75"] == 0
+
+
+def test_where_all_classes_have_masks_there_are_no_two_sides(tmp_path):
+    content = synthetic.ground_truth()
+    out, by_group = evaluate(content, synthetic.detections(content), tmp_path, classes_with_masks=range(5))
+    assert set(out) == {"bbox", "segm"}
+    assert by_group["segm"]["A"] == by_group["segm"]["all"]
+    assert by_group["segm"]["B"]["AP"] is None

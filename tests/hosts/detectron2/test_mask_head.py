@@ -61,7 +61,7 @@ def test_stop_grad_keeps_the_mask_loss_off_the_box_predictor(stop_grad):
 
 
 @pytest.mark.parametrize("predictor", ["transfer", "agnostic", "class_specific"])
-@pytest.mark.parametrize("norm", ["", "GN"])
+@pytest.mark.parametrize("norm", ["", "GN", "BN"])
 def test_a_batch_without_any_mask_gives_every_mask_parameter_a_zero_gradient(predictor, norm):
     model = tiny.build(
         tiny.model_config(
@@ -76,6 +76,7 @@ def test_a_batch_without_any_mask_gives_every_mask_parameter_a_zero_gradient(pre
         found = tiny.gradients(model, sum(losses.values()))
         for name in mask_parameters(model):
             assert found[name] is not None and found[name].abs().sum() == 0, name
+        assert all(torch.isfinite(b).all() for b in model.roi_heads.mask_head.buffers())
         # The box losses see the instances without masks.
         assert found["roi_heads.box_predictor.bbox_pred.weight"].abs().sum() > 0
 

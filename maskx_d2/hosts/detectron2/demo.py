@@ -140,30 +140,25 @@ def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
     names = {category["id"]: category["name"] for category in truth["categories"]}
     boxes_only = {i for i, name in names.items() if name in shapes.BOXES_ONLY}
     style = ClassStyle(names=names, with_masks=frozenset(set(names) - boxes_only))
-    detections = {
-        name: [
-            d
-            for d in json.loads((output / name / "inference" / "coco_instances_results.json").read_text())
-            if d["score"] >= _MIN_SCORE
-        ]
-        for name in _RUNS
-    }
+    found: dict[str, dict[int, list[dict]]] = {"ground truth": _by_image(truth["annotations"])}
+    for name, title in _RUNS.items():
+        results = json.loads((output / name / "inference" / "coco_instances_results.json").read_text())
+        found[title] = _by_image([d for d in results if d["score"] >= _MIN_SCORE])
     folder = output / "pictures"
     folder.mkdir()
-    of_image = _by_image(truth["annotations"])
     # First the images with most objects of B: those are what the two runs differ on.
-    order = sorted(
-        truth["images"],
-        key=lambda i: -sum(a["category_id"] in boxes_only for a in of_image.get(i["id"], [])),
-    )
+    num_boxes_only = {
+        image_id: sum(a["category_id"] in boxes_only for a in annotations)
+        for image_id, annotations in found["ground truth"].items()
+    }
+    order = sorted(truth["images"], key=lambda image: -num_boxes_only.get(image["id"], 0))
     for image in order[:_NUM_PICTURES]:
         picture = Image.open(dataset.test_images / image["file_name"])
-        panels = {"ground truth": of_image.get(image["id"], [])}
-        for name, title in _RUNS.items():
-            panels[title] = _by_image(detections[name]).get(image["id"], [])
-        side_by_side(
-            {title: draw_detections(picture, found, style, scale=3) for title, found in panels.items()}
-        ).save(folder / image["file_name"])
+        panels = {
+            title: draw_detections(picture, of_image.get(image["id"], []), style, scale=3)
+            for title, of_image in found.items()
+        }
+        side_by_side(panels).save(folder / image["file_name"])
 
 
 def _by_image(annotations: Sequence[dict]) -> dict[int, list[dict]]:

@@ -1,8 +1,10 @@
 """Refusing checkpoints that would run code when Detectron2 loads them."""
 
 import pickle
+from urllib.parse import urlparse
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 # All that the checkpoints of Detectron2's model zoo and of ImageNet pre-training are made of.
@@ -38,6 +40,8 @@ def check_weights(path: str) -> None:
     """
     if not path:
         return
+    # Detectron2 takes options from a query behind the name.
+    path = urlparse(path)._replace(query="").geturl()
     try:
         if path.endswith(".pkl"):
             with PathManager.open(path, "rb") as file:
@@ -47,3 +51,9 @@ def check_weights(path: str) -> None:
             torch.load(PathManager.get_local_path(path), map_location="cpu", weights_only=True)
     except (ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint {path} is refused: {error}") from error
+
+
+def check_before_loading(checkpointer: DetectionCheckpointer, path: str, *, resume: bool) -> None:
+    """``check_weights``, unless ``checkpointer.resume_or_load`` will resume and not read ``path``."""
+    if not (resume and checkpointer.has_checkpoint()):
+        check_weights(path)

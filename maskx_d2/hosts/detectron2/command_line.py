@@ -11,7 +11,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from maskx_d2.hosts.detectron2.checkpoint import check_weights
+from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
 from maskx_d2.hosts.detectron2.config import load_config
 from maskx_d2.hosts.detectron2.data_loader import register_datasets
 from maskx_d2.hosts.detectron2.trainer import Trainer
@@ -35,9 +35,9 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     cfg = read_config(args.config_file, args.opts)
     default_setup(cfg, args)
     if args.eval_only:
-        check_weights(cfg.MODEL.WEIGHTS)
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=args.resume)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():

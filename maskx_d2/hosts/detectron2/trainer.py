@@ -12,7 +12,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from maskx_d2.hosts.detectron2.checkpoint import check_weights
+from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
 from maskx_d2.hosts.detectron2.class_split import evaluated_classes_with_masks
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
@@ -30,11 +30,11 @@ class Trainer(DefaultTrainer):
     """
 
     def resume_or_load(self, resume: bool = True) -> None:
-        check_weights(self.cfg.MODEL.WEIGHTS)
+        check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         super().resume_or_load(resume)
         if self.start_iter > 0:
             self._trainer.reset_data_loader(
-                lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
+                lambda: self.build_train_loader(self.cfg, start_iter=self.start_iter)
             )
 
     def build_hooks(self) -> list[HookBase]:
@@ -42,8 +42,9 @@ class Trainer(DefaultTrainer):
         return [_SeedIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0):
+        """See :func:`build_train_loader`; a run that resumes passes ``start_iter``."""
+        return build_train_loader(cfg, start_iter=start_iter)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from maskx_d2.hosts.detectron2.checkpoint import check_weights
+from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_weights
 from maskx_d2.hosts.detectron2.command_line import train_or_evaluate
 
 from . import tiny
@@ -41,6 +41,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     path.write_bytes(pickle.dumps({"model": {"a": Command(str(marker))}}))
     with pytest.raises(ValueError, match=r"evil.pkl is refused: it holds (posix|nt).mkdir"):
         check_weights(str(path))
+    with pytest.raises(ValueError, match=r"evil.pkl is refused"):
+        check_weights(f"{path}?matching_heuristics=True")
     assert not marker.exists()
     pickle.loads(path.read_bytes())
     assert marker.exists()  # it was not harmless
@@ -65,3 +67,14 @@ def test_training_evaluation_and_prediction_check_first(tmp_path, shapes_dataset
     with pytest.raises(ValueError, match="is refused"):
         predict(cfg, [], tmp_path / "pictures")
     assert not marker.exists()
+
+
+def test_a_run_that_resumes_does_not_need_the_weights_it_began_with(tmp_path):
+    checkpointer = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    absent = str(tmp_path / "absent.pkl")
+    with pytest.raises(FileNotFoundError):
+        check_before_loading(checkpointer, absent, resume=True)
+    checkpointer.save("model_0000009")
+    check_before_loading(checkpointer, absent, resume=True)
+    with pytest.raises(FileNotFoundError):
+        check_before_loading(checkpointer, absent, resume=False)

@@ -12,15 +12,10 @@ from pathlib import Path
 import numpy as np
 
 _CLASS_LISTS = Path(__file__).parent / "class_lists"
-_RANDOM_SPLIT_TRIALS = (1, 2, 3, 4, 5)
-_RANDOM_SPLIT_SIZES = (20, 30, 40, 50, 60)
+# Name -> number of classes with masks, in the order in which the original code draws them.
+_RANDOM_SPLITS = {f"E{t}_A{n}B{80 - n}": n for t in range(1, 6) for n in (20, 30, 40, 50, 60)}
 
-NAMED_SPLITS = (
-    "all",
-    "voc",
-    "nonvoc",
-    *(f"E{t}_A{n}B{80 - n}" for t in _RANDOM_SPLIT_TRIALS for n in _RANDOM_SPLIT_SIZES),
-)
+NAMED_SPLITS = ("all", "voc", "nonvoc", *_RANDOM_SPLITS)
 
 
 def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
@@ -46,7 +41,7 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
         return _indices_of(_read_names(_CLASS_LISTS / "voc.txt"), class_names, "split 'voc'")
     if split == "nonvoc":
         return sorted(set(range(len(class_names))) - set(classes_with_masks("voc", class_names)))
-    if split in NAMED_SPLITS:
+    if split in _RANDOM_SPLITS:
         coco = _read_names(_CLASS_LISTS / "coco.txt")
         names = [coco[i] for i in _random_split(split)]
         return _indices_of(names, class_names, f"split {split!r}")
@@ -68,14 +63,10 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
 
 
 def _random_split(name: str) -> list[int]:
-    """COCO class indices of a random split, drawn in the order of the original code."""
+    """COCO class indices of a random split: each draw depends on those before it."""
     generator = np.random.RandomState(3)
-    for trial in _RANDOM_SPLIT_TRIALS:
-        for size in _RANDOM_SPLIT_SIZES:
-            indices = generator.choice(80, size, replace=False).tolist()
-            if name == f"E{trial}_A{size}B{80 - size}":
-                return indices
-    raise ValueError(f"no random split is called {name!r}")
+    draws = {n: generator.choice(80, size, replace=False) for n, size in _RANDOM_SPLITS.items()}
+    return draws[name].tolist()
 
 
 def _read_names(path: Path) -> list[str]:

@@ -101,7 +101,6 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     if not Path(config_file).is_file():
         raise FileNotFoundError(f"config {config_file!r} is no file")
     cfg = get_cfg()
-    add_maskx_config(cfg)
     try:
         cfg.merge_from_file(config_file)
     except (AssertionError, KeyError) as error:

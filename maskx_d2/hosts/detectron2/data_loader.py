@@ -9,7 +9,6 @@ from detectron2.data import (
     DatasetCatalog,
     MetadataCatalog,
     build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
@@ -58,18 +57,12 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         cfg: the config.
         start_iter: iterations done before, whose images are passed over.
     """
-    dataset = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=(cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0),
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    arguments = build_detection_train_loader.from_config(
+        cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True)
     )
     check_num_classes(cfg, cfg.DATASETS.TRAIN[0])
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
-        remove_masks(dataset, class_has_mask(cfg))
-    arguments = build_detection_train_loader.from_config(
-        cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True), dataset=dataset
-    )
+        remove_masks(arguments["dataset"], class_has_mask(cfg))
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)

@@ -20,6 +20,7 @@ from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, side_by_si
 from maskx_d2.evaluation.tables import Results, comparison_table
 from maskx_d2.hosts.detectron2.command_line import read_config
 from maskx_d2.hosts.detectron2.evaluator import RESULTS_FILE
+from maskx_d2.hosts.detectron2.predict import DETECTIONS_FILE
 from maskx_d2.hosts.detectron2.progress import ProgressBar, log_to_file
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
@@ -142,7 +143,7 @@ def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
     style = ClassStyle(names=names, with_masks=frozenset(set(names) - boxes_only))
     found: dict[str, dict[int, list[dict]]] = {"ground truth": _by_image(truth["annotations"])}
     for name, title in _RUNS.items():
-        results = json.loads((output / name / "inference" / "coco_instances_results.json").read_text())
+        results = json.loads((output / name / "inference" / DETECTIONS_FILE).read_text())
         found[title] = _by_image([d for d in results if d["score"] >= _MIN_SCORE])
     folder = output / "pictures"
     folder.mkdir()

@@ -32,8 +32,8 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         """
         super().__init__(dataset_name, **kwargs)
         self.classes_with_masks = classes_with_masks
+        self._groups = class_groups(classes_with_masks, len(self._coco_api.getCatIds()))
         self._by_group: dict[str, dict[str, dict[str, float]]] = {}
-        self._has_b = False
 
     def reset(self) -> None:
         super().reset()
@@ -43,7 +43,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         results = super().evaluate(img_ids)
         if not self._by_group:
             return results
-        if self._has_b:
+        if self._groups["B"]:
             for task, by_group in self._by_group.items():
                 for group in ("A", "B"):
                     results[f"{task}_{group}"] = by_group[group]
@@ -64,8 +64,5 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         if coco_eval is None:
             # Detectron2 evaluates no empty list of detections. COCO does: its AP is 0, not undefined.
             coco_eval = evaluate_coco(self._coco_api, [], iou_type)
-        precision = coco_eval.eval["precision"]
-        groups = class_groups(self.classes_with_masks, precision.shape[2])
-        self._has_b = len(groups["B"]) > 0
-        self._by_group[iou_type] = average_precision(precision, groups)
+        self._by_group[iou_type] = average_precision(coco_eval.eval["precision"], self._groups)
         return OrderedDict(results, **self._by_group[iou_type]["all"])

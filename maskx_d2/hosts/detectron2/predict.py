@@ -22,7 +22,7 @@ from maskx_d2.hosts.detectron2.class_split import (
 )
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-RESULTS_FILE = "coco_instances_results.json"
+DETECTIONS_FILE = "coco_instances_results.json"
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -103,8 +103,8 @@ def predict(
         results += found
         with_legend(draw_detections(image, found, style)).save(picture_path)
         logging.getLogger(__name__).info("%s: %d objects -> %s", path, len(found), picture_path)
-    write_text(output / RESULTS_FILE, json.dumps(results))
-    return output / RESULTS_FILE
+    write_text(output / DETECTIONS_FILE, json.dumps(results))
+    return output / DETECTIONS_FILE
 
 
 def _read(path: Path) -> Image.Image:

@@ -73,38 +73,40 @@ def assert_equal_gradients(found, expected):
         assert (gradient is None and other is None) or torch.equal(gradient, other), name
 
 
-@pytest.mark.parametrize("mask_head", ["MaskXHead", "MaskRCNNConvUpsampleHead"])
-def test_what_is_in_the_masks_of_instances_without_mask_changes_nothing(mask_head):
-    model = tiny.build(tiny.model_config("MODEL.ROI_MASK_HEAD.NAME", mask_head))
+def assert_masks_change_nothing(model, inputs_of):
+    """``inputs_of`` makes a batch in which the masks that must not be seen are full, or empty."""
 
     def step(mask_value):
-        inputs = tiny.batch(
+        losses = tiny.losses(model, inputs_of(mask_value))
+        return losses, tiny.gradients(model, sum(losses.values()))
+
+    (losses, gradients), (other_losses, other_gradients) = step(True), step(False)
+    assert losses["loss_mask"] > 0
+    assert losses == other_losses
+    assert_equal_gradients(gradients, other_gradients)
+
+
+@pytest.mark.parametrize("mask_head", ["MaskXHead", "MaskRCNNConvUpsampleHead"])
+def test_what_is_in_the_masks_of_instances_without_mask_changes_nothing(mask_head):
+    def inputs_of(mask_value):
+        return tiny.batch(
             tiny.instances([0, 3, 1], [True, False, True], mask_value),
             tiny.instances([2], [False], mask_value),
         )
-        losses = tiny.losses(model, inputs)
-        return losses, tiny.gradients(model, sum(losses.values()))
 
-    (losses, gradients), (other_losses, other_gradients) = step(True), step(False)
-    assert losses["loss_mask"] > 0
-    assert losses == other_losses
-    assert_equal_gradients(gradients, other_gradients)
+    model = tiny.build(tiny.model_config("MODEL.ROI_MASK_HEAD.NAME", mask_head))
+    assert_masks_change_nothing(model, inputs_of)
 
 
 def test_what_is_in_the_masks_of_classes_without_masks_changes_nothing():
-    model = tiny.build(tiny.model_config())
-    model.roi_heads._get_class_has_mask = lambda: [True, True, False, False]
-
-    def step(mask_value):
+    def inputs_of(mask_value):
         objects = tiny.instances([0, 3, 1, 2], [True, False, True, False], mask_value)
         objects.gt_has_mask[:] = True  # the data say that all have masks; the split takes them away
-        losses = tiny.losses(model, tiny.batch(objects))
-        return losses, tiny.gradients(model, sum(losses.values()))
+        return tiny.batch(objects)
 
-    (losses, gradients), (other_losses, other_gradients) = step(True), step(False)
-    assert losses["loss_mask"] > 0
-    assert losses == other_losses
-    assert_equal_gradients(gradients, other_gradients)
+    model = tiny.build(tiny.model_config())
+    model.roi_heads._get_class_has_mask = lambda: [True, True, False, False]
+    assert_masks_change_nothing(model, inputs_of)
 
 
 def test_masks_that_may_be_seen_do_change_the_loss():

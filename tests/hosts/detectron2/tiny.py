@@ -24,20 +24,19 @@ _SMALL = [
 
 def model_config(*overrides, meta_architecture="GeneralizedRCNN") -> CfgNode:
     """The demo's Mask^X with fewer channels and 4 classes, end to end unless said otherwise."""
-    cfg = read_config(
+    return read_config(
         str(config_file("demo/maskx_R_18_FPN.yaml")),
         [*_SMALL, "MODEL.META_ARCHITECTURE", meta_architecture, *overrides],
     )
-    return cfg
 
 
-def data_config(dataset, output, *overrides, config="demo/maskx_R_18_FPN.yaml", small=True) -> CfgNode:
+def data_config(dataset, output, *overrides) -> CfgNode:
     """As ``model_config``, with the 32 classes of a generated dataset to train on."""
-    sizes = [*_SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", 32] if small else []
     return read_config(
-        str(config_file(config)),
+        str(config_file("demo/maskx_R_18_FPN.yaml")),
         [
-            *sizes,
+            *_SMALL,
+            *("MODEL.ROI_HEADS.NUM_CLASSES", 32),
             *("OUTPUT_DIR", str(output), "SEED", 1, "SOLVER.IMS_PER_BATCH", 2),
             *("DATASETS.REGISTER", registrations(dataset)),
             *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file)),

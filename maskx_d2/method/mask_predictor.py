@@ -87,7 +87,7 @@ class MLPBranch(nn.Module):
         x = features.flatten(1)
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        return self.layers[-1](x).reshape(len(x), self.out_side, self.out_side)
+        return self.layers[-1](x).unflatten(1, (self.out_side, self.out_side))
 
 
 class MaskPredictor(nn.Module):

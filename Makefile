@@ -5,7 +5,8 @@
 #
 # Both set up .venv first, once. To use an environment of your own instead: make test PYTHON=python
 #
-# make detectron2 tries to install Detectron2 again; make lint checks the style.
+# make test-without-detectron2 tests, in .venv-pip, what works where only pip works; make detectron2 tries
+# to install Detectron2 again; make lint checks the style.
 
 TORCH := torch==2.11.0 torchvision==0.26.0
 DETECTRON2 := detectron2 @ git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
@@ -16,7 +17,7 @@ PYTHON := .venv/bin/python
 SETUP := .venv/installed .venv/detectron2-tried
 endif
 
-.PHONY: demo test lint detectron2
+.PHONY: demo test test-without-detectron2 lint detectron2
 
 demo: $(SETUP)
 	$(PYTHON) -m maskx_d2 demo
@@ -24,10 +25,21 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(PYTHON) -m pytest
 
+# As somebody has it who only has pip: a second environment, and the package installed into it.
+test-without-detectron2: .venv-pip/torch
+	rm -rf build
+	.venv-pip/bin/python -m pip install '.[test]'
+	.venv-pip/bin/python -m pytest
+
 lint: $(SETUP)
 	$(PYTHON) -m pip install --quiet 'ruff>=0.6'
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+.venv-pip/torch:
+	python3 -m venv .venv-pip
+	.venv-pip/bin/python -m pip install $(TORCH)
+	touch $@
 
 .venv/installed: pyproject.toml
 	python3 -m venv .venv
@@ -39,7 +51,7 @@ lint: $(SETUP)
 .venv/detectron2-tried: | .venv/installed
 	$(PYTHON) -m pip install setuptools wheel ninja
 	@$(INSTALL_DETECTRON2) || { \
-	  echo "Detectron2 could not be installed: its tests will be skipped, and the demo needs it."; \
+	  echo "Detectron2 could not be installed: its tests will be skipped, and the demo runs on torchvision."; \
 	  echo "To try again: make detectron2"; }
 	touch $@
 

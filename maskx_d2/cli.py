@@ -3,6 +3,7 @@
 import argparse
 import sys
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,13 +13,17 @@ _INSTALL_DETECTRON2 = (
     "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
     "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
 )
+HOSTS = ("detectron2", "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; a user's mistake ends with one sentence and exit status 2."""
-    args = _parser().parse_args(arguments)
-    if find_spec("detectron2") is None:
-        _fail(f"maskx {args.command} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["torchvision"]:
+        # The rest belongs to Lightning's command line, its --help too.
+        args = argparse.Namespace(run=_torchvision, arguments=arguments[1:], traceback=False)
+    else:
+        args = _parser().parse_args(arguments)
     try:
         args.run(args)
     except (ValueError, FileNotFoundError) as error:
@@ -43,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="of data and training")
     demo.add_argument("--quick", action="store_true", help="less data and training, in 2 minutes")
+    demo.add_argument(
+        "--host",
+        choices=HOSTS,
+        help="what to train with; Detectron2 where it is installed, else torchvision",
+    )
     demo.set_defaults(run=_demo)
 
     predict = commands.add_parser(
@@ -51,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Detect on images, draw what is found, and write it as COCO results. Orange classes "
         "were trained with masks, blue ones with boxes only.",
     )
-    predict.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
+    predict.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="config of the model; a .ckpt of the torchvision host needs none",
+    )
     predict.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the model")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
     predict.add_argument("--output", required=True, type=Path, metavar="DIR")
@@ -60,29 +74,77 @@ def _parser() -> argparse.ArgumentParser:
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to override"
     )
     predict.set_defaults(run=_predict)
+
+    commands.add_parser(
+        "torchvision",
+        help="train and evaluate without Detectron2, by torchvision and Lightning",
+        add_help=False,
+    )
     return parser
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from maskx_d2.hosts.detectron2 import demo
+    from maskx_d2 import demo
 
-    schedule = demo.QUICK if args.quick else demo.FULL
-    demo.run_demo(args.output, seed=args.seed, schedule=schedule)
+    if args.host == "detectron2":
+        _need_detectron2("maskx demo --host detectron2")
+    host = args.host or ("detectron2" if _has_detectron2() else "torchvision")
+    print(f"Training with {host}.", file=sys.stderr)
+    demo.run_demo(
+        args.output,
+        host=import_module(f"maskx_d2.hosts.{host}.demo"),
+        seed=args.seed,
+        schedule=demo.QUICK if args.quick else demo.FULL,
+    )
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from maskx_d2.hosts.detectron2.command_line import read_config
-    from maskx_d2.hosts.detectron2.predict import find_images, predict
-    from maskx_d2.hosts.detectron2.progress import log_to_file
+    from maskx_d2.logs import log_to_file
+    from maskx_d2.predict import find_images, predict
 
     images = find_images(args.images)
     if "://" not in args.weights and not Path(args.weights).is_file():
         raise FileNotFoundError(f"--weights {args.weights} is no file")
-    cfg = read_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+    detector = _detector(args)
     with log_to_file(args.output / "log.txt"):
         bar = partial(tqdm, unit="image", file=sys.stderr)
-        results = predict(cfg, images, args.output, min_score=args.min_score, progress=bar)
+        results = predict(detector, images, args.output, min_score=args.min_score, progress=bar)
     print(f"{len(images)} pictures in {args.output}, results in COCO format in {results}")
+
+
+def _detector(args: argparse.Namespace):
+    if args.config_file is not None:
+        _need_detectron2("maskx predict --config-file")
+        from maskx_d2.hosts.detectron2.command_line import read_config
+        from maskx_d2.hosts.detectron2.predict import Detectron2Detector
+
+        return Detectron2Detector(
+            read_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+        )
+    if not args.weights.endswith(".ckpt"):
+        raise ValueError(
+            f"--weights {args.weights} is no .ckpt of the torchvision host, expected --config-file too"
+        )
+    if args.opts:
+        raise ValueError("--opts are config keys, expected --config-file too")
+    from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
+
+    return TorchvisionDetector(Path(args.weights))
+
+
+def _torchvision(args: argparse.Namespace) -> None:
+    from maskx_d2.hosts.torchvision.command_line import main
+
+    main(args.arguments)
+
+
+def _has_detectron2() -> bool:
+    return find_spec("detectron2") is not None
+
+
+def _need_detectron2(what: str) -> None:
+    if not _has_detectron2():
+        _fail(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")
 
 
 def _fail(message: str) -> None:

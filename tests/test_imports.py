@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskx_d2"
-HOST_LIBRARIES = {"detectron2", "torchvision", "lightning"}
+HOST_LIBRARIES = {
+    "detectron2": {"detectron2", "fvcore", "iopath"},
+    "torchvision": {"torchvision", "lightning", "jsonargparse"},
+}
+ALL_HOST_LIBRARIES = set().union(*HOST_LIBRARIES.values())
 
 
 def imports(path, top_level_only=False):
@@ -44,7 +48,7 @@ def test_data_and_evaluation_import_neither_torch_nor_a_host():
     for part, allowed in (("data", {"data"}), ("evaluation", {"data", "evaluation"})):
         for path in files(part):
             for name in imports(path):
-                assert library(name) not in {"torch", *HOST_LIBRARIES}, f"{path}: {name}"
+                assert library(name) not in {"torch", *ALL_HOST_LIBRARIES}, f"{path}: {name}"
                 if library(name) == "maskx_d2":
                     assert name.split(".")[1] in allowed, f"{path}: {name}"
 
@@ -55,13 +59,32 @@ def test_a_host_is_imported_at_import_time_by_itself_and_by_registration_alone()
         for name in imports(path, top_level_only=True):
             if name.startswith("maskx_d2.hosts"):
                 assert host and name.startswith(f"maskx_d2.hosts.{host}"), f"{path}: {name}"
-            if library(name) in HOST_LIBRARIES:
+            if library(name) in ALL_HOST_LIBRARIES:
                 assert host, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("host", HOST_LIBRARIES)
+def test_hosts_do_not_know_each_other(host):
+    others = ALL_HOST_LIBRARIES - HOST_LIBRARIES[host]
+    for path in files(f"hosts/{host}"):
+        for name in imports(path):
+            assert library(name) not in others, f"{path}: {name}"
+            own = name.startswith(f"maskx_d2.hosts.{host}")
+            assert own or not name.startswith("maskx_d2.hosts"), f"{path}: {name}"
 
 
 @pytest.mark.parametrize(
     "module",
-    ["maskx_d2", "maskx_d2.method", "maskx_d2.data.shapes", "maskx_d2.evaluation.pictures", "maskx_d2.cli"],
+    [
+        "maskx_d2",
+        "maskx_d2.method",
+        "maskx_d2.data.shapes",
+        "maskx_d2.evaluation.pictures",
+        "maskx_d2.cli",
+        "maskx_d2.demo",
+        "maskx_d2.predict",
+        "maskx_d2.hosts.torchvision.demo",
+    ],
 )
 def test_without_detectron2_the_package_can_be_imported(module):
     code = f"""
@@ -75,7 +98,7 @@ class Hide(importlib.machinery.PathFinder):
 sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 import {module}
 assert "detectron2" not in sys.modules
-if ".method" not in "{module}":
+if not {{"method", "hosts"}} & set("{module}".split(".")):
     assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

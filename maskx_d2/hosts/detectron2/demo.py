@@ -1,193 +1,62 @@
-"""The demo: train on generated data with more classes than masks, evaluate, and show what came out."""
+"""The demo's training runs on Detectron2."""
 
-import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
-from PIL import Image
-from tqdm import tqdm
 
 from maskx_d2.config_files import config_file
-from maskx_d2.data import shapes
-from maskx_d2.data.files import write_json, write_text
-from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, side_by_side
-from maskx_d2.evaluation.tables import Results, comparison_table
+from maskx_d2.data.files import write_text
+from maskx_d2.data.shapes import ShapesDataset
+from maskx_d2.demo import Run
 from maskx_d2.hosts.detectron2.command_line import read_config
-from maskx_d2.hosts.detectron2.evaluator import RESULTS_FILE
-from maskx_d2.hosts.detectron2.predict import DETECTIONS_FILE
-from maskx_d2.hosts.detectron2.progress import ProgressBar, log_to_file
+from maskx_d2.hosts.detectron2.progress import ProgressBar
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
-_MARKER = ".maskx_demo"
-_NUM_PICTURES = 12
-_MIN_SCORE = 0.3
-_RUNS = {"class_agnostic": "class-agnostic", "maskx": "Mask^X"}
+COCO_COMMAND = "python train_net.py --num-gpus 8 --config-file configs/maskx_R_50_FPN_1x.yaml"
+_CONFIGS = {
+    "stage1": "demo/faster_rcnn_R_18_FPN.yaml",
+    "class_agnostic": "demo/class_agnostic_R_18_FPN.yaml",
+    "maskx": "demo/maskx_R_18_FPN.yaml",
+}
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How much data and training."""
-
-    num_train: int = 2000
-    num_test: int = 300
-    stage1_iterations: int = 900
-    stage2_iterations: int = 500
-
-
-FULL = Schedule()
-QUICK = Schedule(num_train=800, num_test=100, stage1_iterations=180, stage2_iterations=120)
-
-
-def run_demo(output: Path, *, seed: int = 0, schedule: Schedule = FULL) -> dict[str, Results]:
-    """
-    Generate the dataset, train stage 1 once and the mask head twice (class-agnostic and Mask^X),
-    evaluate both, print the table, and write ``results.json`` and pictures.
-
-    Args:
-        output: a folder that is new, empty, or of an earlier demo, whose content is replaced.
-        seed: of the data and the training.
-        schedule: how much of both.
-
-    Returns:
-        What ``results.json`` holds: ``{"class_agnostic"|"maskx": {"segm"|"bbox": {"A"|"B"|"all":
-        {metric: value}}}}``.
-    """
-    _prepare(output)
-    dataset = shapes.generate(
-        output / "dataset",
-        num_train=schedule.num_train,
-        num_test=schedule.num_test,
-        seed=seed,
-        progress=partial(tqdm, desc="1/4 dataset", unit="image"),
-    )
-
-    def train(title: str, name: str, config: str, iterations: int, weights: str = "") -> Path:
-        overrides = [
-            *("OUTPUT_DIR", str((output / name).resolve()), "SEED", seed),
-            *("SOLVER.MAX_ITER", iterations, "MODEL.WEIGHTS", weights),
-            *("DATASETS.REGISTER", registrations(dataset)),
-            *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file.resolve())),
-        ]
-        with log_to_file(output / name / "log.txt"):
-            _train(title, read_config(str(config_file(config)), overrides))
-        return (output / name / "model_final.pth").resolve()
-
-    stage1 = train(
-        "2/4 boxes of all classes",
-        "stage1",
-        "demo/faster_rcnn_R_18_FPN.yaml",
-        schedule.stage1_iterations,
-    )
-    for step, (name, title) in zip((3, 4), _RUNS.items(), strict=True):
-        train(
-            f"{step}/4 masks, {title}",
-            name,
-            f"demo/{name}_R_18_FPN.yaml",
-            schedule.stage2_iterations,
-            str(stage1),
-        )
-    results = {name: json.loads((output / name / "inference" / RESULTS_FILE).read_text()) for name in _RUNS}
-    write_json(output / "results.json", results)
-    _draw(dataset, output)
-    print(_summary(results, output))
-    return results
+def train(run: Run) -> Path:
+    """See :class:`maskx_d2.demo.Host`. It is what train_net.py does, with a progress bar for its log."""
+    _forget_datasets()
+    overrides = [
+        *("OUTPUT_DIR", str(run.folder.resolve()), "SEED", run.seed),
+        *("SOLVER.MAX_ITER", run.iterations, "MODEL.WEIGHTS", str(run.detector or "")),
+        *("DATASETS.REGISTER", registrations(run.dataset)),
+        *("DATASETS.CLASSES_WITH_MASKS", str(run.dataset.split_file.resolve())),
+    ]
+    cfg = read_config(str(config_file(_CONFIGS[run.name])), overrides)
+    write_text(run.folder / "config.yaml", cfg.dump())
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.register_hooks([ProgressBar(run.title)])
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return (run.folder / "model_final.pth").resolve()
 
 
-def _prepare(output: Path) -> None:
-    """Leave nothing of an earlier demo, and touch nothing else."""
-    marker = output / _MARKER
-    if output.exists() and not marker.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} holds other things than an earlier demo: give a new folder by --output")
-    output.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    for part in ("dataset", "stage1", *_RUNS, "pictures"):
-        shutil.rmtree(output / part, ignore_errors=True)
-    (output / "results.json").unlink(missing_ok=True)
-    # An earlier demo in this process had its datasets elsewhere.
-    for name in ("shapes_train", "shapes_test"):
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+def predict_options(folder: Path) -> str:
+    """See :class:`maskx_d2.demo.Host`."""
+    return f"--config-file {folder}/config.yaml --weights {folder}/model_final.pth"
 
 
-def registrations(dataset: shapes.ShapesDataset) -> list[list[str]]:
+def registrations(dataset: ShapesDataset) -> list[list[str]]:
     """Entries of DATASETS.REGISTER, which hold from wherever the config is used."""
-    root = shapes.ShapesDataset(dataset.root.resolve())
+    root = ShapesDataset(dataset.root.resolve())
     return [
         ["shapes_train", str(root.train_json), str(root.train_images)],
         ["shapes_test", str(root.test_json), str(root.test_images)],
     ]
 
 
-def _train(title: str, cfg: CfgNode) -> None:
-    """What train_net.py does, with a progress bar in place of its log."""
-    write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
-    seed_all_rng(cfg.SEED)
-    trainer = Trainer(cfg)
-    trainer.register_hooks([ProgressBar(title)])
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-
-
-def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
-    """Pictures with pairs in them: ground truth, class-agnostic and Mask^X side by side."""
-    truth = json.loads(dataset.test_json.read_text())
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    boxes_only = {i for i, name in names.items() if name in shapes.BOXES_ONLY}
-    style = ClassStyle(names=names, with_masks=frozenset(set(names) - boxes_only))
-    found: dict[str, dict[int, list[dict]]] = {"ground truth": _by_image(truth["annotations"])}
-    for name, title in _RUNS.items():
-        results = json.loads((output / name / "inference" / DETECTIONS_FILE).read_text())
-        found[title] = _by_image([d for d in results if d["score"] >= _MIN_SCORE])
-    folder = output / "pictures"
-    folder.mkdir()
-    # First the images with most objects of B: those are what the two runs differ on.
-    num_boxes_only = {
-        image_id: sum(a["category_id"] in boxes_only for a in annotations)
-        for image_id, annotations in found["ground truth"].items()
-    }
-    order = sorted(truth["images"], key=lambda image: -num_boxes_only.get(image["id"], 0))
-    for image in order[:_NUM_PICTURES]:
-        picture = Image.open(dataset.test_images / image["file_name"])
-        panels = {
-            title: draw_detections(picture, of_image.get(image["id"], []), style, scale=3)
-            for title, of_image in found.items()
-        }
-        side_by_side(panels).save(folder / image["file_name"])
-
-
-def _by_image(annotations: Sequence[dict]) -> dict[int, list[dict]]:
-    of_image: dict[int, list[dict]] = {}
-    for annotation in annotations:
-        of_image.setdefault(annotation["image_id"], []).append(annotation)
-    return of_image
-
-
-def _summary(results: dict[str, Results], output: Path) -> str:
-    mask_ap = {name: results[name]["segm"]["B"]["AP"] for name in _RUNS}
-    gain = mask_ap["maskx"] - mask_ap["class_agnostic"]
-    table = comparison_table({title: results[name] for name, title in _RUNS.items()})
-    run = output / "maskx"
-    return f"""
-{table}
-
-A: {len(shapes.CLASS_NAMES) - len(shapes.BOXES_ONLY)} classes trained with masks.  \
-B: {len(shapes.BOXES_ONLY)} classes trained with boxes only.
-On B, Mask^X is {gain:+.1f} mask AP against the class-agnostic baseline.
-
-Pictures, both results side by side:  {output / "pictures"}
-All figures:                          {output / "results.json"}
-Weights, logs, TensorBoard:           {output}/stage1, {", ".join(f"{output}/{name}" for name in _RUNS)}
-
-Next: look at any image,
-  maskx predict --config-file {run}/config.yaml --weights {run}/model_final.pth \\
-      {output}/dataset/test --output {output}/predictions
-or train on COCO (datasets/README.md tells where to put it),
-  python train_net.py --num-gpus 8 --config-file configs/maskx_R_50_FPN_1x.yaml
-"""
+def _forget_datasets() -> None:
+    """An earlier demo in this process had its datasets elsewhere."""
+    for name in ("shapes_train", "shapes_test"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)

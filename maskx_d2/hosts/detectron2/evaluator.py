@@ -7,11 +7,10 @@ from pathlib import Path
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.files import write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
+from maskx_d2.evaluation.run_files import write_results
 from maskx_d2.evaluation.tables import group_table
 
-RESULTS_FILE = "ap_by_group.json"
 _TASKS = ("bbox", "segm")
 
 
@@ -52,7 +51,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             group_table(self._by_group),
         )
         if self._output_dir:
-            write_json(Path(self._output_dir) / RESULTS_FILE, self._by_group)
+            write_results(Path(self._output_dir), self._by_group)
         return results
 
     def _derive_coco_results(

@@ -1,15 +1,9 @@
-"""Progress bars instead of log lines, for programs that people watch."""
+"""A progress bar instead of log lines, for programs that people watch."""
 
-import contextlib
-import logging
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 from detectron2.engine import HookBase
 from tqdm import tqdm
-
-_LOGGERS = ("detectron2", "fvcore", "maskx_d2", "py.warnings", "torch")
 
 
 class ProgressBar(HookBase):
@@ -36,26 +30,3 @@ class ProgressBar(HookBase):
 
     def after_train(self) -> None:
         self.bar.close()
-
-
-@contextlib.contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Send what Detectron2 logs and what COCOeval prints to a file instead of the screen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    logging.captureWarnings(True)
-    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s"))
-        before = {}
-        for name in _LOGGERS:
-            logger = logging.getLogger(name)
-            before[logger] = (logger.handlers, logger.propagate, logger.level)
-            logger.handlers, logger.propagate = [handler], False
-            logger.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            logging.captureWarnings(False)
-            for logger, (handlers, propagate, level) in before.items():
-                logger.handlers, logger.propagate = handlers, propagate
-                logger.setLevel(level)

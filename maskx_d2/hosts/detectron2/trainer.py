@@ -12,6 +12,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
 from maskx_d2.hosts.detectron2.class_split import evaluated_classes_with_masks
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
@@ -72,7 +73,7 @@ class Trainer(DefaultTrainer):
             dataset_name,
             tasks=tuple(tasks),
             classes_with_masks=evaluated_classes_with_masks(cfg, dataset_name),
-            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
+            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, EVALUATION_FOLDER),
         )
 
 

@@ -1,5 +1,4 @@
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -26,13 +25,6 @@ def shapes_dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def quick_demo(tmp_path_factory):
-    """The folder and the output of ``maskx demo --quick``."""
-    import subprocess
-    import sys
-
-    folder: Path = tmp_path_factory.mktemp("demo") / "quick"
-    command = [sys.executable, "-m", "maskx_d2", "demo", "--quick", "--output", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+def detectron2_demo(run_quick_demo):
+    """The folder and the output of ``maskx demo --quick --host detectron2``."""
+    return run_quick_demo("detectron2")

@@ -51,7 +51,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 def test_training_evaluation_and_prediction_check_first(tmp_path, shapes_dataset):
     from argparse import Namespace
 
-    from maskx_d2.hosts.detectron2.predict import predict
+    from maskx_d2.hosts.detectron2.predict import Detectron2Detector
 
     marker = tmp_path / "ran"
     path = tmp_path / "evil.pkl"
@@ -65,7 +65,7 @@ def test_training_evaluation_and_prediction_check_first(tmp_path, shapes_dataset
         with pytest.raises(ValueError, match="is refused"):
             train_or_evaluate(args)
     with pytest.raises(ValueError, match="is refused"):
-        predict(cfg, [], tmp_path / "pictures")
+        Detectron2Detector(cfg)
     assert not marker.exists()
 
 

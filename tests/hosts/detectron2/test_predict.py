@@ -9,7 +9,6 @@ from PIL import Image
 
 from maskx_d2 import cli
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR
-from maskx_d2.hosts.detectron2.predict import find_images
 
 from . import tiny
 
@@ -57,8 +56,8 @@ def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):
         assert result["segmentation"]["size"] == [70, 90]
 
 
-def test_classes_are_coloured_by_what_they_were_trained_with(quick_demo, tmp_path):
-    folder, _ = quick_demo
+def test_classes_are_coloured_by_what_they_were_trained_with(detectron2_demo, tmp_path):
+    folder, _ = detectron2_demo
     run = folder / "maskx"
     from maskx_d2.data import shapes
 
@@ -115,10 +114,3 @@ def test_users_mistakes_end_with_one_sentence(model, tmp_path, capsys):
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskx: ")]
         assert message in line
     assert not list(tmp_path.glob("out/*.json"))
-
-
-def test_images_of_a_folder_are_found_in_order(tmp_path):
-    for name in ("b.jpg", "a.PNG", "c.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "below").mkdir()
-    assert [p.name for p in find_images([tmp_path, tmp_path / "c.txt"])] == ["a.PNG", "b.jpg", "c.txt"]

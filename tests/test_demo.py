@@ -5,9 +5,9 @@ import sys
 import pytest
 from PIL import Image
 
+from maskx_d2 import demo
 from maskx_d2.data import shapes
 from maskx_d2.evaluation.average_precision import METRICS
-from maskx_d2.hosts.detectron2 import demo
 
 
 def test_results_json_has_every_figure(quick_demo):
@@ -50,15 +50,10 @@ def test_pictures_and_runs_are_where_it_says(quick_demo):
     for path in ("pictures", "results.json", "stage1", "class_agnostic", "maskx"):
         assert f"{folder}/{path}" in printed and (folder / path).exists()
     for run in ("class_agnostic", "maskx"):
-        for name in (
-            "config.yaml",
-            "model_final.pth",
-            "metrics.json",
-            "log.txt",
-            "inference/ap_by_group.json",
-        ):
-            assert (folder / run / name).exists()
-    assert "train_net.py" in printed and "maskx predict" in printed
+        names = {path.name.split(".")[0] for path in (folder / run).iterdir()}
+        assert {"model_final", "metrics", "log", "events", "inference"} <= names
+        assert (folder / run / "inference" / "ap_by_group.json").exists()
+    assert "maskx predict" in printed and "on COCO" in printed
 
 
 def test_the_next_command_that_it_prints_runs(quick_demo, tmp_path):
@@ -87,7 +82,7 @@ def test_other_folders_are_not_touched(tmp_path):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds other things than an earlier demo: give a new folder"):
-        demo.run_demo(tmp_path)
+        demo.run_demo(tmp_path, host=None)
     assert (tmp_path / "dataset" / "precious.txt").read_text() == "mine"
 
 

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""
+Time of a training step and of inference on both hosts, against torchvision's own Mask R-CNN.
+
+All have a ResNet-50-FPN of which the first two stages are frozen, as in fine-tuning, 80 classes, random
+weights, the same images and the same objects; inference keeps 100 detections an image. Each figure is a
+ratio of medians, the models timed in turn in this process. Detectron2's are left out where it is not
+installed.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from maskx_d2.config_files import config_file
+from maskx_d2.hosts.torchvision import maskx_rcnn_resnet_fpn
+
+NUM_CLASSES = 80
+PEER = "torchvision: Mask R-CNN"
+
+
+def targets(num_images: int, side: int, objects: int) -> list[dict]:
+    """Boxes of a quarter to a half of the image's side, with a full mask each."""
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for _ in range(num_images):
+        size = side * (0.25 + 0.25 * torch.rand(objects, 2, generator=generator))
+        corner = (side - size) * torch.rand(objects, 2, generator=generator)
+        boxes = torch.cat([corner, corner + size], dim=1)
+        masks = torch.zeros(objects, side, side, dtype=torch.uint8)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = 1
+        labels = torch.randint(1, NUM_CLASSES + 1, (objects,), generator=generator)
+        result.append({"boxes": boxes, "labels": labels, "masks": masks})
+    return result
+
+
+def torchvision_models(side: int) -> dict[str, torch.nn.Module]:
+    options = {"min_size": side, "max_size": side, "box_score_thresh": 0.0}
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+    )
+    models = {PEER: MaskRCNN(backbone, NUM_CLASSES + 1, **options)}
+    for name, mask_branch in (("Mask^X", {}), ("Mask^X without MLP branch", {"mlp_layers": 0})):
+        model = maskx_rcnn_resnet_fpn(
+            num_classes=NUM_CLASSES + 1, norm="FrozenBN", **mask_branch, **options
+        )
+        for part in (model.backbone.body.conv1, model.backbone.body.layer1):
+            part.requires_grad_(False)
+        models[f"torchvision: {name}"] = model
+    return models
+
+
+def torchvision_calls(model, images: list, objects: list[dict]) -> tuple[Callable, Callable]:
+    return lambda: model(images, objects), lambda: model(images)
+
+
+def detectron2_models(side: int) -> dict[str, torch.nn.Module]:
+    from detectron2.modeling import build_model
+
+    from maskx_d2.hosts.detectron2.config import load_config
+
+    settings = [
+        *("INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", side, "MODEL.WEIGHTS", ""),
+        *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+        *("DATASETS.CLASSES_WITH_MASKS", "all"),
+    ]
+    maskx = str(config_file("maskx_R_50_FPN_1x.yaml"))
+    configs = {
+        "Mask R-CNN": (str(config_file("mask_rcnn_R_50_FPN_1x.yaml")), []),
+        "Mask^X": (maskx, []),
+        "Mask^X without MLP branch": (maskx, ["MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", 0]),
+    }
+    return {
+        f"Detectron2: {name}": build_model(load_config(config, [*settings, *more]))
+        for name, (config, more) in configs.items()
+    }
+
+
+def detectron2_calls(model, images: list, objects: list[dict]) -> tuple[Callable, Callable]:
+    from detectron2.structures import BitMasks, Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    inputs = []
+    for image, of_image in zip(images, objects, strict=True):
+        height, width = image.shape[-2:]
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(of_image["boxes"])
+        instances.gt_classes = of_image["labels"] - 1
+        instances.gt_masks = BitMasks(of_image["masks"].bool())
+        inputs.append({"image": image * 255, "instances": instances, "height": height, "width": width})
+
+    def losses():
+        with EventStorage():
+            return model(inputs)
+
+    return losses, lambda: model(inputs)
+
+
+def tame(model: torch.nn.Module) -> None:
+    """With frozen normalisation and random weights, activations grow from block to block: make them not."""
+    for name, buffer in model.named_buffers():
+        if name.endswith(("bn3.weight", "conv3.norm.weight")):
+            buffer.fill_(0.2)
+
+
+def training_step(losses: Callable, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    sum(losses().values()).backward()
+    optimizer.step()
+
+
+def seconds(function: Callable) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--side", type=int, default=320, help="of the images, in pixels")
+    parser.add_argument("--images", type=int, default=2, help="in a step")
+    parser.add_argument("--objects", type=int, default=8, help="in an image")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    images = list(torch.rand(args.images, 3, args.side, args.side))
+    objects = targets(args.images, args.side, args.objects)
+    models = {
+        name: (model, torchvision_calls(model, images, objects))
+        for name, model in torchvision_models(args.side).items()
+    }
+    if find_spec("detectron2") is not None:
+        for name, model in detectron2_models(args.side).items():
+            models[name] = model, detectron2_calls(model, images, objects)
+
+    print(
+        f"{args.images} images of {args.side} x {args.side} with {args.objects} objects each, CPU, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    steps, inferences = {}, {}
+    for name, (model, (losses, detections)) in models.items():
+        tame(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # A learning rate of zero: random weights stay what they are, and the work is the same.
+        optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
+        steps[name] = functools.partial(training_step, losses, optimizer)
+        inferences[name] = torch.no_grad()(detections)
+    for title, training, functions in (("training step", True, steps), ("inference", False, inferences)):
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        for repeat in range(args.repeats + 1):
+            for name, function in functions.items():
+                models[name][0].train(training)
+                torch.manual_seed(repeat)
+                elapsed = seconds(function)
+                if repeat > 0:  # the first is for warming up
+                    times[name].append(elapsed)
+        medians = {name: statistics.median(of_model) for name, of_model in times.items()}
+        for name, median in medians.items():
+            ratio = median / medians[PEER]
+            print(f"{title:13}  {name:38} {median:6.2f} s, {ratio:5.2f} x {PEER}")
+
+
+if __name__ == "__main__":
+    main()

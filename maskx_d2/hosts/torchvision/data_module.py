@@ -1,0 +1,165 @@
+"""``CocoDataModule``: training and validation data from COCO JSON, for Lightning."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from maskx_d2.data import class_splits
+from maskx_d2.data.coco_json import class_names, read_coco
+from maskx_d2.hosts.torchvision.dataset import (
+    PartiallySupervisedCoco,
+    Sample,
+    evaluation_transforms,
+    training_transforms,
+)
+
+
+class CocoDataModule(LightningDataModule):
+    """Any dataset in COCO's format, with the masks that a class split leaves."""
+
+    def __init__(
+        self,
+        train_json: Path,
+        train_images: Path,
+        val_json: Path,
+        val_images: Path,
+        classes_with_masks: str = "all",
+        class_split: str = "",
+        batch_size: int = 2,
+        num_workers: int = 2,
+        seed: int = 0,
+    ):
+        """
+        Args:
+            train_json: annotation file to train on.
+            train_images: its image folder.
+            val_json: annotation file to evaluate on; all its masks are used.
+            val_images: its image folder.
+            classes_with_masks: the classes whose masks are used in training: "all", "voc", "nonvoc",
+                "E1_A20B60" ... "E5_A60B20", or the path of a text file with one class name a line. It takes
+                masks away, it never adds any.
+            class_split: the split that evaluation reports AP on A and B for; that of classes_with_masks
+                if empty.
+            batch_size: images in a step of one device.
+            num_workers: processes that load data, for each device.
+            seed: of the order of the images.
+        """
+        super().__init__()
+        self.train_json, self.train_images = train_json, train_images
+        self.val_json, self.val_images = val_json, val_images
+        self.split = classes_with_masks
+        self.class_split = class_split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @cached_property
+    def train_coco(self) -> COCO:
+        return read_coco(Path(self.train_json))
+
+    @cached_property
+    def val_coco(self) -> COCO:
+        """The ground truth of evaluation."""
+        coco = read_coco(Path(self.val_json))
+        if self.class_names != class_names(coco):
+            raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
+        return coco
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the K classes in the order of their contiguous indices."""
+        return class_names(self.train_coco)
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Category id of each class."""
+        return sorted(self.train_coco.cats)
+
+    @property
+    def evaluated_with_masks(self) -> list[int]:
+        """Contiguous indices of A in the split that evaluation reports on."""
+        return class_splits.classes_with_masks(self.class_split or self.split, self.class_names)
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = PartiallySupervisedCoco(
+            self.train_coco,
+            Path(self.train_images),
+            with_masks=class_splits.classes_with_masks(self.split, self.class_names),
+            transforms=training_transforms(),
+            annotated_only=True,
+        )
+        if len(dataset) == 0:
+            raise ValueError(f"{self.train_json} has no image with an object, expected one at least")
+        trainer = self.trainer
+        images_done = trainer.global_step * trainer.accumulate_grad_batches * self.batch_size
+        sampler = ShuffledStream(
+            dataset,
+            length=trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
+            if trainer.max_steps > 0
+            else len(dataset) // trainer.world_size,
+            start=images_done,
+            num_replicas=trainer.world_size,
+            rank=trainer.global_rank,
+            seed=self.seed,
+        )
+        return self._loader(dataset, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        dataset = PartiallySupervisedCoco(
+            self.val_coco, Path(self.val_images), transforms=evaluation_transforms()
+        )
+        return self._loader(dataset)
+
+    def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            persistent_workers=self.num_workers > 0,
+            **kwargs,
+        )
+
+
+class ShuffledStream(DistributedSampler):
+    """
+    An endless stream of shuffled passes over a dataset, dealt out to the ranks. It comes in epochs of
+    any length, and can start anywhere, where a run that was interrupted goes on.
+    """
+
+    def __init__(self, dataset: Dataset, *, length: int, start: int = 0, **kwargs):
+        """
+        Args:
+            dataset: it is asked for its length only.
+            length: indices in an epoch of one rank.
+            start: indices that this rank has had.
+            kwargs: ``num_replicas``, ``rank`` and ``seed`` of torch's ``DistributedSampler``.
+        """
+        super().__init__(dataset, **kwargs)
+        self.length = max(length, 1)
+        self.position = start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        size = len(self.dataset)
+        drawn, order = -1, []
+        for position in range(self.position, (self.position // self.length + 1) * self.length):
+            self.position = position + 1
+            number, place = divmod(position * self.num_replicas + self.rank, size)
+            if number != drawn:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                drawn, order = number, torch.randperm(size, generator=generator).tolist()
+            yield order[place]
+
+
+def _collate(samples: list[Sample]) -> tuple[list, list]:
+    """Images of different sizes stay a list, as torchvision's models take them."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

@@ -1,0 +1,108 @@
+"""The demo's training runs on torchvision."""
+
+import sys
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
+
+from maskx_d2.config_files import config_file
+from maskx_d2.demo import Run
+from maskx_d2.hosts.torchvision.callbacks import MetricsFile, RepeatableSteps
+from maskx_d2.hosts.torchvision.data_module import CocoDataModule
+from maskx_d2.hosts.torchvision.training import TrainingModule
+
+COCO_COMMAND = f"maskx torchvision fit --config {config_file('torchvision/maskx_resnet50_fpn_1x.yaml')}"
+
+# The detector of configs/demo, as near as torchvision's parts come.
+_DETECTOR = {
+    "depth": 18,
+    "norm": "GN",
+    "fpn_channels": 64,
+    "anchor_sizes": [[40], [56], [80], [112], [160]],
+    "anchor_aspect_ratios": [1.0],
+    "box_head_dim": 256,
+    "mask_head_channels": [64, 64, 64, 64],
+    "min_size": 128,
+    "max_size": 128,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.227, 0.227, 0.227],
+    "rpn_pre_nms_top_n_train": 300,
+    "rpn_pre_nms_top_n_test": 200,
+    "rpn_post_nms_top_n_train": 100,
+    "rpn_post_nms_top_n_test": 50,
+    "box_batch_size_per_image": 64,
+    "box_positive_fraction": 0.5,
+}
+_MASK_BRANCHES = {
+    "class_agnostic": {"predictor": "agnostic", "mlp_layers": 0},
+    "maskx": {"predictor": "transfer", "mlp_reduced_channels": 8},
+}
+_STAGE_1 = {"learning_rate": 0.02, "warmup_steps": 50}
+_STAGE_2 = {"optimizer": "AdamW", "learning_rate": 0.002, "warmup_steps": 30}
+
+
+def train(run: Run) -> Path:
+    """See :class:`maskx_d2.demo.Host`."""
+    is_stage_1 = run.detector is None
+    data = CocoDataModule(
+        run.dataset.train_json,
+        run.dataset.train_images,
+        run.dataset.test_json,
+        run.dataset.test_images,
+        classes_with_masks=str(run.dataset.split_file),
+        batch_size=8 if is_stage_1 else 4,
+        num_workers=0,
+        seed=run.seed,
+    )
+    seed_everything(run.seed, verbose=False)
+    settings = {"predictor": None, **_STAGE_1} if is_stage_1 else {**_MASK_BRANCHES[run.name], **_STAGE_2}
+    module = TrainingModule(
+        class_names=data.class_names,
+        category_ids=data.category_ids,
+        classes_with_masks=data.evaluated_with_masks,
+        detector=None if is_stage_1 else str(run.detector),
+        lr_schedule="cosine",
+        **_DETECTOR,
+        **settings,
+    )
+    trainer = Trainer(
+        default_root_dir=run.folder,
+        max_steps=run.iterations,
+        accelerator="cpu",
+        gradient_clip_val=5.0 if is_stage_1 else None,
+        log_every_n_steps=20,
+        num_sanity_val_steps=0,
+        limit_val_batches=0 if is_stage_1 else None,
+        logger=[TensorBoardLogger(run.folder, name="", version=""), MetricsFile(run.folder)],
+        callbacks=[RepeatableSteps(run.seed), _ProgressBar(run.title)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return run.folder / "model_final.ckpt"
+
+
+def predict_options(folder: Path) -> str:
+    """See :class:`maskx_d2.demo.Host`."""
+    return f"--weights {folder}/model_final.ckpt"
+
+
+class _ProgressBar(Callback):
+    """A bar over the steps, with the time left and the loss."""
+
+    def __init__(self, title: str):
+        self.title = title
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.bar = tqdm(total=trainer.max_steps, desc=self.title, unit="it", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args) -> None:
+        self.bar.update()
+        if self.bar.n % 20 == 0:
+            self.bar.set_postfix(loss=f"{trainer.callback_metrics['total_loss']:.3f}")
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.bar.close()

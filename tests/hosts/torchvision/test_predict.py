@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskx_d2 import cli
+from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
+from maskx_d2.hosts.torchvision.training import TrainingModule
+
+from . import tiny
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of an untrained model that finds something everywhere."""
+    torch.manual_seed(0)
+    options = {
+        **tiny.MODEL,
+        "class_names": ["cat", "dog", "cow", "hen"],
+        "category_ids": [3, 5, 7, 9],
+        "classes_with_masks": [0, 2],
+        "box_score_thresh": 0.0,
+    }
+    module = TrainingModule(**options)
+    path = tmp_path_factory.mktemp("model") / "model.ckpt"
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": options}, path)
+    return path
+
+
+def test_detections_are_those_of_the_model_in_coco_format(checkpoint):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    detector = TorchvisionDetector(checkpoint)
+    assert detector.style.names == {3: "cat", 5: "dog", 7: "cow", 9: "hen"}
+    assert detector.style.with_masks == {3, 7}
+    results = detector.detect(Image.fromarray(pixels), 42)
+    image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    with torch.no_grad():
+        (expected,) = TrainingModule.from_checkpoint(checkpoint).model.eval()([image])
+    assert len(results) == len(expected["boxes"]) > 5
+    for result, box, label, score in zip(
+        results, expected["boxes"], expected["labels"], expected["scores"], strict=True
+    ):
+        x0, y0, x1, y1 = box.tolist()
+        assert result["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=1e-4)
+        assert result["category_id"] == [3, 5, 7, 9][label - 1]
+        assert result["score"] == pytest.approx(score.item())
+        assert result["image_id"] == 42 and result["segmentation"]["size"] == [70, 90]
+
+
+def test_the_command_draws_and_writes_what_is_found(checkpoint, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.PNG"):
+        Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(tmp_path / name)
+    out = tmp_path / "out"
+    cli.main(
+        ["predict", "--weights", str(checkpoint), str(tmp_path), "--output", str(out), "--min-score", "0.1"]
+    )
+    assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
+    results = json.loads((out / "coco_instances_results.json").read_text())
+    assert {r["file_name"] for r in results} == {"a.jpg", "b.PNG"}
+    assert all(r["score"] >= 0.1 for r in results)
+    assert "2 pictures in" in capsys.readouterr().out
+
+
+class Harmful:
+    def __reduce__(self):
+        return open, ("harm", "w")
+
+
+def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("image.png")
+    for name in ("weights.pth", "text.ckpt"):
+        (tmp_path / name).write_text("no checkpoint")
+    torch.save({"state_dict": {}}, "other.ckpt")
+    torch.save([1], "list.ckpt")
+    torch.save({"state_dict": Harmful()}, "bad.ckpt")
+    cases = [
+        (
+            ["weights.pth"],
+            "--weights weights.pth is no .ckpt of the torchvision host, expected --config-file",
+        ),
+        (["absent.ckpt"], "--weights absent.ckpt is no file"),
+        (["text.ckpt"], "checkpoint text.ckpt is refused"),
+        (["other.ckpt"], "checkpoint other.ckpt has no 'hyper_parameters', expected one that this host"),
+        (["list.ckpt"], "checkpoint list.ckpt holds a list, expected a dictionary"),
+        (["bad.ckpt"], "checkpoint bad.ckpt is refused"),
+        ([str(checkpoint), "--opts", "A", "1"], "--opts are config keys, expected --config-file too"),
+    ]
+    for (weights, *more), message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["predict", "image.png", "--output", "out", "--weights", weights, *more])
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("maskx: ") and message in line
+    assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()

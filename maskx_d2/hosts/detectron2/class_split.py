@@ -1,5 +1,7 @@
 """Class splits of Detectron2 datasets."""
 
+from dataclasses import dataclass
+
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -32,11 +34,24 @@ def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:
         )
 
 
-def class_has_mask(cfg: CfgNode) -> list[bool]:
-    """For each class of the training set, whether DATASETS.CLASSES_WITH_MASKS leaves it its masks."""
-    names = class_names(cfg.DATASETS.TRAIN[0])
-    with_masks = set(_read_split("DATASETS.CLASSES_WITH_MASKS", cfg.DATASETS.CLASSES_WITH_MASKS, names))
-    return [i in with_masks for i in range(len(names))]
+@dataclass(frozen=True)
+class ClassHasMask:
+    """Tells for each class of a dataset whether a split leaves it its masks, once the dataset is known."""
+
+    dataset_name: str
+
+    split: str
+    """A value of DATASETS.CLASSES_WITH_MASKS."""
+
+    def __call__(self) -> list[bool]:
+        names = class_names(self.dataset_name)
+        with_masks = set(_read_split("DATASETS.CLASSES_WITH_MASKS", self.split, names))
+        return [i in with_masks for i in range(len(names))]
+
+
+def classes_with_masks_of(dataset_name: str, split: str) -> list[int]:
+    """Contiguous indices of the classes of a registered dataset that have masks under a split."""
+    return classes_with_masks(split, class_names(dataset_name))
 
 
 def evaluated_classes_with_masks(cfg: CfgNode, dataset_name: str) -> list[int]:

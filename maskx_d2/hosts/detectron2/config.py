@@ -59,6 +59,12 @@ def check_maskx_config(cfg: CfgNode) -> None:
     """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
     head = cfg.MODEL.ROI_MASK_HEAD
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference != 0:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 for a batch of your own"
+        )
     _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
     _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", head.TRANSFER.NUM_LAYERS, (1, 2, 3))

@@ -9,12 +9,13 @@ from detectron2.data import (
     DatasetCatalog,
     MetadataCatalog,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
-from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_has_mask
+from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 
 
@@ -62,7 +63,8 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     )
     check_num_classes(cfg, cfg.DATASETS.TRAIN[0])
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
-        remove_masks(arguments["dataset"], class_has_mask(cfg))
+        class_has_mask = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
+        remove_masks(arguments["dataset"], class_has_mask())
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
@@ -71,6 +73,16 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         # iteration that it is started in.
         arguments["seed"] = cfg.SEED + start_iter
     return build_detection_train_loader(**arguments)
+
+
+def load_without_masks(dataset_name: str, split: str) -> list[dict]:
+    """
+    For LazyConfig: Detectron2's dicts of a registered dataset, images without annotations left out,
+    without the masks that a split (see DATASETS.CLASSES_WITH_MASKS) takes away.
+    """
+    dataset = get_detection_dataset_dicts(dataset_name)
+    remove_masks(dataset, ClassHasMask(dataset_name, split)())
+    return dataset
 
 
 def remove_masks(dataset: list[dict], class_has_mask: list[bool]) -> None:

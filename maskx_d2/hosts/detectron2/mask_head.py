@@ -159,7 +159,10 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
         (``num_classes``, D) float32.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is {path!r}, which is no file")
+        raise FileNotFoundError(
+            f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is {path!r}, which is no file: "
+            "maskx embeddings writes one"
+        )
     try:
         table = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:

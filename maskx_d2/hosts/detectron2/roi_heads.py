@@ -1,6 +1,5 @@
 """``PartiallySupervisedROIHeads``: Detectron2's ROI heads where some instances have no mask."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from maskx_d2.hosts.detectron2.class_split import class_has_mask
+from maskx_d2.hosts.detectron2.class_split import ClassHasMask
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
 
 
@@ -53,7 +52,7 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
         ret = super().from_config(cfg, input_shape)
         if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
-            ret["get_class_has_mask"] = functools.partial(class_has_mask, cfg)
+            ret["get_class_has_mask"] = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
         return ret
 
     @property

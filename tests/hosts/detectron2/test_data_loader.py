@@ -5,7 +5,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskx_d2.data import shapes
 from maskx_d2.hosts.detectron2.class_split import (
-    class_has_mask,
+    ClassHasMask,
     class_names,
     evaluated_classes_with_masks,
 )
@@ -133,4 +133,6 @@ def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
     ):
         cfg = tiny.data_config(shapes_dataset, tmp_path, key, split)
         with pytest.raises(error, match=rf"^{key} is '.*{message}"):
-            class_has_mask(cfg) if "MASKS" in key else evaluated_classes_with_masks(cfg, "shapes_test")
+            ClassHasMask(
+                cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS
+            )() if "MASKS" in key else evaluated_classes_with_masks(cfg, "shapes_test")

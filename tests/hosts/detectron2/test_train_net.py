@@ -16,6 +16,7 @@ SMALL = [
     *("SOLVER.BASE_LR", "0.001", "MODEL.WEIGHTS", "", "SEED", "1", "SOLVER.STEPS", "()"),
     # Without pre-trained weights a frozen BatchNorm would make the activations explode.
     *("MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("SOLVER.REFERENCE_WORLD_SIZE", "0"),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
 ]
 # The full MLP branch has 157 million weights: here the reduced form.

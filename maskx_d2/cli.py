@@ -75,6 +75,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    splits = commands.add_parser(
+        "splits",
+        help="which classes a split gives masks to",
+        description="Print a class split. With an annotation file, of its classes, and with its instances.",
+    )
+    splits.add_argument("split", metavar="NAME", help="voc, nonvoc, E1_A20B60 ..., or a file of names")
+    splits.add_argument("annotations", nargs="?", type=Path, metavar="JSON", help="in COCO's format")
+    splits.add_argument("--json", action="store_true", help="print it as JSON")
+    splits.set_defaults(run=_splits)
+
+    embeddings = commands.add_parser(
+        "embeddings",
+        help="write a table of fixed class embeddings",
+        description="Write the .npy table of MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE.",
+    )
+    kinds = embeddings.add_subparsers(dest="kind", required=True, metavar="KIND")
+    glove = kinds.add_parser("glove", help="word vectors of the class names")
+    glove.add_argument("--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
+    random = kinds.add_parser("random", help="normally distributed random numbers")
+    random.add_argument("--seed", type=int, default=0, metavar="N")
+    random.add_argument("--dim", type=int, default=300, metavar="D")
+    for kind in (glove, random):
+        kind.add_argument(
+            "--classes",
+            type=Path,
+            metavar="FILE",
+            help="annotations in COCO's format, or a text file with one class name a line in the order of "
+            "the classes; COCO's 80 classes if it is not given",
+        )
+        kind.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .npy file")
+        kind.set_defaults(run=_embeddings)
+
     commands.add_parser(
         "torchvision",
         help="train and evaluate without Detectron2, by torchvision and Lightning",
@@ -130,6 +162,27 @@ def _detector(args: argparse.Namespace):
     from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(args.weights))
+
+
+def _splits(args: argparse.Namespace) -> None:
+    from maskx_d2.data.class_splits import class_split_report
+    from maskx_d2.data.coco_json import read_coco
+
+    coco = None if args.annotations is None else read_coco(args.annotations)
+    print(class_split_report(args.split, coco, as_json=args.json))
+
+
+def _embeddings(args: argparse.Namespace) -> None:
+    from maskx_d2.data import class_embeddings
+    from maskx_d2.data.class_splits import read_class_names
+
+    names = read_class_names(args.classes)
+    if args.kind == "glove":
+        table = class_embeddings.glove_embeddings(args.vectors, names)
+    else:
+        table = class_embeddings.random_embeddings(len(names), dim=args.dim, seed=args.seed)
+    class_embeddings.write_table(args.output, table)
+    print(f"{args.output}: {table.shape[1]} numbers for each of {table.shape[0]} classes")
 
 
 def _torchvision(args: argparse.Namespace) -> None:

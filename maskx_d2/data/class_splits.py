@@ -5,11 +5,16 @@ A split is named by ``"all"``, ``"voc"``, ``"nonvoc"``, ``"E1_A20B60"`` ... ``"E
 random splits of COCO) or by the path of a text file with one class name a line.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pycocotools.coco import COCO
+
+from maskx_d2.data.coco_json import class_names as class_names_of
+from maskx_d2.data.coco_json import read_coco
 
 _CLASS_LISTS = Path(__file__).parent / "class_lists"
 # Name -> number of classes with masks, in the order in which the original code draws them.
@@ -35,31 +40,88 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
         ValueError: the split does not fit the dataset: a class that it does not have, a class listed
             twice, or nothing on one side.
     """
+    num_classes = len(class_names)
     if split == "all":
-        return list(range(len(class_names)))
+        return list(range(num_classes))
     if split == "voc":
-        return _indices_of(_read_names(_CLASS_LISTS / "voc.txt"), class_names, "split 'voc'")
-    if split == "nonvoc":
-        return sorted(set(range(len(class_names))) - set(classes_with_masks("voc", class_names)))
-    if split in _RANDOM_SPLITS:
-        coco = _read_names(_CLASS_LISTS / "coco.txt")
-        names = [coco[i] for i in _random_split(split)]
-        return _indices_of(names, class_names, f"split {split!r}")
-    path = Path(split)
-    if not path.is_file():
+        what = "split 'voc'"
+        indices = _indices_of(_read_names(_CLASS_LISTS / "voc.txt"), class_names, what)
+    elif split == "nonvoc":
+        what = "split 'nonvoc'"
+        voc = _indices_of(_read_names(_CLASS_LISTS / "voc.txt"), class_names, what)
+        indices = sorted(set(range(num_classes)) - set(voc))
+    elif split in _RANDOM_SPLITS:
+        what = f"split {split!r}"
+        coco = coco_class_names()
+        indices = _indices_of([coco[i] for i in _random_split(split)], class_names, what)
+    elif Path(split).is_file():
+        what = f"split file {split}"
+        indices = _indices_of(_read_names(Path(split)), class_names, what)
+    else:
         raise FileNotFoundError(
             f"class split {split!r} is neither a file nor one of all, voc, nonvoc, "
             f"{NAMED_SPLITS[3]} ... {NAMED_SPLITS[-1]}"
         )
-    indices = _indices_of(_read_names(path), class_names, f"split file {path}")
     if not indices:
-        raise ValueError(f"split file {path} names no class, expected one class name a line")
-    if len(indices) == len(class_names):
+        raise ValueError(f"{what} gives masks to no class, expected one at least")
+    if len(indices) == num_classes:
         raise ValueError(
-            f"split file {path} names all {len(class_names)} classes, which leaves none with boxes "
-            "only: use 'all'"
+            f"{what} gives masks to all {num_classes} classes, which leaves none with boxes only: use 'all'"
         )
     return indices
+
+
+def coco_class_names() -> list[str]:
+    """The 80 classes of COCO in the order of their contiguous indices."""
+    return _read_names(_CLASS_LISTS / "coco.txt")
+
+
+def read_class_names(path: Path | None) -> list[str]:
+    """
+    Class names, in the order of their contiguous indices, of an annotation file in COCO's format
+    (``.json``) or of a text file with one name a line; those of COCO if ``path`` is None.
+    """
+    if path is None:
+        return coco_class_names()
+    if path.suffix == ".json":
+        return class_names_of(read_coco(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"class names {path} are no file")
+    names = _read_names(path)
+    if not names:
+        raise ValueError(f"class names {path} are empty, expected one a line")
+    return names
+
+
+def class_split_report(split: str, coco: COCO | None = None, *, as_json: bool = False) -> str:
+    """
+    What a split makes of a dataset's classes, for people or as
+    ``{"with_masks": [names], "boxes_only": [names]}``.
+
+    Args:
+        split: see :func:`classes_with_masks`.
+        coco: the dataset; without one, COCO's 80 classes.
+        as_json: whether to return JSON.
+    """
+    names = coco_class_names() if coco is None else class_names_of(coco)
+    with_masks = set(classes_with_masks(split, names))
+    sides = {
+        "with_masks": [name for i, name in enumerate(names) if i in with_masks],
+        "boxes_only": [name for i, name in enumerate(names) if i not in with_masks],
+    }
+    if as_json:
+        return json.dumps(sides)
+    lines = []
+    for title, of_side in zip(("A, with masks", "B, boxes only"), sides.values(), strict=True):
+        count = f"{len(of_side)} classes"
+        if coco is not None:
+            ids = {
+                category_id for category_id, category in coco.cats.items() if category["name"] in of_side
+            }
+            instances = sum(a["category_id"] in ids for a in coco.dataset["annotations"])
+            count += f", {instances} instances"
+        lines.append(f"{title} ({count}): {', '.join(of_side)}")
+    return "\n".join(lines)
 
 
 def _random_split(name: str) -> list[int]:
@@ -70,6 +132,7 @@ def _random_split(name: str) -> list[int]:
 
 
 def _read_names(path: Path) -> list[str]:
+    """One name a line; empty lines are passed over."""
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

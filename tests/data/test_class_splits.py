@@ -58,8 +58,8 @@ def test_a_file_of_names(tmp_path):
     [
         ("dog\ncow\n", r"names 'cow', which the dataset's 3 classes do not include: cat, bird, dog"),
         ("dog\ndog\n", r"names 'dog' twice"),
-        ("\n", r"names no class"),
-        ("dog\ncat\nbird\n", r"names all 3 classes.*use 'all'"),
+        ("\n", r"gives masks to no class"),
+        ("dog\ncat\nbird\n", r"gives masks to all 3 classes.*use 'all'"),
     ],
 )
 def test_a_file_that_does_not_fit_is_an_error_that_names_it(tmp_path, content, message):
@@ -74,6 +74,15 @@ def test_a_split_of_other_classes_is_an_error():
         classes_with_masks("voc", ["person"])
     with pytest.raises(ValueError, match=r"split 'E2_A30B50' names"):
         classes_with_masks("E2_A30B50", ["person"])
+
+
+def test_a_named_split_must_leave_something_on_both_sides(coco):
+    voc = [coco[i] for i in VOC_INDICES]
+    with pytest.raises(ValueError, match=r"split 'voc' gives masks to all 20 classes.*use 'all'"):
+        classes_with_masks("voc", voc)
+    with pytest.raises(ValueError, match=r"split 'nonvoc' gives masks to no class"):
+        classes_with_masks("nonvoc", voc)
+    assert classes_with_masks("all", voc) == list(range(20))
 
 
 def test_neither_a_name_nor_a_file():

@@ -1,0 +1,73 @@
+"""Fixed class embeddings: tables of word vectors or of random numbers, a row for each class."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
+    """
+    Embeddings of class names from word vectors; a name of several words has the mean of its words.
+
+    Args:
+        vectors: a text file in GloVe's format, a word and its numbers on each line.
+        class_names: names of the K classes. They are looked up in lower case.
+
+    Returns:
+        (K, D) float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is in another format, or words are missing in it: they are named.
+    """
+    if not vectors.is_file():
+        raise FileNotFoundError(f"word vectors {vectors} are no file")
+    words_of = [name.lower().replace("_", " ").split() for name in class_names]
+    wanted = {word for words in words_of for word in words}
+    found: dict[str, np.ndarray] = {}
+    with vectors.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            word, _, numbers = line.rstrip().partition(" ")
+            if word not in wanted or word in found:
+                continue
+            try:
+                found[word] = np.array(numbers.split(), dtype=np.float32)
+            except ValueError as error:
+                raise ValueError(
+                    f"word vectors {vectors}: line {number} is {line[:40]!r}, expected a word and numbers"
+                ) from error
+            if len(found) == len(wanted):
+                break
+    missing = sorted(wanted - set(found))
+    if missing:
+        of_names = [n for n, words in zip(class_names, words_of, strict=True) if set(words) & set(missing)]
+        raise ValueError(
+            f"word vectors {vectors} have no {', '.join(map(repr, missing))}, which the class names "
+            f"{', '.join(map(repr, of_names))} need"
+        )
+    sizes = {len(vector) for vector in found.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"word vectors {vectors} have lines of {' and '.join(map(str, sorted(sizes)))} numbers, "
+            "expected the same on all"
+        )
+    return np.stack([np.mean([found[word] for word in words], axis=0) for words in words_of])
+
+
+def random_embeddings(num_classes: int, *, dim: int = 300, seed: int = 0) -> np.ndarray:
+    """(``num_classes``, ``dim``) float32 from the standard normal distribution."""
+    return np.random.default_rng(seed).standard_normal((num_classes, dim)).astype(np.float32)
+
+
+def write_table(path: Path, table: np.ndarray) -> None:
+    """Write a .npy file, and make its folder if need be; a file that is there is replaced at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, table)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+import json
+
+import numpy as np
+import pytest
+
+from maskx_d2 import cli
+
+CATEGORIES = [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 9, "name": "cow"}]
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "truth.json"
+    boxes = [
+        {"id": i, "image_id": 1, "category_id": c, "bbox": [0, 0, 1, 1]} for i, c in enumerate((5, 5, 2, 9))
+    ]
+    path.write_text(json.dumps({"images": [{"id": 1}], "annotations": boxes, "categories": CATEGORIES}))
+    return path
+
+
+def printed(capsys, *arguments):
+    cli.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def failure(capsys, *arguments):
+    """The sentence that a user's mistake ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_split_is_printed_with_its_two_sides(capsys):
+    with_masks, boxes_only = printed(capsys, "splits", "voc").splitlines()
+    assert with_masks.startswith("A, with masks (20 classes): person, bicycle, car")
+    assert boxes_only.startswith("B, boxes only (60 classes): truck, traffic light")
+
+
+def test_a_split_of_an_annotation_file_has_its_classes_and_instances(capsys, annotations, tmp_path):
+    (tmp_path / "names.txt").write_text("dog\n")
+    lines = printed(capsys, "splits", tmp_path / "names.txt", annotations).splitlines()
+    assert lines == [
+        "A, with masks (1 classes, 2 instances): dog",
+        "B, boxes only (2 classes, 2 instances): cat, cow",
+    ]
+    sides = json.loads(printed(capsys, "splits", tmp_path / "names.txt", annotations, "--json"))
+    assert sides == {"with_masks": ["dog"], "boxes_only": ["cat", "cow"]}
+
+
+def test_a_split_in_json_has_every_class_once(capsys):
+    sides = json.loads(printed(capsys, "splits", "E3_A50B30", "--json"))
+    assert (len(sides["with_masks"]), len(sides["boxes_only"])) == (50, 30)
+    assert len({*sides["with_masks"], *sides["boxes_only"]}) == 80
+
+
+def test_embeddings_are_written_for_the_classes_that_are_given(capsys, annotations, tmp_path):
+    (tmp_path / "vectors.txt").write_text("cat 1 2\ndog 3 4\ncow 5 6\n")
+    (tmp_path / "names.txt").write_text("cow\ncat\n")
+    glove = [
+        "embeddings",
+        "glove",
+        "--vectors",
+        tmp_path / "vectors.txt",
+        "--output",
+        tmp_path / "table.npy",
+    ]
+    assert "2 numbers for each of 3 classes" in printed(capsys, *glove, "--classes", annotations)
+    # In the order of the category ids.
+    assert np.load(tmp_path / "table.npy").tolist() == [[1, 2], [3, 4], [5, 6]]
+    printed(capsys, *glove, "--classes", tmp_path / "names.txt")
+    assert np.load(tmp_path / "table.npy").tolist() == [[5, 6], [1, 2]]
+    printed(capsys, "embeddings", "random", "--dim", 7, "--seed", 3, "--output", tmp_path / "random.npy")
+    table = np.load(tmp_path / "random.npy")
+    assert table.shape == (80, 7) and table.std() > 0.5
+
+
+def test_users_mistakes_end_with_one_sentence(capsys, annotations, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    out = ["--output", tmp_path / "table.npy"]
+    random = ["embeddings", "random", *out, "--classes"]
+    assert "'nothing' is neither a file nor one of all, voc" in failure(capsys, "splits", "nothing")
+    assert "names 'person'" in failure(capsys, "splits", "voc", annotations)
+    assert "absent.json is no file" in failure(capsys, "splits", "voc", tmp_path / "absent.json")
+    assert "class names" in failure(capsys, *random, tmp_path / "absent.txt")
+    assert "are empty, expected one a line" in failure(capsys, *random, tmp_path / "empty.txt")
+    glove = ["embeddings", "glove", "--vectors", tmp_path / "absent.txt", *out]
+    assert "absent.txt are no file" in failure(capsys, *glove)
+    assert not (tmp_path / "table.npy").exists()
+
+
+def test_a_host_that_is_not_installed_is_named_with_its_install_command(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_has_detectron2", lambda: False)
+    for arguments in (
+        ["demo", "--host", "detectron2"],
+        ["predict", "--config-file", "a.yaml", "--weights", __file__, "--output", "out", __file__],
+    ):
+        line = failure(capsys, *arguments)
+        assert "needs Detectron2, which is not installed: pip install --no-build-isolation" in line

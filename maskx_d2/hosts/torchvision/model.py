@@ -136,7 +136,8 @@ def maskx_rcnn_resnet_fpn(
         ratios = (tuple(anchor_aspect_ratios),) * len(sizes)
         kwargs["rpn_anchor_generator"] = AnchorGenerator(sizes, ratios)
     box_head = TwoMLPHead(fpn_channels * _BOX_SIDE**2, box_head_dim)
-    box_predictor = _box_predictor(box_head_dim, num_classes)
+    box_predictor = FastRCNNPredictor(box_head_dim, num_classes)
+    _initialize_box_branch(box_head, box_predictor)
     if predictor is None:
         return FasterRCNN(backbone, box_head=box_head, box_predictor=box_predictor, **kwargs)
     in_channels = mask_head_channels[-1]
@@ -188,17 +189,19 @@ def _backbone(*, depth, weights, trainable_layers, norm, channels) -> BackboneWi
     return backbone
 
 
-def _box_predictor(in_channels: int, num_classes: int) -> FastRCNNPredictor:
+def _initialize_box_branch(box_head: TwoMLPHead, box_predictor: FastRCNNPredictor) -> None:
     """
-    Torchvision's, with the initial weights of Mask R-CNN's original code. Torchvision's are 4 and 36 times
-    as large. They are noise in the class embeddings, which a short training does not get rid of: masks
-    of the classes trained with masks are as good with it, those of the others are not.
+    Give it the initial weights that Mask R-CNN's original code has. Torchvision's are 4 times (classifier)
+    and 36 times (regressor) as large. They are noise in the class embeddings, which a short training does
+    not get rid of: masks of classes that were trained with masks are as good with it, those of the others
+    are not.
     """
-    predictor = FastRCNNPredictor(in_channels, num_classes)
-    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+    for layer in (box_head.fc6, box_head.fc7):
+        nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.zeros_(layer.bias)
+    for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
-    return predictor
 
 
 def _one_of(name: str, value, allowed: tuple) -> None:

@@ -75,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    check = commands.add_parser(
+        "check-dataset",
+        help="all that is wrong with a dataset, before a long run",
+        description="Report everything in a dataset in COCO's format that training or evaluation would "
+        "stumble over (errors, exit status 1) or deal with (remarks).",
+    )
+    check.add_argument("annotations", type=Path, metavar="JSON")
+    check.add_argument("images", type=Path, metavar="IMAGES", help="the folder of its images")
+    check.set_defaults(run=_check_dataset)
+
     splits = commands.add_parser(
         "splits",
         help="which classes a split gives masks to",
@@ -162,6 +172,22 @@ def _detector(args: argparse.Namespace):
     from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(args.weights))
+
+
+def _check_dataset(args: argparse.Namespace) -> None:
+    from maskx_d2.data.coco_json import read_json
+    from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
+
+    if not args.images.is_dir():
+        raise FileNotFoundError(f"image folder {args.images} is no folder")
+    content = read_json(args.annotations)
+    bar = partial(tqdm, total=len(content["images"]), unit="image", file=sys.stderr)
+    problems = [*find_problems(content), *find_image_problems(content, args.images, progress=bar)]
+    counts = [f"{len(content[part]):,} {part}" for part in ("images", "annotations", "categories")]
+    print(f"{args.annotations}: {', '.join(counts)}")
+    print(problem_report(problems) or "Nothing to remark.")
+    if any(problem.is_error for problem in problems):
+        sys.exit(1)
 
 
 def _splits(args: argparse.Namespace) -> None:

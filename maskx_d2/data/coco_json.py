@@ -1,18 +1,21 @@
-"""Reading COCO JSON."""
+"""Reading COCO JSON as people really have it."""
 
 import contextlib
+import copy
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
-_PARTS = ("images", "annotations", "categories")
+from maskx_d2.data.coco_problems import MIN_POLYGON, PARTS, find_problems
 
 
-def read_coco(path: Path) -> COCO:
+def read_json(path: Path) -> dict:
     """
-    Read an annotation file in COCO's format.
+    The content of an annotation file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -25,16 +28,105 @@ def read_coco(path: Path) -> COCO:
             content = json.load(file)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"annotation file {path} is not JSON: {error}") from error
-    missing = [part for part in _PARTS if not isinstance(content, dict) or part not in content]
-    if missing:
-        raise ValueError(
-            f"annotation file {path} has no {missing[0]!r}, expected COCO's {', '.join(_PARTS)}"
-        )
+    for part in PARTS:
+        records = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise ValueError(f"annotation file {path} has no list {part!r}, expected {', '.join(PARTS)}")
+    return content
+
+
+def read_checked_json(path: Path) -> dict:
+    """
+    The content of an annotation file in which nothing keeps it from being used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or something in it cannot be used: the first such thing is named.
+    """
+    content = read_json(path)
+    errors = [problem for problem in find_problems(content) if problem.is_error]
+    if errors:
+        first = errors[0]
+        more = f" ({len(errors) - 1} more: maskx check-dataset lists them)" if len(errors) > 1 else ""
+        raise ValueError(f"annotation file {path}: {first.where} {first.detail}{more}")
+    return content
+
+
+def read_coco(path: Path) -> COCO:
+    """
+    Read and check an annotation file, and put in order what :func:`complete_annotations` does.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_checked_json`.
+    """
+    coco = index_coco(read_checked_json(path))
+    complete_annotations(coco)
+    return coco
+
+
+def index_coco(content: dict) -> COCO:
+    """pycocotools' ``COCO`` of the content of an annotation file."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
+    """
+    Take polygons of fewer than three points, which pycocotools cannot read, out of annotations, in
+    place. One of which nothing is left keeps its box.
+
+    Returns:
+        How many annotations were changed.
+    """
+    changed = 0
+    for annotation in annotations:
+        polygons = annotation.get("segmentation")
+        if not isinstance(polygons, list):
+            continue
+        kept = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON]
+        if len(kept) < len(polygons):
+            annotation["segmentation"] = kept
+            changed += 1
+    return changed
+
+
+def complete_annotations(coco: COCO) -> None:
+    """
+    In place, what pycocotools needs: no polygons of fewer than three points, and ``iscrowd`` and ``area``
+    (of the mask, or else of the box) where they are not given.
+    """
+    annotations = coco.dataset["annotations"]
+    drop_degenerate_polygons(annotations)
+    for annotation in annotations:
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            if annotation.get("segmentation"):
+                annotation["area"] = float(mask_util.area(coco.annToRLE(annotation)))
+            else:
+                annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+
+
+def ignore_boxes_without_mask(coco: COCO) -> COCO:
+    """
+    Ground truth for the evaluation of masks: an instance without a mask becomes a crowd region, its box.
+    What is detected there is neither right nor wrong, and a class that has nothing else has no AP.
+
+    Returns:
+        ``coco`` itself, if all its annotations have masks.
+    """
+    if all(annotation.get("segmentation") for annotation in coco.dataset["annotations"]):
+        return coco
+    annotations = []
+    for annotation in coco.dataset["annotations"]:
+        if not annotation.get("segmentation"):
+            x, y, width, height = annotation["bbox"]
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            annotation = {**annotation, "segmentation": [corners], "iscrowd": 1}
+        annotations.append(copy.copy(annotation))
+    return index_coco({**coco.dataset, "annotations": annotations})
 
 
 def class_names(coco: COCO) -> list[str]:

@@ -8,6 +8,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskx_d2.data.coco_json import ignore_boxes_without_mask
+
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AREAS = {"APs": 1, "APm": 2, "APl": 3}
 _IOU_THRESHOLDS = {"AP50": 0, "AP75": 5}
@@ -57,13 +59,15 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[Mapping], iou_type: str)
     Run pycocotools' COCOeval, without its printing.
 
     Args:
-        ground_truth: the annotations.
+        ground_truth: the annotations. For ``"segm"`` those without a mask are ignored regions.
         results: detections in COCO's results format; there may be none.
         iou_type: ``"bbox"`` or ``"segm"``.
 
     Returns:
         The evaluated and accumulated COCOeval; its class axis is ``sorted(ground_truth.getCatIds())``.
     """
+    if iou_type == "segm":
+        ground_truth = ignore_boxes_without_mask(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
         if results:
             # Left in, boxes would give the masks their areas.

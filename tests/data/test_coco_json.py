@@ -14,7 +14,7 @@ def test_classes_come_in_the_order_of_their_ids(tmp_path):
 
 def test_nothing_is_printed(tmp_path, capsys):
     path = tmp_path / "truth.json"
-    path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
     read_coco(path)
     assert capsys.readouterr().out == ""
 
@@ -24,8 +24,8 @@ def test_nothing_is_printed(tmp_path, capsys):
     [
         ('{"images": [', r"truth.json is not JSON: Expecting value"),
         ("\x89PNG", r"truth.json is not JSON"),
-        ("[]", r"truth.json has no 'images', expected COCO's images, annotations, categories"),
-        ('{"images": [], "annotations": []}', r"truth.json has no 'categories'"),
+        ("[]", r"truth.json has no list 'images', expected images, annotations, categories"),
+        ('{"images": [], "annotations": []}', r"truth.json has no list 'categories'"),
     ],
 )
 def test_errors_name_the_file_and_what_is_missing(tmp_path, text, message):

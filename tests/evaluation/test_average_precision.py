@@ -70,3 +70,47 @@ def test_an_empty_group_has_no_ap():
     found = average_precision(precision, class_groups(range(5), 5))
     assert all(math.isnan(value) for value in found["B"].values())
     assert found["A"] == found["all"]
+
+
+# ---- Ground truth of which some has no mask ----
+
+
+def without_masks(content, category_id, every=1):
+    """The ground truth without the segmentations of a category, all or every so many."""
+    of_category = [a["id"] for a in content["annotations"] if a["category_id"] == category_id][::every]
+    annotations = [
+        {k: v for k, v in a.items() if k != "segmentation"} if a["id"] in of_category else a
+        for a in content["annotations"]
+    ]
+    return {**content, "annotations": annotations}
+
+
+def perfect(content):
+    return [
+        {key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.9}
+        for a in content["annotations"]
+        if not a["iscrowd"]
+    ]
+
+
+def test_what_is_detected_on_an_instance_without_mask_is_neither_right_nor_wrong():
+    content = synthetic.ground_truth()
+    results = perfect(content)
+    partial = without_masks(content, 3, every=2)
+    assert ap_by_group(content, results, "segm")["all"]["AP"] == pytest.approx(100)
+    assert ap_by_group(partial, results, "segm")["all"]["AP"] == pytest.approx(100)
+    # Nothing on the others: those are missed, and no more than those.
+    on_masks = [r for r in results if r["category_id"] != 3]
+    assert ap_by_group(partial, on_masks, "segm")["A"]["AP"] == pytest.approx(50)
+
+
+def test_a_class_without_any_mask_has_no_mask_ap_and_its_box_ap():
+    content = synthetic.ground_truth()
+    results = synthetic.detections(content)
+    partial = without_masks(content, 3)
+    others = [c for c in synthetic.CATEGORY_IDS if c != 3]
+    expected = synthetic.pycocotools_metrics(
+        synthetic.only(content, others), [r for r in results if r["category_id"] != 3], "segm"
+    )
+    assert ap_by_group(partial, results, "segm")["all"] == pytest.approx(expected, abs=1e-9)
+    assert ap_by_group(partial, results, "bbox") == ap_by_group(content, results, "bbox")

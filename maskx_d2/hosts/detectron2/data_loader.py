@@ -1,7 +1,10 @@
 """Registering datasets from the config, and the training data loader."""
 
 import itertools
+import json
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -11,10 +14,11 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
+from maskx_d2.data.coco_json import drop_degenerate_polygons, read_checked_json
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 
@@ -38,7 +42,8 @@ def register_datasets(cfg: CfgNode) -> None:
         if not Path(image_root).is_dir():
             raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is no folder")
         if name not in DatasetCatalog:
-            register_coco_instances(name, {}, json_file, image_root)
+            DatasetCatalog.register(name, partial(_load_coco, name, json_file, image_root))
+            MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
             continue
         metadata = MetadataCatalog.get(name)
         registered = (metadata.get("json_file"), metadata.get("image_root"))
@@ -47,6 +52,18 @@ def register_datasets(cfg: CfgNode) -> None:
                 f"DATASETS.REGISTER: {name!r} is registered already, with {registered[0]}: choose "
                 "another name"
             )
+
+
+def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
+    """Detectron2's ``load_coco_json`` of a file that has been checked, and mended where it needs it."""
+    content = read_checked_json(Path(json_file))
+    # Detectron2 would drop annotations with no other polygons, their boxes too.
+    if drop_degenerate_polygons(content["annotations"]) == 0:
+        return load_coco_json(json_file, image_root, name)
+    with tempfile.TemporaryDirectory() as folder:
+        mended = Path(folder) / Path(json_file).name
+        mended.write_text(json.dumps(content), encoding="utf-8")
+        return load_coco_json(str(mended), image_root, name)
 
 
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):

@@ -36,6 +36,14 @@ class PartiallySupervisedMapper(DatasetMapper):
         ret["masks_required"] = not issubclass(roi_heads, PartiallySupervisedROIHeads)
         return ret
 
+    def __call__(self, dataset_dict: dict) -> dict:
+        try:
+            return super().__call__(dataset_dict)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"image {dataset_dict['file_name']} does not exist") from error
+        except OSError as error:
+            raise ValueError(f"{dataset_dict['file_name']} cannot be read as an image: {error}") from error
+
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         if not self.use_instance_mask:
             super()._transform_annotations(dataset_dict, transforms, image_shape)

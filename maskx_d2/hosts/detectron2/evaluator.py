@@ -1,5 +1,6 @@
 """``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.cocoeval import COCOeval
 
+from maskx_d2.data.coco_json import complete_annotations, ignore_boxes_without_mask
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
 from maskx_d2.evaluation.run_files import write_results
 from maskx_d2.evaluation.tables import group_table
@@ -19,7 +21,8 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
     Detectron2's ``COCOEvaluator``, and for boxes and masks AP on A, on B and on all classes out of the
     same COCOeval. Beside what ``COCOEvaluator`` returns there are, unless all classes have masks,
     ``bbox_A``, ``bbox_B``, ``segm_A`` and ``segm_B``; ``ap_by_group.json`` in the output folder has
-    ``{"bbox"|"segm": {"A"|"B"|"all": {metric: value}}}``, null where there is no ground truth.
+    ``{"bbox"|"segm": {"A"|"B"|"all": {metric: value}}}``, null where there is no ground truth. Instances
+    without a mask are ignored in the evaluation of masks.
     """
 
     def __init__(self, dataset_name: str, *, classes_with_masks: Sequence[int], **kwargs):
@@ -30,6 +33,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             kwargs: see ``COCOEvaluator``.
         """
         super().__init__(dataset_name, **kwargs)
+        complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
         self._groups = class_groups(classes_with_masks, len(self._coco_api.getCatIds()))
         self._by_group: dict[str, dict[str, dict[str, float]]] = {}
@@ -53,6 +57,21 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         if self._output_dir:
             write_results(Path(self._output_dir), self._by_group)
         return results
+
+    def _eval_predictions(self, predictions, img_ids=None) -> None:
+        ground_truth, given_tasks = self._coco_api, self._tasks
+        for_masks = ignore_boxes_without_mask(ground_truth)
+        if for_masks is ground_truth:
+            super()._eval_predictions(predictions, img_ids)
+            return
+        results = [result for of_image in predictions for result in of_image["instances"]]
+        try:
+            for task in given_tasks or self._tasks_from_predictions(results):
+                self._tasks = (task,)
+                self._coco_api = for_masks if task == "segm" else ground_truth
+                super()._eval_predictions(copy.deepcopy(predictions), img_ids)
+        finally:
+            self._coco_api, self._tasks = ground_truth, given_tasks
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None

@@ -11,6 +11,7 @@ from maskx_d2.hosts.detectron2.class_split import (
 )
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader, register_datasets, remove_masks
 
+from ...data import awkward
 from . import tiny
 
 
@@ -136,3 +137,53 @@ def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
             ClassHasMask(
                 cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS
             )() if "MASKS" in key else evaluated_classes_with_masks(cfg, "shapes_test")
+
+
+# ---- Annotation files as people really have them ----
+
+
+def first_image(path, num_classes=2):
+    """What training sees of the first image of tests/data/awkward.py."""
+    overrides = [
+        *("DATASETS.REGISTER", [["mine", str(path), str(path.parent)]], "DATASETS.TRAIN", ("mine",)),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", num_classes),
+        *("SEED", 0, "INPUT.RANDOM_FLIP", "none", "SOLVER.IMS_PER_BATCH", 1),
+        *("INPUT.MIN_SIZE_TRAIN", (awkward.HEIGHT,)),
+    ]
+    loader = iter(build_train_loader(tiny.model_config(*overrides)))
+    return next(image for (image,) in loader if image["image_id"] == 1)
+
+
+@pytest.mark.parametrize("name", awkward.WORKS)
+def test_what_works_is_trained_on(tmp_path, name):
+    change, count, has_mask = awkward.WORKS[name]
+    content = awkward.changed(change)
+    path = awkward.write(tmp_path, content)
+    instances = first_image(path, len(content["categories"]))["instances"]
+    assert len(instances) == count
+    assert instances.gt_has_mask.tolist() == [has_mask, True][:count]
+    assert instances.gt_masks.tensor.flatten(1).any(1).tolist() == instances.gt_has_mask.tolist()
+
+
+@pytest.mark.parametrize("name", awkward.FAILS)
+def test_what_fails_is_named_with_file_and_annotation(tmp_path, name):
+    change, message = awkward.FAILS[name]
+    with pytest.raises(ValueError, match=rf"^annotation file .*truth.json: {message}[^\n]*$"):
+        first_image(awkward.write(tmp_path, awkward.changed(change)))
+
+
+def test_a_file_cut_in_half_and_broken_images_are_named(tmp_path):
+    path = awkward.write(tmp_path)
+    whole, image = path.read_text(), tmp_path / "1.png"
+    path.write_text(whole[:200])
+    with pytest.raises(ValueError, match=r"annotation file .*truth.json is not JSON"):
+        first_image(path)
+    path.write_text(whole)
+    forget("mine")
+    image.write_bytes(image.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"1.png cannot be read as an image: .*truncated"):
+        first_image(path)
+    forget("mine")
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match=r"^image .*1.png does not exist$"):
+        first_image(path)

@@ -9,6 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 
+from maskx_d2.data.coco_json import read_coco
+from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 
 from ...evaluation import synthetic
@@ -102,3 +104,23 @@ def test_where_all_classes_have_masks_there_are_no_two_sides(tmp_path):
     assert set(out) == {"bbox", "segm"}
     assert by_group["segm"]["A"] == by_group["segm"]["all"]
     assert by_group["segm"]["B"]["AP"] is None
+
+
+def test_instances_without_a_mask_are_ignored_in_the_evaluation_of_masks(tmp_path):
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    for annotation in content["annotations"]:
+        if annotation["category_id"] == 3 or annotation["id"] % 5 == 0:
+            del annotation["segmentation"]
+    for annotation in content["annotations"][:4]:
+        del annotation["area"], annotation["iscrowd"]
+    _, by_group = evaluate(content, results, tmp_path)
+    truth = read_coco(tmp_path / "truth.json")
+    groups = class_groups(GROUP_A, len(synthetic.CATEGORY_IDS))
+    for result in results:
+        result["score"] = float(np.float32(result["score"]))
+    for task in ("bbox", "segm"):
+        expected = average_precision(evaluate_coco(truth, results, task).eval["precision"], groups)
+        for group, values in expected.items():
+            assert by_group[task][group] == pytest.approx(values, abs=1e-9)
+    assert by_group["segm"]["A"]["AP"] > 1 and by_group["bbox"] != by_group["segm"]

@@ -14,6 +14,8 @@ from maskx_d2.hosts.torchvision.dataset import (
     training_transforms,
 )
 
+from ...data import awkward
+
 RLE = mask_util.encode(np.asfortranarray(np.pad(np.ones((10, 20), np.uint8), ((30, 10), (40, 20)))))
 ANNOTATIONS = [
     {"category_id": 7, "bbox": [10, 5, 20, 10], "segmentation": [[10, 5, 30, 5, 30, 15, 10, 15]]},
@@ -144,3 +146,25 @@ def test_errors_name_the_file(folder):
     Image.new("RGB", (8, 9)).save(folder / "a.png")
     with pytest.raises(ValueError, match=r"a.png has 8 x 9 pixels, but the annotation file says 80 x 50"):
         dataset(folder)[1]
+
+
+# ---- Annotation files as people really have them ----
+
+
+@pytest.mark.parametrize("name", awkward.WORKS)
+def test_what_works_is_trained_on(tmp_path, name):
+    change, count, has_mask = awkward.WORKS[name]
+    path = awkward.write(tmp_path, awkward.changed(change))
+    data = PartiallySupervisedCoco(read_coco(path), tmp_path, transforms=training_transforms())
+    _, target = data[0]
+    assert target["image_id"] == 1 and len(target["labels"]) == count
+    assert target["has_mask"].tolist() == [has_mask, True][:count]
+    assert target["masks"].flatten(1).any(1).tolist() == target["has_mask"].tolist()
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    data = PartiallySupervisedCoco(read_coco(awkward.write(tmp_path)), tmp_path)
+    image = tmp_path / "1.png"
+    image.write_bytes(image.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"1.png cannot be read as an image: .*truncated"):
+        data[0]

@@ -1,0 +1,236 @@
+"""What can be wrong, or out of the ordinary, with a dataset in COCO's format, and where."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PARTS = ("images", "annotations", "categories")
+MIN_POLYGON = 6  # coordinates of three points
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that training or evaluation stumbles over (an error), or deals with (a remark)."""
+
+    kind: str
+    """What problems of one kind are counted under, in the plural."""
+
+    where: str
+    """As ``annotation 17``, ``image 3`` or a file name."""
+
+    detail: str
+    """What was found and what was expected."""
+
+    is_error: bool = True
+
+
+_remark = partial(Problem, is_error=False)
+
+
+def find_problems(content: dict) -> Iterator[Problem]:
+    """
+    Args:
+        content: an annotation file with all of :data:`PARTS`.
+    """
+    yield from _of_categories(content["categories"])
+    yield from _of_images(content["images"])
+    images = {image.get("id"): image for image in content["images"]}
+    category_ids = {category.get("id") for category in content["categories"]}
+    yield from _duplicates("annotation", content["annotations"])
+    for annotation in content["annotations"]:
+        yield from _of_annotation(annotation, images, category_ids)
+    annotated = {annotation.get("image_id") for annotation in content["annotations"]}
+    for image_id in images:
+        if image_id not in annotated:
+            yield _remark("images without annotations", f"image {image_id}", "not used in training")
+
+
+def _of_categories(categories: list[dict]) -> Iterator[Problem]:
+    if not categories:
+        yield Problem(
+            "annotation files without categories", "categories", "are empty, expected one at least"
+        )
+    yield from _duplicates("category", categories)
+    for category in categories:
+        if not isinstance(category.get("name"), str):
+            where = f"category {category.get('id')}"
+            yield Problem("categories without name", where, f"has the name {category.get('name')!r}")
+    for name, count in Counter(category.get("name") for category in categories).items():
+        if count > 1:
+            yield Problem("names of several categories", f"name {name!r}", f"is that of {count} categories")
+    ids = sorted(category["id"] for category in categories if isinstance(category.get("id"), int))
+    if ids and ids != list(range(1, len(ids) + 1)):
+        where = f"ids from {ids[0]} to {ids[-1]}"
+        yield _remark("gaps in the category ids", where, "classes are numbered in the order of their ids")
+
+
+def _of_images(images: list[dict]) -> Iterator[Problem]:
+    yield from _duplicates("image", images)
+    for image in images:
+        where = f"image {image.get('id')}"
+        if not isinstance(image.get("file_name"), str):
+            yield Problem(
+                "images without file name", where, f"has the file_name {image.get('file_name')!r}"
+            )
+        size = image.get("width"), image.get("height")
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            detail = f"has width {size[0]!r} and height {size[1]!r}, expected numbers of pixels"
+            yield Problem("images without size", where, detail)
+
+
+def _duplicates(what: str, records: list[dict]) -> Iterator[Problem]:
+    plural = {"category": "categories"}.get(what, f"{what}s")
+    for identifier, count in Counter(record.get("id") for record in records).items():
+        if identifier is None:
+            yield Problem(f"{plural} without id", f"{count} {plural}", "have no id")
+        elif count > 1:
+            detail = f"is the id of {count} {plural}, expected of one"
+            yield Problem(f"ids of several {plural}", f"{what} {identifier}", detail)
+
+
+def _of_annotation(annotation: dict, images: dict, category_ids: set) -> Iterator[Problem]:
+    where = f"annotation {annotation.get('id')}"
+    if annotation.get("category_id") not in category_ids:
+        detail = f"has category_id {annotation.get('category_id')!r}, which no category has"
+        yield Problem("annotations of an unknown category", where, detail)
+    image = images.get(annotation.get("image_id"))
+    if image is None:
+        detail = f"has image_id {annotation.get('image_id')!r}, which no image has"
+        yield Problem("annotations of an unknown image", where, detail)
+    yield from _of_box(annotation.get("bbox"), image, where)
+    segmentation = annotation.get("segmentation")
+    yield from _of_segmentation(segmentation, image, where)
+    if annotation.get("iscrowd"):
+        yield _remark("crowd regions", where, "not used in training, ignored in evaluation")
+    elif isinstance(segmentation, dict):
+        form = "uncompressed" if isinstance(segmentation.get("counts"), list) else "compressed"
+        yield _remark(f"{form} RLE masks", where, "Detectron2 needs INPUT.MASK_FORMAT bitmask for it")
+
+
+def _of_box(box, image: dict | None, where: str) -> Iterator[Problem]:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        yield Problem(
+            "annotations without box", where, f"has the bbox {box!r}, expected [x, y, width, height]"
+        )
+        return
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        detail = f"has the bbox {box}, expected a width and height of zero or more"
+        yield Problem("boxes of negative size", where, detail)
+    elif width == 0 or height == 0:
+        yield _remark("boxes without area", where, f"has the bbox {box}; not used in training")
+    elif image is not None and _has_size(image):
+        if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
+            yield _remark("boxes outside their image", where, f"has the bbox {box}; not used in training")
+        elif x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+            yield _remark("boxes partly outside their image", where, f"has the bbox {box}; clipped")
+
+
+def _of_segmentation(segmentation, image: dict | None, where: str) -> Iterator[Problem]:
+    if segmentation is None:
+        yield _remark("annotations without segmentation", where, "has a box only")
+    elif isinstance(segmentation, dict):
+        yield from _of_rle(segmentation, image, where)
+    elif not isinstance(segmentation, list):
+        detail = f"has a {type(segmentation).__name__} as segmentation, expected polygons or RLE"
+        yield Problem("segmentations of an unknown form", where, detail)
+    elif not segmentation:
+        yield _remark("annotations with an empty segmentation", where, "has a box only")
+    else:
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or not all(map(_is_number, polygon)) or len(polygon) % 2 != 0:
+                detail = "has a polygon that is not a list of x, y, x, y, ..."
+                yield Problem("segmentations of an unknown form", where, detail)
+            elif len(polygon) < MIN_POLYGON:
+                detail = f"has a polygon of {len(polygon) // 2} points; the polygon is left out"
+                yield _remark("polygons of fewer than 3 points", where, detail)
+
+
+def _of_rle(rle: dict, image: dict | None, where: str) -> Iterator[Problem]:
+    counts, size = rle.get("counts"), rle.get("size")
+    if not isinstance(counts, list | str) or not isinstance(size, list) or len(size) != 2:
+        yield Problem("segmentations of an unknown form", where, "has RLE without counts and size")
+        return
+    if image is not None and _has_size(image) and size != [image["height"], image["width"]]:
+        expected = [image["height"], image["width"]]
+        yield Problem("RLE masks of another size", where, f"has RLE of size {size}, expected {expected}")
+    elif isinstance(counts, list) and (
+        not all(map(_is_number, counts)) or sum(counts) != size[0] * size[1]
+    ):
+        detail = f"has RLE whose counts do not add up to {size[0]} x {size[1]} pixels"
+        yield Problem("RLE masks of another size", where, detail)
+
+
+def _has_size(image: dict) -> bool:
+    return isinstance(image.get("width"), int) and isinstance(image.get("height"), int)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# ---- Image files ----
+
+
+def find_image_problems(
+    content: dict, image_root: Path, *, progress: Callable[[Iterable], Iterable] = iter
+) -> Iterator[Problem]:
+    """
+    Read every image of a dataset, several at a time.
+
+    Args:
+        content: an annotation file.
+        image_root: the folder that file names are relative to.
+        progress: wraps the images, as ``tqdm`` does.
+    """
+    images = [image for image in content["images"] if isinstance(image.get("file_name"), str)]
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(partial(_of_image_file, image_root), images)
+        for problem in progress(found):
+            if problem is not None:
+                yield problem
+
+
+def _of_image_file(image_root: Path, image: dict) -> Problem | None:
+    path = image_root / image["file_name"]
+    if not path.is_file():
+        return Problem("image files that do not exist", image["file_name"], f"is not in {image_root}")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            size = ImageOps.exif_transpose(picture).size
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return Problem("image files that cannot be read", image["file_name"], str(error))
+    if _has_size(image) and size != (image["width"], image["height"]):
+        said = f"{image['width']} x {image['height']}"
+        detail = f"has {size[0]} x {size[1]} pixels, but the annotation file says {said}"
+        return Problem("image files of another size", image["file_name"], detail)
+    return None
+
+
+# ---- Reports ----
+
+
+def problem_report(problems: Iterable[Problem]) -> str:
+    """All problems by kind, errors first, each kind with its count and its first few places."""
+    of_kind: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
+    for problem in problems:
+        of_kind[not problem.is_error, problem.kind].append(problem)
+    lines = []
+    for title, is_remark in (("Errors", False), ("Remarks", True)):
+        kinds = {kind: found for (remark, kind), found in of_kind.items() if remark is is_remark}
+        if kinds:
+            lines.append(f"{title}:")
+        for kind, found in kinds.items():
+            lines.append(f"  {len(found)} {kind}")
+            lines += [f"      {p.where}: {p.detail}" for p in found[:_MAX_NAMED]]
+            if len(found) > _MAX_NAMED:
+                lines.append(f"      and {len(found) - _MAX_NAMED} more")
+    return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""
+Annotation files as people really have them: a small good one, and changes to it, each with what shall
+become of it.
+"""
+
+import copy
+import json
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+WIDTH, HEIGHT = 80, 50
+POLYGON = [10, 5, 30, 5, 30, 15, 10, 15]
+
+
+def compressed_rle():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[5:15, 10:30] = 1
+    rle = mask_util.encode(np.asfortranarray(mask))
+    return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+
+
+def uncompressed_rle():
+    # Column by column: 10 columns and 5 pixels of background, then 10 on and 40 off for 20 columns.
+    counts = [10 * HEIGHT + 5, 10] + [HEIGHT - 10, 10] * 19 + [HEIGHT - 15 + (WIDTH - 30) * HEIGHT]
+    return {"size": [HEIGHT, WIDTH], "counts": counts}
+
+
+def content():
+    """Two images with two instances each; the first is what the changes change."""
+    annotations = [
+        {"id": i + 1, "image_id": 1 + i // 2, "category_id": 1 + i % 2, "bbox": [10, 5, 20, 10],
+         "area": 200, "iscrowd": 0, "segmentation": [POLYGON]}
+        for i in range(4)
+    ]  # fmt: skip
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (1, 2)],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+
+
+def write(folder, changed=None):
+    """The annotation file and its images; returns the path of the file."""
+    rng = np.random.default_rng(0)
+    for i in (1, 2):
+        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    path = folder / "truth.json"
+    path.write_text(json.dumps(content() if changed is None else changed), encoding="utf-8")
+    return path
+
+
+def _first(**values):
+    """A change to the first annotation; None takes a key away."""
+
+    def change(changed):
+        annotation = changed["annotations"][0]
+        for key, value in values.items():
+            annotation.pop(key, None)
+            if value is not None:
+                annotation[key] = value
+
+    return change
+
+
+def _image(**values):
+    return lambda changed: changed["images"][0].update(values)
+
+
+def changed(change):
+    result = copy.deepcopy(content())
+    change(result)
+    return result
+
+
+# Name -> change, instances of image 1 that training sees, whether the first of them has a mask.
+WORKS = {
+    "as it should be": (lambda changed: None, 2, True),
+    "no segmentation": (_first(segmentation=None), 2, False),
+    "empty segmentation": (_first(segmentation=[]), 2, False),
+    "polygon of two points": (_first(segmentation=[[1, 2, 3, 4]]), 2, False),
+    "polygon of two points and a whole one": (_first(segmentation=[[1, 2, 3, 4], POLYGON]), 2, True),
+    "compressed RLE": (_first(segmentation=compressed_rle()), 2, True),
+    "uncompressed RLE": (_first(segmentation=uncompressed_rle()), 2, True),
+    "crowd": (_first(segmentation=uncompressed_rle(), iscrowd=1), 1, True),
+    "no iscrowd and no area": (_first(iscrowd=None, area=None), 2, True),
+    "box without area": (_first(bbox=[10, 5, 0, 10]), 1, True),
+    "box outside the image": (_first(bbox=[90, 5, 20, 10]), 1, True),
+    "box partly outside the image": (_first(bbox=[70, 5, 20, 10]), 2, True),
+    "gaps in the category ids": (
+        lambda c: (
+            c["categories"].__setitem__(1, {"id": 90, "name": "dog"}),
+            [a.update(category_id=90) for a in c["annotations"] if a["category_id"] == 2],
+        ),
+        2,
+        True,
+    ),
+    "category without annotations": (lambda c: c["categories"].append({"id": 7, "name": "cow"}), 2, True),
+}
+
+# Name -> change, what the error says.
+FAILS = {
+    "no box": (_first(bbox=None), r"annotation 1 has the bbox None, expected \[x, y, width, height\]"),
+    "box of three numbers": (_first(bbox=[1, 2, 3]), r"annotation 1 has the bbox \[1, 2, 3\], expected"),
+    "box of NaN": (_first(bbox=[1, 2, 3, float("nan")]), r"annotation 1 has the bbox .*nan.*, expected"),
+    "negative box": (
+        _first(bbox=[1, 2, -3, 4]),
+        r"annotation 1 has the bbox .*, expected a width and height",
+    ),
+    "unknown category": (_first(category_id=99), r"annotation 1 has category_id 99, which no category has"),
+    "unknown image": (_first(image_id=99), r"annotation 1 has image_id 99, which no image has"),
+    "duplicate annotation id": (_first(id=2), r"annotation 2 is the id of 2 annotations, expected of one"),
+    "duplicate image id": (_image(id=2), r"image 2 is the id of 2 images, expected of one"),
+    "duplicate category id": (
+        lambda c: c["categories"][0].update(id=2),
+        r"category 2 is the id of 2 categories, expected of one",
+    ),
+    "two categories of one name": (
+        lambda c: c["categories"][0].update(name="dog"),
+        r"name 'dog' is that of 2 categories",
+    ),
+    "no categories": (lambda c: c.update(categories=[]), r"categories are empty, expected one at least"),
+    "polygon of an odd number": (
+        _first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
+        r"annotation 1 has a polygon that is not a list of x, y",
+    ),
+    "polygon of words": (_first(segmentation=[["a"] * 6]), r"annotation 1 has a polygon that is not"),
+    "mask as text": (_first(segmentation="1 2 3"), r"annotation 1 has a str as segmentation, expected"),
+    "RLE without size": (
+        _first(segmentation={"counts": [1]}),
+        r"annotation 1 has RLE without counts and size",
+    ),
+    "RLE of another size": (
+        _first(segmentation={"size": [80, 50], "counts": [4000]}),
+        r"annotation 1 has RLE of size \[80, 50\], expected \[50, 80\]",
+    ),
+    "RLE that does not add up": (
+        _first(segmentation={"size": [50, 80], "counts": [17]}),
+        r"annotation 1 has RLE whose counts do not add up to 50 x 80 pixels",
+    ),
+    "image without size": (_image(width=None), r"image 1 has width None and height 50, expected numbers"),
+    "image without name": (_image(file_name=None), r"image 1 has the file_name None"),
+}

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+from PIL import Image
+
+from maskx_d2 import cli
+from maskx_d2.data.coco_json import read_coco, read_json
+from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
+
+from . import awkward
+
+
+@pytest.mark.parametrize("name", awkward.WORKS)
+def test_what_works_is_read_and_has_no_errors(tmp_path, name):
+    changed = awkward.changed(awkward.WORKS[name][0])
+    coco = read_coco(awkward.write(tmp_path, changed))
+    assert not [problem for problem in find_problems(changed) if problem.is_error]
+    # pycocotools can make a mask of all that is left of the segmentations.
+    for annotation in coco.dataset["annotations"]:
+        if annotation.get("segmentation"):
+            assert coco.annToMask(annotation).sum() in (200, 4000)
+        assert {"area", "iscrowd"} <= set(annotation)
+
+
+@pytest.mark.parametrize("name", awkward.FAILS)
+def test_what_fails_is_named_with_file_and_annotation(tmp_path, name):
+    change, message = awkward.FAILS[name]
+    path = awkward.write(tmp_path, awkward.changed(change))
+    with pytest.raises(ValueError, match=rf"^annotation file .*truth.json: {message}[^\n]*$"):
+        read_coco(path)
+
+
+def test_a_file_cut_in_half_is_named(tmp_path):
+    path = awkward.write(tmp_path)
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(ValueError, match=r"annotation file .*truth.json is not JSON: "):
+        read_coco(path)
+
+
+def test_the_first_of_many_errors_is_named_with_their_number(tmp_path):
+    content = awkward.content()
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 9
+    with pytest.raises(ValueError, match=r"annotation 1 has category_id 9.* \(3 more: maskx check-dataset"):
+        read_coco(awkward.write(tmp_path, content))
+
+
+def test_image_files_are_read_whole(tmp_path):
+    path = awkward.write(tmp_path)
+    content = read_json(path)
+    assert list(find_image_problems(content, tmp_path)) == []
+    content["images"] += [
+        {"id": 3, "file_name": "absent.png", "width": 80, "height": 50},
+        {"id": 4, "file_name": "short.png", "width": 80, "height": 50},
+        {"id": 5, "file_name": "text.jpg", "width": 80, "height": 50},
+        {"id": 6, "file_name": "small.png", "width": 80, "height": 50},
+    ]
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "short.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.new("RGB", (8, 9)).save(tmp_path / "small.png")
+    found = {problem.where: problem for problem in find_image_problems(content, tmp_path)}
+    assert set(found) == {"absent.png", "short.png", "text.jpg", "small.png"}
+    assert all(problem.is_error for problem in found.values())
+    assert "truncated" in found["short.png"].detail
+    assert found["small.png"].detail == "has 8 x 9 pixels, but the annotation file says 80 x 50"
+
+
+# ---- maskx check-dataset ----
+
+
+def check(path, folder, capsys):
+    try:
+        cli.main(["check-dataset", str(path), str(folder)])
+        status = 0
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, capsys.readouterr().out
+
+
+def test_a_good_dataset_has_nothing_to_remark(tmp_path, capsys):
+    status, printed = check(awkward.write(tmp_path), tmp_path, capsys)
+    assert status == 0
+    assert "truth.json: 2 images, 4 annotations, 2 categories\nNothing to remark." in printed
+
+
+def test_all_problems_are_reported_at_once_with_their_counts(tmp_path, capsys):
+    content = awkward.content()
+    for annotation in content["annotations"][:3]:
+        annotation["segmentation"] = []
+    content["annotations"][1]["category_id"] = 77
+    content["annotations"][3]["iscrowd"] = 1
+    content["annotations"][3]["bbox"] = [10, 5, 0, 0]
+    content["images"].append({"id": 3, "file_name": "absent.png", "width": 80, "height": 50})
+    status, printed = check(awkward.write(tmp_path, content), tmp_path, capsys)
+    assert status == 1
+    errors, remarks = printed.split("Remarks:")
+    for line in ("1 annotations of an unknown category", "annotation 2: has category_id 77"):
+        assert line in errors
+    assert "1 image files that do not exist" in errors and "absent.png: is not in" in errors
+    for line in ("3 annotations with an empty segmentation", "1 crowd regions", "1 boxes without area"):
+        assert line in remarks
+    assert "1 images without annotations" in remarks
+
+
+def test_many_problems_of_a_kind_are_counted_and_a_few_named(tmp_path):
+    content = awkward.content()
+    content["annotations"] = [{**content["annotations"][0], "id": i, "bbox": 3} for i in range(12)]
+    report = problem_report(find_problems(content))
+    assert "12 annotations without box" in report and "annotation 4: " in report
+    assert "annotation 5: " not in report and "and 7 more" in report
+
+
+def test_a_file_that_is_no_annotation_file_ends_with_one_sentence(tmp_path, capsys):
+    (tmp_path / "truth.json").write_text(json.dumps({"images": [], "annotations": {}}))
+    status, _ = check(tmp_path / "truth.json", tmp_path, capsys)
+    assert status == 2
+    status, _ = check(tmp_path / "truth.json", tmp_path / "absent", capsys)
+    assert status == 2

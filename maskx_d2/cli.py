@@ -75,6 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    compare = commands.add_parser(
+        "compare",
+        help="a report on several runs",
+        description="Compare runs of either host that were evaluated on the same data and split: "
+        "comparison.html and comparison.md, with AP on A, B and all, class by class, training curves and "
+        "the masks of each run on the same images.",
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folder of a run")
+    compare.add_argument("--baseline", type=Path, metavar="RUN_DIR", help="the first run, if not given")
+    compare.add_argument("--output", type=Path, default=Path("output/comparison"), metavar="DIR")
+    compare.add_argument("--images", type=int, default=8, metavar="N", help="to show, default 8")
+    compare.add_argument("--min-score", type=float, default=0.5, metavar="P", help="default 0.5")
+    compare.set_defaults(run=_compare)
+
     check = commands.add_parser(
         "check-dataset",
         help="all that is wrong with a dataset, before a long run",
@@ -172,6 +186,21 @@ def _detector(args: argparse.Namespace):
     from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(args.weights))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from maskx_d2.data.files import write_text
+    from maskx_d2.evaluation.comparison import compare_runs, markdown_report
+    from maskx_d2.evaluation.report import html_report
+
+    comparison = compare_runs(args.runs, baseline=args.baseline)
+    markdown = markdown_report(comparison)
+    html = html_report(comparison, num_images=args.images, min_score=args.min_score)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_text(args.output / "comparison.md", markdown)
+    write_text(args.output / "comparison.html", html)
+    print(markdown)
+    print(f"{args.output / 'comparison.html'}")
 
 
 def _check_dataset(args: argparse.Namespace) -> None:

@@ -5,12 +5,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from maskx_d2.data.coco_json import complete_annotations, ignore_boxes_without_mask
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
-from maskx_d2.evaluation.run_files import write_results
+from maskx_d2.evaluation.run_files import evaluation_of, write_evaluation
 from maskx_d2.evaluation.tables import group_table
 
 _TASKS = ("bbox", "segm")
@@ -36,26 +38,34 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
         self._groups = class_groups(classes_with_masks, len(self._coco_api.getCatIds()))
-        self._by_group: dict[str, dict[str, dict[str, float]]] = {}
+        self._precisions: dict[str, np.ndarray] = {}
 
     def reset(self) -> None:
         super().reset()
-        self._by_group = {}
+        self._precisions = {}
 
     def evaluate(self, img_ids=None) -> dict:
         results = super().evaluate(img_ids)
-        if not self._by_group:
+        if not self._precisions:
             return results
+        evaluation = evaluation_of(
+            self._precisions,
+            annotations=Path(PathManager.get_local_path(self._metadata.json_file)),
+            images=self._metadata.get("image_root"),
+            class_names=[self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)],
+            category_ids=sorted(self._coco_api.cats),
+            with_masks=self.classes_with_masks,
+        )
         if self._groups["B"]:
-            for task, by_group in self._by_group.items():
+            for task, by_group in evaluation.by_group.items():
                 for group in ("A", "B"):
                     results[f"{task}_{group}"] = by_group[group]
         self._logger.info(
             "AP on A (classes with masks), on B (boxes only) and on all:\n%s",
-            group_table(self._by_group),
+            group_table(evaluation.by_group),
         )
         if self._output_dir:
-            write_results(Path(self._output_dir), self._by_group)
+            write_evaluation(Path(self._output_dir), evaluation)
         return results
 
     def _eval_predictions(self, predictions, img_ids=None) -> None:
@@ -82,5 +92,5 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         if coco_eval is None:
             # Detectron2 evaluates no empty list of detections. COCO does: its AP is 0, not undefined.
             coco_eval = evaluate_coco(self._coco_api, [], iou_type)
-        self._by_group[iou_type] = average_precision(coco_eval.eval["precision"], self._groups)
-        return OrderedDict(results, **self._by_group[iou_type]["all"])
+        precision = self._precisions[iou_type] = coco_eval.eval["precision"]
+        return OrderedDict(results, **average_precision(precision, self._groups)["all"])

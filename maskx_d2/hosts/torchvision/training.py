@@ -11,8 +11,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from maskx_d2.data.files import write_text
-from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
-from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, write_results
+from maskx_d2.evaluation.average_precision import evaluate_coco
+from maskx_d2.evaluation.run_files import (
+    DETECTIONS_FILE,
+    EVALUATION_FOLDER,
+    evaluation_of,
+    write_evaluation,
+)
 from maskx_d2.evaluation.tables import group_table
 from maskx_d2.hosts.torchvision.checkpoint import read_checkpoint
 from maskx_d2.hosts.torchvision.detections import coco_results
@@ -160,17 +165,23 @@ class TrainingModule(LightningModule):
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return
         tasks = ["bbox"] + ["segm"] * isinstance(self.model, MaskXRCNN)
-        groups = class_groups(self.hparams.classes_with_masks, len(self.hparams.class_names))
-        by_group = {}
-        for task in tasks:
-            evaluation = evaluate_coco(self.trainer.datamodule.val_coco, results, task)
-            by_group[task] = average_precision(evaluation.eval["precision"], groups)
+        data, classes = self.trainer.datamodule, self.hparams
+        evaluation = evaluation_of(
+            {task: evaluate_coco(data.val_coco, results, task).eval["precision"] for task in tasks},
+            annotations=Path(data.val_json),
+            images=str(Path(data.val_images).resolve()),
+            class_names=classes.class_names,
+            category_ids=classes.category_ids,
+            with_masks=classes.classes_with_masks,
+        )
         folder = Path(self.trainer.default_root_dir) / EVALUATION_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / DETECTIONS_FILE, json.dumps(results))
-        write_results(folder, by_group)
-        self.print(f"AP on A (classes with masks), on B (boxes only) and on all:\n{group_table(by_group)}")
-        self.log_dict(_logged_names(by_group, two_sides=bool(groups["B"])), rank_zero_only=True)
+        write_evaluation(folder, evaluation)
+        table = group_table(evaluation.by_group)
+        self.print(f"AP on A (classes with masks), on B (boxes only) and on all:\n{table}")
+        two_sides = len(evaluation.with_masks) < len(evaluation.class_names)
+        self.log_dict(_logged_names(evaluation.by_group, two_sides=two_sides), rank_zero_only=True)
 
     def _gather_results(self) -> list[dict]:
         """Of all ranks, each image once: a sampler may give one to two ranks to make their shares equal."""

@@ -182,7 +182,9 @@ def evaluate(content, results, folder, group_a):
         is_global_zero=True,
         world_size=1,
         default_root_dir=folder,
-        datamodule=SimpleNamespace(val_coco=read_coco(folder / "truth.json")),
+        datamodule=SimpleNamespace(
+            val_coco=read_coco(folder / "truth.json"), val_json=folder / "truth.json", val_images=folder
+        ),
     )
     logged = {}
     module.log_dict = lambda values, **kwargs: logged.update(values)

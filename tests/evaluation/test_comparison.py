@@ -1,0 +1,190 @@
+import json
+import re
+
+import pytest
+
+from maskx_d2 import cli
+from maskx_d2.evaluation.average_precision import METRICS
+from maskx_d2.evaluation.comparison import compare_runs, markdown_report
+from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
+from maskx_d2.evaluation.report import html_report
+
+from . import runs, synthetic
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three runs on one dataset; the third has boxes only."""
+    root = tmp_path_factory.mktemp("runs")
+    truth = runs.dataset(root / "data")
+    return [
+        runs.run(root / "baseline", truth, seed=1),
+        runs.run(root / "better & bolder", truth, seed=2),
+        runs.run(root / "boxes", truth, seed=3, tasks=("bbox",)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(folders):
+    return compare_runs(folders)
+
+
+def by_group(folder):
+    return json.loads((folder / "inference" / "ap_by_group.json").read_text())
+
+
+# ---- Which runs can be compared ----
+
+
+def test_runs_are_titled_by_their_folders_and_the_first_is_the_baseline(folders, comparison):
+    assert list(comparison.runs) == ["baseline", "better & bolder", "boxes"]
+    assert comparison.baseline == "baseline" and comparison.others == ["better & bolder", "boxes"]
+    assert compare_runs(folders, baseline=folders[1]).baseline == "better & bolder"
+
+
+def test_runs_in_folders_of_one_name_are_titled_by_their_paths(tmp_path):
+    truth = runs.dataset(tmp_path / "data")
+    folders = [runs.run(tmp_path / part / "maskx", truth) for part in ("a", "b")]
+    assert list(compare_runs(folders).runs) == [str(folder) for folder in folders]
+
+
+def test_runs_on_other_data_splits_or_classes_are_refused_with_the_reason(tmp_path, folders):
+    content = synthetic.ground_truth()
+    other_data = runs.run(
+        tmp_path / "data_run", runs.dataset(tmp_path / "data", synthetic.ground_truth(seed=5))
+    )
+    truth = runs.dataset(tmp_path / "same", content)
+    other_split = runs.run(tmp_path / "split_run", truth, with_masks=(1, 3))
+    other_classes = runs.run(tmp_path / "class_run", truth)
+    path = other_classes / "inference" / "evaluation.json"
+    path.write_text(path.read_text().replace("class 3", "class three"))
+    for folder, reason in (
+        (other_data, r"they were evaluated on other data, .*truth.json and .*truth.json"),
+        (
+            other_split,
+            r"they report on other splits, which differ in 2 classes \(class 9, class 10\); TEST.CLASS",
+        ),
+        (other_classes, r"they were evaluated on other classes"),
+    ):
+        with pytest.raises(ValueError, match=rf"baseline and .*_run cannot be compared: {reason}"):
+            compare_runs([folders[0], folder])
+    # The same data in another place are the same data.
+    assert len(compare_runs([folders[0], runs.run(tmp_path / "fine", truth)]).runs) == 2
+
+
+def test_a_wrong_choice_of_runs_is_an_error(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"the run .*baseline is given twice"):
+        compare_runs([folders[0], folders[1], folders[0]])
+    with pytest.raises(ValueError, match=r"the baseline .*nowhere is not among the runs"):
+        compare_runs(folders, baseline=tmp_path / "nowhere")
+
+
+# ---- Numbers ----
+
+
+def test_the_tables_have_every_value_and_its_difference_to_the_baseline(folders, comparison):
+    sections = re.split(r"^## ", markdown_report(comparison), flags=re.MULTILINE)[1:]
+    assert [section.splitlines()[0] for section in sections] == [
+        f"{task} AP on {group}"
+        for task in ("Mask", "Box")
+        for group in ("A: with masks", "B: boxes only", "all")
+    ]
+    base, better, boxes = map(by_group, folders)
+    keys = [(task, group) for task in ("segm", "bbox") for group in ("A", "B", "all")]
+    for (task, group), section in zip(keys, sections, strict=True):
+        rows = [[c.strip() for c in row.split("|")[1:-1]] for row in section.splitlines() if "|" in row]
+        assert rows[0] == ["", *METRICS]
+        for row, run in zip(rows[2:], (base, better, boxes), strict=True):
+            for cell, metric in zip(row[1:], METRICS, strict=True):
+                value = run.get(task, {}).get(group, {}).get(metric)
+                if value is None:
+                    assert cell == "-"
+                elif run is base:
+                    assert cell == f"{value:.1f}"
+                else:
+                    assert cell == f"{value:.1f} ({value - base[task][group][metric]:+.1f})"
+
+
+def test_classes_are_sorted_by_their_differences(comparison):
+    runs_by_title = comparison.runs
+    base = runs_by_title["baseline"].evaluation.by_class["segm"]
+    better = runs_by_title["better & bolder"].evaluation.by_class["segm"]
+    differences = comparison.class_differences("better & bolder", "segm")
+    assert {i: pytest.approx(better[i] - base[i]) for i in range(5)} == dict(differences)
+    assert [d for _, d in differences] == sorted((d for _, d in differences), reverse=True)
+    assert comparison.class_differences("boxes", "segm") == []
+
+
+# ---- Plots ----
+
+
+def test_the_bars_are_named_in_order_and_coloured_by_side(comparison):
+    svg = class_difference_plot(comparison, "better & bolder", "segm")
+    order = [index for index, _ in comparison.class_differences("better & bolder", "segm")]
+    names = re.findall(r">(class \d+)<", svg)
+    assert names == [f"class {synthetic.CATEGORY_IDS[index]}" for index in order]
+    bars = re.findall(r"fill: (#ff8c00|#00c8ff)", svg)
+    assert bars == ["#ff8c00" if index in runs.GROUP_A else "#00c8ff" for index in order]
+    assert class_difference_plot(comparison, "boxes", "segm") is None
+
+
+def test_of_very_many_classes_the_largest_gains_and_losses_are_shown(comparison, monkeypatch):
+    monkeypatch.setattr("maskx_d2.evaluation.plots._MOST_CLASSES", 4)
+    svg = class_difference_plot(comparison, "better & bolder", "segm")
+    order = [index for index, _ in comparison.class_differences("better & bolder", "segm")]
+    shown = [order[0], order[1], order[3], order[4]]
+    assert re.findall(r">(class \d+)<", svg) == [f"class {synthetic.CATEGORY_IDS[i]}" for i in shown]
+
+
+def test_training_curves_have_a_panel_for_each_loss_and_a_line_for_each_run(comparison):
+    svg = training_curves_plot(comparison)
+    for text in ("total_loss", "loss_mask", "baseline", "boxes"):
+        assert f">{text}<" in svg
+    assert ">loss_cls<" not in svg
+
+
+# ---- The report ----
+
+
+def test_the_report_needs_no_other_file(comparison):
+    html = html_report(comparison, num_images=3)
+    assert html.count('<img src="data:image/jpeg;base64,') == 3
+    assert not re.search(r'(?:src|href)="(?!data:|#)', html)
+    assert "better &amp; bolder" in html and "better & bolder" not in html
+    assert html.count("<svg") == 4  # segm of one run, bbox of two, and the curves
+
+
+def test_runs_that_are_the_same_in_every_class_are_said_to_be(tmp_path):
+    truth = runs.dataset(tmp_path / "data")
+    same = compare_runs([runs.run(tmp_path / name, truth) for name in ("one", "two")])
+    html = html_report(same, num_images=0)
+    assert "Mask AP of two is that of one in every class." in html and html.count("<svg") == 1
+
+
+def test_the_report_has_the_numbers_of_the_runs(folders, comparison):
+    html = html_report(comparison, num_images=0)
+    value, base = (by_group(folders[i])["segm"]["B"]["AP75"] for i in (1, 0))
+    assert f"{value:.1f}" in html and f"{value - base:+.1f}</span>" in html
+    assert "<img" not in html
+
+
+def test_images_that_are_not_there_are_left_out(tmp_path):
+    truth = runs.dataset(tmp_path / "data")
+    comparison = compare_runs([runs.run(tmp_path / "run", truth)])
+    (tmp_path / "data" / "images" / "1.png").unlink()
+    assert html_report(comparison, num_images=20).count("<img") == 11
+    truth.unlink()
+    assert html_report(comparison, num_images=20).count("<img") == 0
+
+
+def test_the_command_writes_both_files_and_prints_the_tables(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    names = [str(folder) for folder in folders]
+    cli.main(["compare", *names, "--baseline", names[1], "--output", str(out), "--images", "1"])
+    printed = capsys.readouterr().out
+    assert (out / "comparison.md").read_text() in printed and str(out / "comparison.html") in printed
+    assert "In brackets the difference to better & bolder" in printed
+    assert (out / "comparison.html").read_text().count("<img") == 1
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", names[0], str(tmp_path), "--output", str(tmp_path / "new")])
+    assert stopped.value.code == 2 and not (tmp_path / "new").exists()

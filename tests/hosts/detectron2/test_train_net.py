@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from maskx_d2 import cli
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = [
     *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MIN_SIZE_TEST", "96"),
@@ -46,7 +48,7 @@ def logged(folder):
     return {key: value for line in lines for key, value in line.items()}
 
 
-def test_mask_x_trains_on_coco_and_is_evaluated_on_both_sides(datasets, tmp_path):
+def test_mask_x_trains_on_coco_is_evaluated_on_both_sides_and_compared(datasets, tmp_path):
     config = ["--config-file", "configs/maskx_R_50_FPN_1x.yaml"]
     out = tmp_path / "out"
     overrides = [*SMALL, *SMALL_HEAD, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 20]
@@ -67,6 +69,18 @@ def test_mask_x_trains_on_coco_and_is_evaluated_on_both_sides(datasets, tmp_path
     )  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads((tmp_path / "again" / "inference" / "ap_by_group.json").read_text()) == by_group
+
+    baseline = train_net(
+        datasets, "--config-file", "configs/class_agnostic_R_50_FPN_1x.yaml", *SMALL,
+        "OUTPUT_DIR", tmp_path / "baseline", "SOLVER.MAX_ITER", 2,
+    )  # fmt: skip
+    assert baseline.returncode == 0, baseline.stderr[-3000:]
+    report = tmp_path / "report"
+    runs = [str(tmp_path / "baseline"), str(out)]
+    cli.main(["compare", *runs, "--output", str(report), "--images", "2", "--min-score", "0.05"])
+    html = (report / "comparison.html").read_text()
+    assert html.count('<img src="data:image/jpeg') == 2 and ">loss_mask<" in html
+    assert "20 classes trained with" in " ".join(html.split()) and "60 with boxes only" in html
 
 
 def test_stage_wise_training_goes_from_stage_1_to_stage_2(datasets, tmp_path):

@@ -14,7 +14,8 @@ def annotations(tmp_path):
     boxes = [
         {"id": i, "image_id": 1, "category_id": c, "bbox": [0, 0, 1, 1]} for i, c in enumerate((5, 5, 2, 9))
     ]
-    path.write_text(json.dumps({"images": [{"id": 1}], "annotations": boxes, "categories": CATEGORIES}))
+    image = {"id": 1, "file_name": "1.png", "width": 9, "height": 9}
+    path.write_text(json.dumps({"images": [image], "annotations": boxes, "categories": CATEGORIES}))
     return path
 
 

@@ -68,7 +68,7 @@ def training_curves_plot(comparison: Comparison) -> str | None:
         panel.set_xlabel("iteration", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.grid(linewidth=0.4)
-        highest = max((line[name] for lines in metrics.values() for line in lines if name in line))
+        highest = max(line[name] for lines in metrics.values() for line in lines if name in line)
         panel.set_ylim(0, 1.08 * highest or 1)
     for panel in panels[len(losses) :]:
         panel.set_axis_off()

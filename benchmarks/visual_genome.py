@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""
+Time and peak memory of `maskx prepare vg3k`, against a plain program that does the same work with
+json.load, dictionaries and json.dump.
+
+Both convert the same generated files in the layout and size of Visual Genome's (108,077 images, 3.8
+million objects, 0.5 GB), each in a process of its own; what they write is compared.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.visual_genome import _SYNSET_OF_COCO, NUM_TEST_IMAGES, SPLITS, convert
+
+URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
+
+
+def generate(folder: Path, num_images: int) -> None:
+    """Synsets as unevenly frequent as real ones; 35 objects an image; half of the images are in COCO."""
+    rng = random.Random(0)
+    names = [n.replace(" ", "_") + ".n.01" for n in coco_class_names() if n not in _SYNSET_OF_COCO]
+    synsets = names + [s for s in _SYNSET_OF_COCO.values() if s != "hand_blower.n.01"]
+    synsets += [f"object_{i}.n.0{1 + i % 3}" for i in range(8000 - len(synsets))]
+    weights = [1 / (10 + i) for i in range(len(synsets))]
+    images = [
+        {
+            "width": 800, "url": URL.format(i), "height": 600, "image_id": i,
+            "coco_id": 3 * i if i % 2 else None, "flickr_id": i * 11,
+        }
+        for i in range(1, num_images + 1)
+    ]  # fmt: skip
+    (folder / "image_data.json").write_text(json.dumps(images))
+    identifier = 1_000_000
+    with (folder / "objects.json").open("w") as file:
+        for i in range(1, num_images + 1):
+            count = rng.randint(20, 50)
+            of_image = []
+            for synset, size in zip(
+                rng.choices(synsets, weights, k=count), rng.choices(range(1, 300), k=count), strict=True
+            ):
+                identifier += 1
+                number = identifier % 40
+                found = [synset, "part.n.01"] if number == 0 else [] if number == 1 else [synset]
+                of_image.append(
+                    {
+                        "synsets": found, "h": size, "object_id": identifier, "merged_object_ids": [],
+                        "names": [synset[:-5]], "w": 300 - size, "y": size, "x": 2 * size,
+                    }
+                )  # fmt: skip
+            record = {"image_id": i, "objects": of_image, "image_url": URL.format(i)}
+            file.write(("[" if i == 1 else ", ") + json.dumps(record))
+        file.write("]")
+    val = {"images": [{"id": 3 * i} for i in range(1, num_images, 40)], "annotations": []}
+    (folder / "instances_val2017.json").write_text(json.dumps(val))
+
+
+def plain(folder: Path, output: Path) -> None:
+    """The original's steps, with everything in memory."""
+    with open(folder / "image_data.json") as file:
+        images = json.load(file)
+    with open(folder / "objects.json") as file:
+        of_images = json.load(file)
+    with open(folder / "instances_val2017.json") as file:
+        coco_ids = {image["id"] for image in json.load(file)["images"]}
+    counter = Counter(s for image in of_images for item in image["objects"] for s in item["synsets"])
+    top = [synset for synset, _ in counter.most_common(3000)]
+    clean = {synset[:-5].replace("_", " "): synset for synset in reversed(top)}
+    names = coco_class_names()
+    coco = [_SYNSET_OF_COCO.get(n, clean.get(n, n.replace(" ", "_") + ".n.01")) for n in names]
+    joint = coco + sorted(set(top) - set(coco))
+    category = {synset: i + 1 for i, synset in enumerate(joint)}
+    top_set = set(top)
+    annotations = []
+    for image in of_images:
+        for item in image["objects"]:
+            if len(item["synsets"]) == 1 and item["synsets"][0] in top_set:
+                annotations.append(
+                    {
+                        "id": item["object_id"], "image_id": image["image_id"],
+                        "category_id": category[item["synsets"][0]],
+                        "bbox": [item["x"], item["y"], item["w"], item["h"]],
+                        "area": item["w"] * item["h"], "iscrowd": 0,
+                    }
+                )  # fmt: skip
+    rest = [image for image in images if image["coco_id"] not in coco_ids]
+    test = [image for image in rest if image["coco_id"] is None][-NUM_TEST_IMAGES:]
+    test_ids = {image["image_id"] for image in test}
+    splits = {
+        "train": [image for image in rest if image["image_id"] not in test_ids],
+        "val": [image for image in images if image["coco_id"] in coco_ids],
+        "test": test,
+    }
+    output.mkdir(exist_ok=True)
+    for split, of_split in splits.items():
+        ids = {image["image_id"] for image in of_split}
+        content = {
+            "images": [
+                {
+                    "id": image["image_id"], "width": image["width"], "height": image["height"],
+                    "file_name": image["url"].replace("https://cs.stanford.edu/people/rak248/", ""),
+                    "coco_id": image["coco_id"],
+                }
+                for image in of_split
+            ],
+            "categories": [
+                {"id": i + 1, "name": s} | ({"coco_name": names[i]} if i < 80 else {})
+                for i, s in enumerate(joint)
+            ],
+            "annotations": [a for a in annotations if a["image_id"] in ids],
+        }  # fmt: skip
+        with open(output / f"vg3k_{split}.json", "w") as file:
+            json.dump(content, file)
+
+
+def ours(folder: Path, output: Path) -> None:
+    convert(folder / "image_data.json", folder / "objects.json", folder / "instances_val2017.json", output)
+
+
+PROGRAMS = {"plain": plain, "maskx prepare vg3k": ours}
+
+
+def measure(name: str, folder: Path, output: Path) -> tuple[float, float]:
+    """Seconds and peak GiB of a program in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "--program",
+        name,
+        "--folder",
+        str(folder),
+        "--output",
+        str(output),
+    ]
+    start = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.perf_counter() - start, int(done.stdout) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=108_077)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.program:
+        PROGRAMS[args.program](args.folder, args.output)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        generate(root, args.images)
+        size = (root / "objects.json").stat().st_size / 2**20
+        print(f"{args.images:,} images, objects.json of {size:.0f} MiB")
+        results = {name: measure(name, root, root / name.split()[0]) for name in PROGRAMS}
+        for name, (seconds, memory) in results.items():
+            time_ratio, memory_ratio = seconds / results["plain"][0], memory / results["plain"][1]
+            print(
+                f"{name:18}: {seconds:6.1f} s, peak {memory:5.2f} GiB, {time_ratio:.2f} x the time, "
+                f"{memory_ratio:.2f} x the memory of plain"
+            )
+        for split in SPLITS:
+            contents = [
+                json.loads((root / n.split()[0] / f"vg3k_{split}.json").read_text()) for n in PROGRAMS
+            ]
+            print(f"{split}: {len(contents[0]['annotations']):,} boxes, same: {contents[0] == contents[1]}")
+
+
+if __name__ == "__main__":
+    main()

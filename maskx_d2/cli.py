@@ -75,6 +75,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    prepare = commands.add_parser("prepare", help="bring a dataset into COCO's format")
+    datasets = prepare.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    vg3k = datasets.add_parser(
+        "vg3k",
+        help="Visual Genome",
+        description="Write vg3k_train.json, vg3k_val.json and vg3k_test.json: the boxes of Visual Genome's "
+        "most frequent classes, in one list of classes with COCO's 80.",
+    )
+    vg3k.add_argument("--image-data", required=True, type=Path, metavar="FILE", help="image_data.json")
+    vg3k.add_argument("--objects", required=True, type=Path, metavar="FILE", help="objects.json, v1.4")
+    vg3k.add_argument(
+        "--coco-val", required=True, type=Path, metavar="FILE", help="COCO's instances_val2017.json"
+    )
+    vg3k.add_argument("--output", required=True, type=Path, metavar="DIR")
+    vg3k.add_argument("--num-classes", type=int, default=3000, metavar="N", help="default 3000")
+    vg3k.set_defaults(run=_prepare_vg3k)
+
     compare = commands.add_parser(
         "compare",
         help="a report on several runs",
@@ -186,6 +203,22 @@ def _detector(args: argparse.Namespace):
     from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(args.weights))
+
+
+def _prepare_vg3k(args: argparse.Namespace) -> None:
+    from maskx_d2.data.visual_genome import convert
+
+    summary = convert(
+        args.image_data,
+        args.objects,
+        args.coco_val,
+        args.output,
+        num_classes=args.num_classes,
+        progress=lambda iterable, title, total: tqdm(
+            iterable, desc=title, total=total, unit="image", file=sys.stderr
+        ),
+    )
+    print(summary)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
@@ -73,9 +74,12 @@ def test_the_next_command_that_it_prints_runs(quick_demo, tmp_path):
     assert len(results) == len(expected) > 0
     for found, wanted in zip(results, expected, strict=True):
         assert found["file_name"] == f"{wanted['image_id']:06d}.png"
-        for key in ("image_id", "category_id", "segmentation"):
+        for key in ("image_id", "category_id"):
             assert found[key] == wanted[key]
-        assert found["bbox"] == pytest.approx(wanted["bbox"])
+        # Not bit for bit: evaluation may have had several images in a batch.
+        assert found["bbox"] == pytest.approx(wanted["bbox"], abs=0.01)
+        overlap = mask_util.iou([found["segmentation"]], [wanted["segmentation"]], [0])
+        assert overlap.item() > 0.98
 
 
 def test_other_folders_are_not_touched(tmp_path):

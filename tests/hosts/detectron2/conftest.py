@@ -22,9 +22,3 @@ def shapes_dataset(tmp_path_factory):
     from maskx_d2.data import shapes
 
     return shapes.generate(tmp_path_factory.mktemp("shapes"), num_train=24, num_test=8, seed=0)
-
-
-@pytest.fixture(scope="session")
-def detectron2_demo(run_quick_demo):
-    """The folder and the output of ``maskx demo --quick --host detectron2``."""
-    return run_quick_demo("detectron2")

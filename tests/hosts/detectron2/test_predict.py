@@ -56,8 +56,8 @@ def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):
         assert result["segmentation"]["size"] == [70, 90]
 
 
-def test_classes_are_coloured_by_what_they_were_trained_with(detectron2_demo, tmp_path):
-    folder, _ = detectron2_demo
+def test_classes_are_coloured_by_what_they_were_trained_with(quick_demo, tmp_path):
+    folder, _ = quick_demo
     run = folder / "maskx"
     from maskx_d2.data import shapes
 

@@ -37,9 +37,17 @@ def train_net(root, *arguments):
 
 @pytest.fixture
 def datasets(coco_mini, tmp_path):
-    """A folder as datasets/README.md describes it."""
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "coco").symlink_to(coco_mini)
+    """A folder as datasets/README.md describes it, with 16 images to evaluate on."""
+    coco = tmp_path / "datasets" / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    for images in ("train2017", "val2017"):
+        (coco / images).symlink_to(coco_mini / images)
+        content = json.loads((coco_mini / "annotations" / f"instances_{images}.json").read_text())
+        if images == "val2017":
+            content["images"] = content["images"][:16]
+            kept = {image["id"] for image in content["images"]}
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (coco / "annotations" / f"instances_{images}.json").write_text(json.dumps(content))
     return tmp_path / "datasets"
 
 

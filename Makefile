@@ -55,6 +55,6 @@ lint: $(SETUP)
 	  echo "To try again: make detectron2"; }
 	touch $@
 
-detectron2: | .venv/installed
+detectron2: | $(firstword $(SETUP))
 	$(PYTHON) -m pip install setuptools wheel ninja
 	$(INSTALL_DETECTRON2)

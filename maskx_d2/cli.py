@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         args = _parser().parse_args(arguments)
     try:
         args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if args.traceback:
             raise
         _fail(str(error))
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--coco-val", required=True, type=Path, metavar="FILE", help="COCO's instances_val2017.json"
     )
     vg3k.add_argument("--output", required=True, type=Path, metavar="DIR")
-    vg3k.add_argument("--num-classes", type=int, default=3000, metavar="N", help="default 3000")
+    vg3k.add_argument("--num-classes", type=_at_least(1), default=3000, metavar="N", help="default 3000")
     vg3k.set_defaults(run=_prepare_vg3k)
 
     compare = commands.add_parser(
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folder of a run")
     compare.add_argument("--baseline", type=Path, metavar="RUN_DIR", help="the first run, if not given")
     compare.add_argument("--output", type=Path, default=Path("output/comparison"), metavar="DIR")
-    compare.add_argument("--images", type=int, default=8, metavar="N", help="to show, default 8")
+    compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
     compare.add_argument("--min-score", type=float, default=0.5, metavar="P", help="default 0.5")
     compare.set_defaults(run=_compare)
 
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     glove.add_argument("--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
     random = kinds.add_parser("random", help="normally distributed random numbers")
     random.add_argument("--seed", type=int, default=0, metavar="N")
-    random.add_argument("--dim", type=int, default=300, metavar="D")
+    random.add_argument("--dim", type=_at_least(1), default=300, metavar="D")
     for kind in (glove, random):
         kind.add_argument(
             "--classes",
@@ -154,6 +155,18 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number that may not be smaller."""
+
+    def parse(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    parse.__name__ = "whole number"
+    return parse
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def predict(
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> Path:
     """
-    Detect on images; draw what is found, and write all of it in COCO's results format.
+    Detect on images; draw what is found, and write it in COCO's results format.
 
     ``image_id`` is the number that the file is named by, as in COCO, or where one is not, the image's
     place in the sequence; ``file_name`` is there too.
@@ -72,9 +72,13 @@ def predict(
     Returns:
         The path of the JSON.
     """
+    picture_paths = _picture_paths(images, output)
+    overwritten = {path.resolve() for path in images} & {path.resolve() for path in picture_paths}
+    if overwritten:
+        raise ValueError(f"the picture of {min(overwritten)} would overwrite it: give another --output")
     output.mkdir(parents=True, exist_ok=True)
     results: list[dict] = []
-    places = zip(_image_ids(images), _picture_paths(images, output), strict=True)
+    places = zip(_image_ids(images), picture_paths, strict=True)
     for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
         image = _read(path)
         found = [d for d in detector.detect(image, image_id) if d["score"] >= min_score]

@@ -99,3 +99,34 @@ def test_a_host_that_is_not_installed_is_named_with_its_install_command(capsys, 
     ):
         line = failure(capsys, *arguments)
         assert "needs Detectron2, which is not installed: pip install --no-build-isolation" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "run", "--images", "-1"],
+        ["embeddings", "random", "--output", "x.npy", "--dim", "0"],
+        [
+            "prepare",
+            "vg3k",
+            "--image-data=a",
+            "--objects=b",
+            "--coco-val=c",
+            "--output=d",
+            "--num-classes=0",
+        ],
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "is less than" in capsys.readouterr().err
+
+
+def test_a_file_where_a_folder_should_be_ends_with_one_sentence(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    table = tmp_path / "file" / "table.npy"
+    assert "file" in failure(capsys, "embeddings", "random", "--output", table)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    assert "latin.txt is not text in UTF-8" in failure(capsys, "splits", tmp_path / "latin.txt")

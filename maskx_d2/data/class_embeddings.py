@@ -44,8 +44,8 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
     if missing:
         of_names = [n for n, words in zip(class_names, words_of, strict=True) if set(words) & set(missing)]
         raise ValueError(
-            f"word vectors {vectors} have no {', '.join(map(repr, missing))}, which the class names "
-            f"{', '.join(map(repr, of_names))} need"
+            f"word vectors {vectors} have no {', '.join(map(repr, missing))}, which {len(of_names)} class "
+            f"names need: {', '.join(map(repr, of_names[:5]))}{', ...' if len(of_names) > 5 else ''}"
         )
     sizes = {len(vector) for vector in found.values()}
     if len(sizes) != 1 or 0 in sizes:

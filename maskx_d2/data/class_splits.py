@@ -133,7 +133,11 @@ def _random_split(name: str) -> list[int]:
 
 def _read_names(path: Path) -> list[str]:
     """One name a line; empty lines are passed over."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _indices_of(names: Sequence[str], class_names: Sequence[str], what: str) -> list[int]:

@@ -95,14 +95,21 @@ def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
 
 def complete_annotations(coco: COCO) -> None:
     """
-    In place, what pycocotools needs: no polygons of fewer than three points, and ``iscrowd`` and ``area``
-    (of the mask, or else of the box) where they are not given.
+    In place, what pycocotools needs: no polygons of fewer than three points, ``iscrowd`` and ``area`` (of
+    the mask, or else of the box) where they are not given, and no annotation with the id 0, which its
+    evaluation takes for "none".
     """
     annotations = coco.dataset["annotations"]
     drop_degenerate_polygons(annotations)
+    if any(annotation["id"] == 0 for annotation in annotations):
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
     for annotation in annotations:
-        annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
+        if annotation.get("area") is None:
             if annotation.get("segmentation"):
                 annotation["area"] = float(mask_util.area(coco.annToRLE(annotation)))
             else:

@@ -39,6 +39,15 @@ def find_problems(content: dict) -> Iterator[Problem]:
     Args:
         content: an annotation file with all of :data:`PARTS`.
     """
+    without_id = [
+        problem
+        for what, records in zip(("image", "annotation", "category"), map(content.get, PARTS), strict=True)
+        for problem in _ids(what, records)
+    ]
+    if without_id:
+        # The rest goes by ids.
+        yield from without_id
+        return
     yield from _of_categories(content["categories"])
     yield from _of_images(content["images"])
     images = {image.get("id"): image for image in content["images"]}
@@ -46,7 +55,7 @@ def find_problems(content: dict) -> Iterator[Problem]:
     yield from _duplicates("annotation", content["annotations"])
     for annotation in content["annotations"]:
         yield from _of_annotation(annotation, images, category_ids)
-    annotated = {annotation.get("image_id") for annotation in content["annotations"]}
+    annotated = {a["image_id"] for a in content["annotations"] if _is_among(a.get("image_id"), images)}
     for image_id in images:
         if image_id not in annotated:
             yield _remark("images without annotations", f"image {image_id}", "not used in training")
@@ -62,7 +71,8 @@ def _of_categories(categories: list[dict]) -> Iterator[Problem]:
         if not isinstance(category.get("name"), str):
             where = f"category {category.get('id')}"
             yield Problem("categories without name", where, f"has the name {category.get('name')!r}")
-    for name, count in Counter(category.get("name") for category in categories).items():
+    names = [category["name"] for category in categories if isinstance(category.get("name"), str)]
+    for name, count in Counter(names).items():
         if count > 1:
             yield Problem("names of several categories", f"name {name!r}", f"is that of {count} categories")
     ids = sorted(category["id"] for category in categories if isinstance(category.get("id"), int))
@@ -85,28 +95,43 @@ def _of_images(images: list[dict]) -> Iterator[Problem]:
             yield Problem("images without size", where, detail)
 
 
+def _ids(what: str, records: list[dict]) -> Iterator[Problem]:
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record.get("id"), int):
+            detail = f"has the id {record.get('id')!r}, expected a whole number"
+            yield Problem(f"{_plural(what)} without id", f"{what} number {number}", detail)
+
+
+def _plural(what: str) -> str:
+    return {"category": "categories"}.get(what, f"{what}s")
+
+
 def _duplicates(what: str, records: list[dict]) -> Iterator[Problem]:
-    plural = {"category": "categories"}.get(what, f"{what}s")
-    for identifier, count in Counter(record.get("id") for record in records).items():
-        if identifier is None:
-            yield Problem(f"{plural} without id", f"{count} {plural}", "have no id")
-        elif count > 1:
+    plural = _plural(what)
+    for identifier, count in Counter(record["id"] for record in records).items():
+        if count > 1:
             detail = f"is the id of {count} {plural}, expected of one"
             yield Problem(f"ids of several {plural}", f"{what} {identifier}", detail)
 
 
 def _of_annotation(annotation: dict, images: dict, category_ids: set) -> Iterator[Problem]:
     where = f"annotation {annotation.get('id')}"
-    if annotation.get("category_id") not in category_ids:
+    if not _is_among(annotation.get("category_id"), category_ids):
         detail = f"has category_id {annotation.get('category_id')!r}, which no category has"
         yield Problem("annotations of an unknown category", where, detail)
-    image = images.get(annotation.get("image_id"))
+    image = images[annotation["image_id"]] if _is_among(annotation.get("image_id"), images) else None
     if image is None:
         detail = f"has image_id {annotation.get('image_id')!r}, which no image has"
         yield Problem("annotations of an unknown image", where, detail)
     yield from _of_box(annotation.get("bbox"), image, where)
     segmentation = annotation.get("segmentation")
     yield from _of_segmentation(segmentation, image, where)
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        detail = f"has iscrowd {annotation['iscrowd']!r}, expected 0 or 1"
+        yield Problem("annotations with another iscrowd", where, detail)
+    if annotation.get("area") is not None and not _is_number(annotation["area"]):
+        detail = f"has the area {annotation['area']!r}, expected a number of pixels"
+        yield Problem("annotations without area", where, detail)
     if annotation.get("iscrowd"):
         yield _remark("crowd regions", where, "not used in training, ignored in evaluation")
     elif isinstance(segmentation, dict):
@@ -166,6 +191,10 @@ def _of_rle(rle: dict, image: dict | None, where: str) -> Iterator[Problem]:
     ):
         detail = f"has RLE whose counts do not add up to {size[0]} x {size[1]} pixels"
         yield Problem("RLE masks of another size", where, detail)
+
+
+def _is_among(identifier, known) -> bool:
+    return isinstance(identifier, int) and identifier in known
 
 
 def _has_size(image: dict) -> bool:

@@ -93,7 +93,7 @@ def _check_comparable(first: Run, run: Run) -> None:
         names = ", ".join(a.class_names[i] for i in other[:5]) + (", ..." if len(other) > 5 else "")
         raise ValueError(
             f"{both}: they report on other splits, which differ in {len(other)} classes ({names}); "
-            "TEST.CLASS_SPLIT makes a run report on another split than it was trained with"
+            "TEST.CLASS_SPLIT, on torchvision data.class_split, makes a run report on another than its own"
         )
 
 

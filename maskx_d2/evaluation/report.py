@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import jinja2
-from PIL import Image
+from PIL import Image, ImageOps
 
 from maskx_d2.data.coco_json import read_coco
 from maskx_d2.evaluation.average_precision import METRICS
@@ -51,6 +51,7 @@ def html_report(comparison: Comparison, *, num_images: int = 8, min_score: float
         ],
         curves=training_curves_plot(comparison),
         pictures=_pictures(comparison, num_images, min_score),
+        num_images=num_images,
     )
 
 
@@ -88,7 +89,7 @@ def _pictures(comparison: Comparison, num_images: int, min_score: float) -> list
     pictures = []
     for record in images[:num_images]:
         with Image.open(Path(evaluation.images) / record["file_name"]) as image:
-            picture = image.convert("RGB")
+            picture = ImageOps.exif_transpose(image).convert("RGB")
         scale = _PANEL_SIDE / max(picture.size)
         objects = [_with_rle(truth, a) for a in truth.imgToAnns[record["id"]] if not a["iscrowd"]]
         panels = {"ground truth": draw_detections(picture, objects, style, scale=scale)}

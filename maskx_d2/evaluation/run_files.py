@@ -1,5 +1,6 @@
 """The files that a training run leaves, whichever its host: writing and reading them."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -96,17 +97,24 @@ class Run:
     def detections(self) -> list[dict]:
         """In COCO's results format."""
         path = self.folder / EVALUATION_FOLDER / DETECTIONS_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if not path.is_file():
+            return []
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
 
     def metrics(self) -> list[dict]:
         """What was logged, in the order of the iterations; what a resumed run logged again counts."""
         path = self.folder / METRICS_FILE
         if not path.is_file():
             return []
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         at: dict[int, dict] = {}
-        for line in lines:
-            at.setdefault(line["iteration"], {}).update(line)
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # A run that was killed may have left half a line.
+            with contextlib.suppress(json.JSONDecodeError):
+                logged = json.loads(line)
+                at.setdefault(logged["iteration"], {}).update(logged)
         return [at[iteration] for iteration in sorted(at)]
 
 

@@ -1,7 +1,10 @@
+import base64
+import io
 import json
 import re
 
 import pytest
+from PIL import Image
 
 from maskx_d2 import cli
 from maskx_d2.evaluation.average_precision import METRICS
@@ -174,7 +177,27 @@ def test_images_that_are_not_there_are_left_out(tmp_path):
     (tmp_path / "data" / "images" / "1.png").unlink()
     assert html_report(comparison, num_images=20).count("<img") == 11
     truth.unlink()
-    assert html_report(comparison, num_images=20).count("<img") == 0
+    html = html_report(comparison, num_images=20)
+    assert html.count("<img") == 0 and "The images that were evaluated on are not where they were" in html
+
+
+def test_images_are_shown_upright_as_their_exif_data_say(tmp_path):
+    content = synthetic.ground_truth(images=1)
+    content["images"][0].update(width=160, height=160, file_name="1.jpg")
+    truth = runs.dataset(tmp_path / "data", content)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    pixels = Image.new("RGB", (160, 160))
+    pixels.paste((255, 0, 0), (0, 0, 160, 80))
+    pixels.save(tmp_path / "data" / "images" / "1.jpg", exif=exif)
+    content["annotations"] = []
+    truth.write_text(json.dumps(content))
+    comparison = compare_runs([runs.run(tmp_path / "run", truth)])
+    html = html_report(comparison, num_images=1)
+    shown = Image.open(io.BytesIO(base64.b64decode(html.split("base64,")[1].split('"')[0])))
+    # The upper half is on the right now, in the first panel, below its title.
+    left, right = (shown.getpixel((x, 200)) for x in (60, 420))
+    assert right[0] > 200 and left[0] < 60
 
 
 def test_the_command_writes_both_files_and_prints_the_tables(folders, tmp_path, capsys):

@@ -36,7 +36,7 @@ def test_a_class_without_ground_truth_has_no_ap(tmp_path):
 def test_what_a_resumed_run_logged_again_counts(tmp_path):
     folder = runs.run(tmp_path / "run", runs.dataset(tmp_path / "data"))
     with (folder / "metrics.json").open("a") as file:
-        file.write('{"iteration": 60, "total_loss": 7.5}\n\n{"iteration": 80, "bbox/AP": 3}\n')
+        file.write('{"iteration": 60, "total_loss": 7.5}\n\n{"iteration": 80, "bbox/AP": 3}\n{"iter')
     metrics = read_run(folder).metrics()
     assert [line["iteration"] for line in metrics] == [20, 40, 60, 80, 100]
     assert metrics[2]["total_loss"] == 7.5 and metrics[2]["loss_mask"] == pytest.approx(1 / 3)
@@ -60,3 +60,10 @@ def test_a_run_that_logged_and_detected_nothing_can_be_read(tmp_path):
     (folder / "inference" / "coco_instances_results.json").unlink()
     run = read_run(folder)
     assert run.metrics() == [] and run.detections() == []
+
+
+def test_detections_that_are_cut_off_are_named(tmp_path):
+    folder = runs.run(tmp_path / "run", runs.dataset(tmp_path / "data"))
+    (folder / "inference" / "coco_instances_results.json").write_text('[{"image')
+    with pytest.raises(ValueError, match=r"coco_instances_results.json is not JSON"):
+        read_run(folder).detections()

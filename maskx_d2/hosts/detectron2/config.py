@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, PREDICTORS
@@ -28,6 +29,11 @@ def add_maskx_config(cfg: CfgNode) -> None:
 
     # "SGD" or "AdamW".
     _add(cfg.SOLVER, "OPTIMIZER", "SGD")
+
+    # Whether inference regresses boxes for the pairs of proposal and class that are detected alone, instead
+    # of for all classes: the same detections, for many classes sooner. For PartiallySupervisedROIHeads.
+    _add(cfg.MODEL, "ROI_BOX_HEAD", CfgNode())
+    _add(cfg.MODEL.ROI_BOX_HEAD, "GATHERED_REGRESSION", False)
 
     # ---- MaskXHead; the defaults are the paper's final model ----
     head = cfg.MODEL.ROI_MASK_HEAD
@@ -109,8 +115,8 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     cfg = get_cfg()
     try:
         cfg.merge_from_file(config_file)
-    except (AssertionError, KeyError) as error:
-        raise ValueError(f"config {config_file}: {error}") from error
+    except (AssertionError, KeyError, yaml.YAMLError) as error:
+        raise ValueError(f"config {config_file}: {' '.join(str(error).split())}") from error
     try:
         cfg.merge_from_list(overrides or [])
     except (AssertionError, KeyError) as error:

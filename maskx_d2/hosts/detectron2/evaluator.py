@@ -48,10 +48,11 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         results = super().evaluate(img_ids)
         if not self._precisions:
             return results
+        image_root = self._metadata.get("image_root")
         evaluation = evaluation_of(
             self._precisions,
             annotations=Path(PathManager.get_local_path(self._metadata.json_file)),
-            images=self._metadata.get("image_root"),
+            images=str(Path(image_root).resolve()) if image_root else None,
             class_names=[self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)],
             category_ids=sorted(self._coco_api.cats),
             with_masks=self.classes_with_masks,

@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
 
@@ -53,6 +54,13 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
         ret = super().from_config(cfg, input_shape)
         if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
             ret["get_class_has_mask"] = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
+        return ret
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict) -> dict:
+        ret = super()._init_box_head(cfg, input_shape)
+        if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION:
+            ret["box_predictor"] = GatheredFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
 
     @property

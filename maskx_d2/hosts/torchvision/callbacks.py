@@ -26,14 +26,18 @@ class RepeatableSteps(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._seed(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args) -> None:
-        self._seed(trainer)
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        # Of several batches that make one step, each has numbers of its own.
+        self._seed(trainer, part=(batch_idx + 1) % trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._seed(trainer)
 
-    def _seed(self, trainer: Trainer) -> None:
-        number = trainer.global_step * trainer.world_size + trainer.global_rank
+    def _seed(self, trainer: Trainer, part: int = 0) -> None:
+        number = trainer.global_step * trainer.accumulate_grad_batches + part
+        number = number * trainer.world_size + trainer.global_rank
         torch.manual_seed((self.seed * 1_000_003 + number) % 2**31)
 
 

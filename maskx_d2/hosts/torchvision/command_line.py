@@ -7,8 +7,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from maskx_d2.hosts.torchvision.callbacks import MetricsFile, RepeatableSteps
+from maskx_d2.hosts.torchvision.checkpoint import read_checkpoint
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.training import TrainingModule
 
@@ -38,9 +40,28 @@ class CommandLine(LightningCLI):
         ):
             parser.link_arguments(f"data.{source}", f"model.{target}", apply_on="instantiate")
 
+    def before_instantiate_classes(self) -> None:
+        checkpoint = self.config[self.subcommand].ckpt_path
+        if self.subcommand == "validate":
+            if checkpoint is None:
+                raise ValueError("--ckpt_path is not given, expected the checkpoint to evaluate")
+            # The config of the run stays that of its training.
+            self.save_config_callback = None
+            return
+        to_resume = checkpoint is not None and Path(checkpoint).is_file()
+        if to_resume and "optimizer_states" not in read_checkpoint(checkpoint):
+            raise ValueError(
+                f"--ckpt_path {checkpoint} holds weights alone, expected last.ckpt or a model_*.ckpt with "
+                "the state of its training"
+            )
+
     def instantiate_trainer(self, **kwargs) -> Trainer:
         config = self.config[self.subcommand]
         folder = Path(config.trainer.default_root_dir)
+        if self.subcommand == "validate":
+            return super().instantiate_trainer(logger=False, **kwargs)
+        if config.trainer.logger is None:
+            kwargs["logger"] = [TensorBoardLogger(folder, name="", version=""), MetricsFile(folder)]
         checkpoints = ModelCheckpoint(
             folder,
             filename="model_{step:07d}",
@@ -49,13 +70,23 @@ class CommandLine(LightningCLI):
             save_last="link",
         )
         self.trainer_defaults["callbacks"] = [RepeatableSteps(config.seed_everything), checkpoints]
-        return super().instantiate_trainer(
-            logger=[TensorBoardLogger(folder, name="", version=""), MetricsFile(folder)], **kwargs
-        )
+        return super().instantiate_trainer(**kwargs)
 
 
 def main(arguments: list[str]) -> None:
-    """Run ``fit`` or ``validate``."""
+    """
+    Run ``fit`` or ``validate``.
+
+    Raises:
+        ValueError, FileNotFoundError: an option does not fit, or a file is not what it should be.
+    """
+    try:
+        _run(arguments)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _run(arguments: list[str]) -> None:
     # The data module goes on where the run was interrupted, which Lightning cannot see.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     # The frozen detector of stage-wise training is in eval mode on purpose.

@@ -107,7 +107,10 @@ def read_image(path: Path) -> tv_tensors.Image:
 
 
 def training_transforms() -> v2.Transform:
-    """Horizontal flips; boxes inside the image, none without area; float images in [0, 1]."""
+    """
+    Horizontal flips; boxes inside the image, none of less than a pixel (torchvision's limit; Detectron2 has
+    none); float images in [0, 1].
+    """
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),

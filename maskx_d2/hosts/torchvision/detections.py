@@ -20,7 +20,7 @@ def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Seq
         For each detection ``image_id``, ``category_id``, ``bbox`` (XYWH), ``score`` and, if there are
         masks, ``segmentation`` (compressed RLE).
     """
-    boxes = detections["boxes"].cpu()
+    boxes = detections["boxes"].cpu().clone()
     boxes[:, 2:] -= boxes[:, :2]
     columns = boxes.tolist(), detections["labels"].tolist(), detections["scores"].tolist()
     results = [

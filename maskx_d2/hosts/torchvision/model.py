@@ -172,7 +172,9 @@ def _backbone(*, depth, weights, trainable_layers, norm, channels) -> BackboneWi
     _one_of("norm", norm, tuple(NORMS))
     name = f"resnet{depth}"
     if isinstance(weights, str):
-        weights = torchvision.models.get_model_weights(name)[weights]
+        known = torchvision.models.get_model_weights(name)
+        _one_of("weights_backbone", weights, tuple(known.__members__))
+        weights = known[weights]
     if trainable_layers is None:
         trainable_layers = 5 if weights is None else 3
     backbone = resnet_fpn_backbone(

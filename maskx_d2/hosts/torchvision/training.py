@@ -99,13 +99,15 @@ class TrainingModule(LightningModule):
             ValueError: it is no checkpoint of this class.
         """
         checkpoint = read_checkpoint(path)
+        expected = "expected one that this host has written"
         missing = [key for key in ("hyper_parameters", "state_dict") if key not in checkpoint]
         if missing:
-            raise ValueError(
-                f"checkpoint {path} has no {missing[0]!r}, expected one that this host has written"
-            )
-        module = cls(**checkpoint["hyper_parameters"])
-        module.load_state_dict(checkpoint["state_dict"])
+            raise ValueError(f"checkpoint {path} has no {missing[0]!r}, {expected}")
+        try:
+            module = cls(**checkpoint["hyper_parameters"])
+            module.load_state_dict(checkpoint["state_dict"])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"checkpoint {path} is of another model, {expected}") from error
         return module
 
     # ---- Training ----

@@ -83,3 +83,6 @@ def test_a_missing_config_and_an_unknown_key_are_named(tmp_path):
     wrong.write_text("VERSION: 2\nMODEL:\n  MASKY: 1\n")
     with pytest.raises(ValueError, match=r"wrong.yaml.*Non-existent config key: MODEL.MASKY"):
         load_config(str(wrong))
+    wrong.write_text("VERSION: 2\nMODEL: [\n")
+    with pytest.raises(ValueError, match=r"^config .*wrong.yaml: while parsing .*$"):
+        load_config(str(wrong))

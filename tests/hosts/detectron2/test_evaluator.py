@@ -91,6 +91,18 @@ def test_a_side_without_an_instance_has_no_ap(tmp_path, absent):
     assert by_group["segm"]["all"]["AP"] == out["segm_B" if absent == "A" else "segm_A"]["AP"] > 5
 
 
+def test_an_annotation_of_id_0_is_matched_like_any_other(tmp_path):
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    found = []
+    for start in (1, 0):
+        (tmp_path / str(start)).mkdir()
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["id"] = start + number
+        found.append(evaluate(content, results, tmp_path / str(start))[1])
+    assert found[0] == found[1]
+
+
 def test_without_detections_ap_is_zero(tmp_path):
     out, by_group = evaluate(synthetic.ground_truth(), [], tmp_path, tasks=("bbox", "segm"))
     for task in ("bbox", "segm"):

@@ -7,7 +7,7 @@ from maskx_d2.hosts.detectron2.command_line import read_config
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
 NUM_IMAGES = 8
-ITERATIONS = 160
+ITERATIONS = 120
 SETTINGS = [
     *(
         "MODEL.META_ARCHITECTURE",

@@ -144,10 +144,10 @@ def test_killed_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
     shapes_dataset, tmp_path, meta_architecture
 ):
     overrides = [
-        *("MODEL.META_ARCHITECTURE", meta_architecture, "SOLVER.MAX_ITER", 20),
+        *("MODEL.META_ARCHITECTURE", meta_architecture, "SOLVER.MAX_ITER", 10),
         *(
             "SOLVER.CHECKPOINT_PERIOD",
-            10,
+            4,
             "DATASETS.TEST",
             (),
             "MODEL.WEIGHTS",
@@ -163,12 +163,12 @@ def test_killed_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
 
     done = run(-1, configs["through"])
     assert done.returncode == 0, done.stderr[-3000:]
-    killed = run(13, configs["killed"])
+    killed = run(6, configs["killed"])
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert not (tmp_path / "killed" / "model_final.pth").exists()
     resumed = run(-1, configs["killed"], "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert "Starting training from iteration 10" in resumed.stdout
+    assert "Starting training from iteration 4" in resumed.stdout
 
     through, again = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("through", "killed")

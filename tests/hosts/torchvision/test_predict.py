@@ -64,6 +64,16 @@ def test_the_command_draws_and_writes_what_is_found(checkpoint, tmp_path, capsys
     assert "2 pictures in" in capsys.readouterr().out
 
 
+def test_an_image_is_not_overwritten_by_its_picture(checkpoint, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    Image.new("RGB", (64, 64)).save(image)
+    before = image.read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--weights", str(checkpoint), str(tmp_path), "--output", str(tmp_path)])
+    assert "image.png would overwrite it: give another --output" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
 class Harmful:
     def __reduce__(self):
         return open, ("harm", "w")
@@ -76,6 +86,9 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
         (tmp_path / name).write_text("no checkpoint")
     torch.save({"state_dict": {}}, "other.ckpt")
     torch.save([1], "list.ckpt")
+    (tmp_path / "empty.ckpt").touch()
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "hyper_parameters": {"a": 1}}, "strange.ckpt")
     torch.save({"state_dict": Harmful()}, "bad.ckpt")
     cases = [
         (
@@ -87,6 +100,8 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
         (["other.ckpt"], "checkpoint other.ckpt has no 'hyper_parameters', expected one that this host"),
         (["list.ckpt"], "checkpoint list.ckpt holds a list, expected a dictionary"),
         (["bad.ckpt"], "checkpoint bad.ckpt is refused"),
+        (["empty.ckpt"], "checkpoint empty.ckpt is refused: "),
+        (["strange.ckpt"], "checkpoint strange.ckpt is of another model, expected one that this host"),
         ([str(checkpoint), "--opts", "A", "1"], "--opts are config keys, expected --config-file too"),
     ]
     for (weights, *more), message in cases:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import nn
 from maskx_d2 import cli
 from maskx_d2.data import shapes
 from maskx_d2.data.coco_json import read_coco
+from maskx_d2.hosts.torchvision.callbacks import RepeatableSteps
 from maskx_d2.hosts.torchvision.training import TrainingModule, load_detector
 
 from ...evaluation import synthetic
@@ -219,6 +221,15 @@ def test_ap_on_each_side_equals_pycocotools_on_filtered_json_files(tmp_path, cap
     assert all(set(r) == {"image_id", "category_id", "bbox", "score", "segmentation"} for r in written)
 
 
+def test_an_annotation_of_id_0_is_matched_like_any_other(tmp_path):
+    content = synthetic.ground_truth()
+    results = synthetic.detections(content)
+    _, expected = evaluate(content, results, tmp_path, [1, 4])
+    for annotation in content["annotations"]:
+        annotation["id"] -= 1
+    assert evaluate(content, results, tmp_path, [1, 4])[1] == expected
+
+
 def test_without_detections_ap_is_zero(tmp_path):
     _, by_group = evaluate(synthetic.ground_truth(), [], tmp_path, [1, 4])
     assert by_group["segm"]["A"]["AP"] == by_group["bbox"]["B"]["AP"] == 0
@@ -339,6 +350,29 @@ def test_validate_gives_the_figures_of_the_end_of_training(finished, dataset, tm
     assert results[0] == results[1]
 
 
+def test_validate_needs_a_checkpoint_and_leaves_a_runs_own_files_alone(finished, dataset, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "metrics.json")}
+    words = [w for w in command(dataset, folder)[3:] if not w.startswith("--checkpoint_period")]
+    words[words.index("fit")] = "validate"
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "--ckpt_path is not given, expected the checkpoint to evaluate" in capsys.readouterr().err
+    cli.main([*words, "--ckpt_path", str(folder / "last.ckpt")])
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_parts_of_a_step_have_random_numbers_of_their_own():
+    trainer = SimpleNamespace(global_step=3, accumulate_grad_batches=2, world_size=1, global_rank=0)
+    callback, drawn = RepeatableSteps(seed=1), []
+    for global_step, batch in ((3, 6), (4, 7), (4, 8), (5, 9)):
+        trainer.global_step = global_step
+        callback.on_train_batch_end(trainer, None, None, None, batch)
+        drawn.append(torch.rand(()).item())
+    assert len(set(drawn)) == 4
+
+
 def test_two_processes_train_one_model_and_evaluate_every_image_once(dataset, tmp_path):
     options = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_train_batches=2")
     run(command(dataset, tmp_path / "ddp", *options, steps=2), env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -358,12 +392,18 @@ def test_stage_2_trains_the_mask_branch_on_the_detector_of_stage_1(dataset, tmp_
     assert set(weights(two)) > set(weights(one))
 
 
-def test_users_mistakes_end_with_one_sentence(dataset, tmp_path, capsys):
+def test_users_mistakes_end_with_one_sentence(finished, dataset, tmp_path, capsys):
     cases = [
         (["--model.depth=20"], "depth is 20, expected one of 18, 34, 50, 101, 152"),
         (["--data.train_json=absent.json"], "annotation file absent.json is no file"),
         (["--model.detector=absent.ckpt"], "checkpoint absent.ckpt is no file"),
         (["--model.dephts=50"], "dephts"),
+        (["--model.weights_backbone=FOO"], "weights_backbone is 'FOO', expected one of 'IMAGENET1K_V1'"),
+        (["--trainer.enable_checkpointing=false"], "enable_checkpointing=False"),
+        (
+            ["--ckpt_path", finished[0] / "model_final.ckpt"],
+            "model_final.ckpt holds weights alone, expected last",
+        ),
     ]
     for options, message in cases:
         with pytest.raises(SystemExit) as stopped:

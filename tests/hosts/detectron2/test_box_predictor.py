@@ -1,0 +1,160 @@
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from maskx_d2.hosts.detectron2 import box_predictor
+from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
+
+from . import tiny
+
+WIDTH = 32
+
+
+def predictors(num_classes, **options):
+    """Detectron2's and ours, with the same weights, that detect several classes."""
+    arguments = {
+        "input_shape": ShapeSpec(channels=WIDTH),
+        "box2box_transform": Box2BoxTransform(weights=(10, 10, 5, 5)),
+        "num_classes": num_classes,
+        "test_score_thresh": 0.05,
+        "test_topk_per_image": 30,
+        **options,
+    }
+    stock, ours = FastRCNNOutputLayers(**arguments), GatheredFastRCNNOutputLayers(**arguments)
+    for layer in (stock.cls_score, stock.bbox_pred):
+        torch.nn.init.normal_(layer.weight, std=0.5)
+        torch.nn.init.normal_(layer.bias, std=0.1)
+    ours.load_state_dict(stock.state_dict())
+    return stock.eval(), ours.eval()
+
+
+def proposals(*counts):
+    generator = torch.Generator().manual_seed(3)
+    result = []
+    for count in counts:
+        corner = 200 * torch.rand(count, 2, generator=generator)
+        size = 5 + 90 * torch.rand(count, 2, generator=generator)
+        instances = Instances((256, 240))
+        instances.proposal_boxes = Boxes(torch.cat([corner, corner + size], 1))
+        result.append(instances)
+    return result
+
+
+def detect(predictor, features, given):
+    with torch.no_grad():
+        return predictor.inference(predictor(features), given)
+
+
+def assert_same(found, expected, **tolerance):
+    assert sum(map(len, expected[0])) > 0
+    for mine, theirs, my_rows, their_rows in zip(
+        *found[:1], *expected[:1], found[1], expected[1], strict=True
+    ):
+        assert torch.equal(my_rows, their_rows)
+        assert torch.equal(mine.pred_classes, theirs.pred_classes)
+        assert torch.equal(mine.scores, theirs.scores)
+        torch.testing.assert_close(mine.pred_boxes.tensor, theirs.pred_boxes.tensor, **tolerance)
+        assert mine.image_size == theirs.image_size
+
+
+@pytest.mark.parametrize("num_classes", [1, 5, 300])
+@pytest.mark.parametrize("options", [{}, {"cls_agnostic_bbox_reg": True}, {"test_topk_per_image": -1}])
+def test_detections_are_those_of_detectron2(num_classes, options):
+    stock, ours = predictors(num_classes, **options)
+    given, features = proposals(60, 0, 25), torch.randn(85, WIDTH)
+    assert_same(detect(ours, features, given), detect(stock, features, given), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_boxes_of_pairs_are_those_of_all_classes_in_float64(class_agnostic):
+    stock, ours = (p.double() for p in predictors(7, cls_agnostic_bbox_reg=class_agnostic))
+    (given,) = proposals(20)
+    boxes, features = given.proposal_boxes.tensor.double(), torch.randn(20, WIDTH, dtype=torch.float64)
+    given.proposal_boxes = Boxes(torch.zeros(20, 4))
+    given.proposal_boxes.tensor = boxes
+    rows, classes = torch.randint(20, (50,)), torch.randint(7, (50,))
+    with torch.no_grad():
+        (of_all,) = stock.predict_boxes(stock(features), [given])
+        found = ours._boxes(features, boxes, rows, classes)
+    expected = of_all[rows] if class_agnostic else of_all.unflatten(1, (7, 4))[rows, classes]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
+
+
+def test_pairs_are_taken_in_parts_with_the_same_result(monkeypatch):
+    stock, ours = predictors(20)
+    monkeypatch.setattr(box_predictor, "_PAIRS_AT_ONCE", 7)
+    given, features = proposals(50), torch.randn(50, WIDTH)
+    assert_same(detect(ours, features, given), detect(stock, features, given), rtol=1e-5, atol=1e-3)
+
+
+def test_where_nothing_is_above_the_threshold_nothing_is_detected():
+    _, ours = predictors(5, test_score_thresh=1.1)
+    (found,), (rows,) = detect(ours, torch.randn(9, WIDTH), proposals(9))
+    assert len(found) == len(rows) == 0 and found.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_in_training_and_for_all_boxes_it_is_detectron2s():
+    stock, ours = predictors(5)
+    features, given = torch.randn(12, WIDTH), proposals(12)
+    with torch.no_grad():
+        (expected,) = stock.predict_boxes(stock(features), given)
+        (found,) = ours.predict_boxes(ours(features), given)
+        torch.testing.assert_close(found, expected)
+        stock.train()
+        ours.train()
+        for mine, theirs in zip(ours(features), stock(features), strict=True):
+            assert torch.equal(mine, theirs)
+        (found,) = ours.predict_boxes(ours(features), given)
+        torch.testing.assert_close(found, expected)
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+def test_regression_outputs_of_all_classes_are_never_computed():
+    stock, ours = predictors(400, test_score_thresh=0.3)
+    given, features = proposals(100), torch.randn(100, WIDTH)
+    largest = {}
+    for name, predictor in (("stock", stock), ("ours", ours)):
+        with Allocations() as allocations:
+            detect(predictor, features, given)
+        largest[name] = allocations.largest
+    assert largest["stock"] >= 100 * 4 * 400
+    # What is left are the class scores, and the weights themselves.
+    assert largest["ours"] <= max(100 * 401, 4 * 400 * WIDTH)
+
+
+def test_a_config_key_puts_it_into_the_roi_heads():
+    stock = tiny.build(tiny.model_config()).eval()
+    ours = tiny.build(tiny.model_config("MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", True)).eval()
+    assert isinstance(ours.roi_heads.box_predictor, GatheredFastRCNNOutputLayers)
+    assert type(stock.roi_heads.box_predictor) is FastRCNNOutputLayers
+    # The same checkpoints, the same model.
+    ours.load_state_dict(stock.state_dict())
+    for model in (stock, ours):
+        model.roi_heads.box_predictor.test_score_thresh = 0.0
+    inputs = tiny.batch(tiny.instances([0]), tiny.instances([1, 2]))
+    with torch.no_grad():
+        pairs = zip(ours(inputs), stock(inputs), strict=True)
+    for found, expected in pairs:
+        found, expected = found["instances"], expected["instances"]
+        assert len(expected) > 0 and torch.equal(found.pred_classes, expected.pred_classes)
+        torch.testing.assert_close(
+            found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-3
+        )
+        assert torch.equal(found.scores, expected.scores)

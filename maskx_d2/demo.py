@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from maskx_d2.data import shapes
 from maskx_d2.data.files import write_json
-from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, side_by_side
+from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE
 from maskx_d2.evaluation.tables import Results, comparison_table
 from maskx_d2.logs import log_to_file
@@ -134,10 +133,10 @@ def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
     names = {category["id"]: category["name"] for category in truth["categories"]}
     boxes_only = {i for i, name in names.items() if name in shapes.BOXES_ONLY}
     style = ClassStyle(names=names, with_masks=frozenset(set(names) - boxes_only))
-    found: dict[str, dict[int, list[dict]]] = {"ground truth": _by_image(truth["annotations"])}
+    found: dict[str, dict[int, list[dict]]] = {"ground truth": by_image(truth["annotations"])}
     for name, title in _RUNS.items():
         results = json.loads((output / name / EVALUATION_FOLDER / DETECTIONS_FILE).read_text())
-        found[title] = _by_image([d for d in results if d["score"] >= _MIN_SCORE])
+        found[title] = by_image([d for d in results if d["score"] >= _MIN_SCORE])
     folder = output / "pictures"
     folder.mkdir()
     # First the images with most objects of B: those are what the two runs differ on.
@@ -148,18 +147,8 @@ def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
     order = sorted(truth["images"], key=lambda image: -num_boxes_only.get(image["id"], 0))
     for image in order[:_NUM_PICTURES]:
         picture = Image.open(dataset.test_images / image["file_name"])
-        panels = {
-            title: draw_detections(picture, of_image.get(image["id"], []), style, scale=3)
-            for title, of_image in found.items()
-        }
-        side_by_side(panels).save(folder / image["file_name"])
-
-
-def _by_image(annotations: Sequence[dict]) -> dict[int, list[dict]]:
-    of_image: dict[int, list[dict]] = {}
-    for annotation in annotations:
-        of_image.setdefault(annotation["image_id"], []).append(annotation)
-    return of_image
+        of_image = {title: results.get(image["id"], []) for title, results in found.items()}
+        draw_side_by_side(picture, of_image, style, scale=3).save(folder / image["file_name"])
 
 
 def _summary(results: dict[str, Results], output: Path, host: Host) -> str:

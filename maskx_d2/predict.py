@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from maskx_d2.data.files import write_text
+from maskx_d2.data.images import read_image
 from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
 
@@ -80,7 +81,7 @@ def predict(
     results: list[dict] = []
     places = zip(_image_ids(images), picture_paths, strict=True)
     for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
-        image = _read(path)
+        image = read_image(path)
         found = [d for d in detector.detect(image, image_id) if d["score"] >= min_score]
         for detection in found:
             detection["file_name"] = path.name
@@ -89,14 +90,6 @@ def predict(
         logging.getLogger(__name__).info("%s: %d objects -> %s", path, len(found), picture_path)
     write_text(output / DETECTIONS_FILE, json.dumps(results))
     return output / DETECTIONS_FILE
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _image_ids(images: Sequence[Path]) -> list[int]:

@@ -1,10 +1,11 @@
 """Fixed class embeddings: tables of word vectors or of random numbers, a row for each class."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from maskx_d2.data.files import replacing
 
 
 def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
@@ -64,10 +65,5 @@ def random_embeddings(num_classes: int, *, dim: int = 300, seed: int = 0) -> np.
 def write_table(path: Path, table: np.ndarray) -> None:
     """Write a .npy file, and make its folder if need be; a file that is there is replaced at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, table)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, table)

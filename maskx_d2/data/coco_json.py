@@ -1,7 +1,6 @@
 """Reading COCO JSON as people really have it."""
 
 import contextlib
-import copy
 import io
 import json
 from collections.abc import Iterable
@@ -68,9 +67,14 @@ def index_coco(content: dict) -> COCO:
     """pycocotools' ``COCO`` of the content of an annotation file."""
     coco = COCO()
     coco.dataset = content
+    _create_index(coco)
+    return coco
+
+
+def _create_index(coco: COCO) -> None:
+    """Without its printing."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    return coco
 
 
 def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
@@ -104,8 +108,7 @@ def complete_annotations(coco: COCO) -> None:
     if any(annotation["id"] == 0 for annotation in annotations):
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
+        _create_index(coco)
     for annotation in annotations:
         if annotation.get("iscrowd") is None:
             annotation["iscrowd"] = 0
@@ -131,8 +134,9 @@ def ignore_boxes_without_mask(coco: COCO) -> COCO:
         if not annotation.get("segmentation"):
             x, y, width, height = annotation["bbox"]
             corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-            annotation = {**annotation, "segmentation": [corners], "iscrowd": 1}
-        annotations.append(copy.copy(annotation))
+            annotations.append({**annotation, "segmentation": [corners], "iscrowd": 1})
+        else:
+            annotations.append({**annotation})
     return index_coco({**coco.dataset, "annotations": annotations})
 
 

@@ -6,8 +6,8 @@ The rules are those of the original code (lib/datasets/bbox2mask_dataset_process
 half a gigabyte are read image by image, into columns of numbers.
 """
 
+import contextlib
 import mmap
-import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.files import replacing
 
 SPLITS = ("train", "val", "test")
 NUM_TEST_IMAGES = 5000
@@ -317,18 +318,11 @@ def convert(
         for i, synset in enumerate(joint)
     ]
     output.mkdir(parents=True, exist_ok=True)
-    temporary = {split: output / f"vg3k_{split}.json.partial" for split in SPLITS}
-    try:
+    with contextlib.ExitStack() as files:  # all take their places, or none
         for split, of_split in _split_images(images, coco_ids).items():
+            path = files.enter_context(replacing(output / f"vg3k_{split}.json"))
             summary.images[split] = len(of_split)
-            summary.annotations[split] = _write(
-                temporary[split], of_split, annotations, categories, split, progress
-            )
-        for split, path in temporary.items():
-            os.replace(path, output / f"vg3k_{split}.json")
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+            summary.annotations[split] = _write(path, of_split, annotations, categories, split, progress)
     return summary
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.coco_json import ignore_boxes_without_mask
+from maskx_d2.data.coco_json import ignore_boxes_without_mask, index_coco
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AREAS = {"APs": 1, "APm": 2, "APl": 3}
@@ -75,9 +75,7 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[Mapping], iou_type: str)
             detections = ground_truth.loadRes(kept)
         else:
             # loadRes() takes the kind of the results from the first one.
-            detections = COCO()
-            detections.dataset = {**ground_truth.dataset, "annotations": []}
-            detections.createIndex()
+            detections = index_coco({**ground_truth.dataset, "annotations": []})
         evaluation = COCOeval(ground_truth, detections, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()

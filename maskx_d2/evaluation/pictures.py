@@ -1,6 +1,6 @@
 """Pictures of detections: masks, boxes, names and scores, coloured by what their class was trained with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,26 @@ def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
         canvas.paste(panel, (x, line))
         x += panel.width + gap
     return with_legend(canvas)
+
+
+def draw_side_by_side(
+    image: Image.Image, found: Mapping[str, Sequence[Mapping]], style: ClassStyle, *, scale: float = 1
+) -> Image.Image:
+    """:func:`side_by_side` of an image with each of several results, which are given by title."""
+    return side_by_side(
+        {
+            title: draw_detections(image, detections, style, scale=scale)
+            for title, detections in found.items()
+        }
+    )
+
+
+def by_image(detections: Iterable[dict]) -> dict[int, list[dict]]:
+    """Annotations or detections of each image id that occurs."""
+    of_image: dict[int, list[dict]] = {}
+    for detection in detections:
+        of_image.setdefault(detection["image_id"], []).append(detection)
+    return of_image
 
 
 def _paint_mask(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 import jinja2
-from PIL import Image, ImageOps
+from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.images import read_image
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.comparison import Comparison
-from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, side_by_side
+from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
 from maskx_d2.evaluation.tables import GROUP_TITLES, TASK_TITLES
 
@@ -81,22 +82,19 @@ def _pictures(comparison: Comparison, num_images: int, min_score: float) -> list
     names = dict(zip(evaluation.category_ids, evaluation.class_names, strict=True))
     style = ClassStyle(names=names, with_masks=ids_in_a)
     detections = {
-        title: _by_image([d for d in run.detections() if d["score"] >= min_score])
+        title: by_image([d for d in run.detections() if d["score"] >= min_score])
         for title, run in comparison.runs.items()
     }
     images = [i for i in truth.imgs.values() if (Path(evaluation.images) / i["file_name"]).is_file()]
     images.sort(key=lambda i: -sum(a["category_id"] not in ids_in_a for a in truth.imgToAnns[i["id"]]))
     pictures = []
     for record in images[:num_images]:
-        with Image.open(Path(evaluation.images) / record["file_name"]) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+        picture = read_image(Path(evaluation.images) / record["file_name"])
         scale = _PANEL_SIDE / max(picture.size)
         objects = [_with_rle(truth, a) for a in truth.imgToAnns[record["id"]] if not a["iscrowd"]]
-        panels = {"ground truth": draw_detections(picture, objects, style, scale=scale)}
-        for title, of_image in detections.items():
-            found = of_image.get(record["id"], [])
-            panels[title] = draw_detections(picture, found, style, scale=scale)
-        pictures.append((record["file_name"], _data_url(side_by_side(panels))))
+        found = {title: of_run.get(record["id"], []) for title, of_run in detections.items()}
+        drawn = draw_side_by_side(picture, {"ground truth": objects, **found}, style, scale=scale)
+        pictures.append((record["file_name"], _data_url(drawn)))
     return pictures
 
 
@@ -104,13 +102,6 @@ def _with_rle(truth, annotation: dict) -> dict:
     if not annotation.get("segmentation"):
         return {key: value for key, value in annotation.items() if key != "segmentation"}
     return {**annotation, "segmentation": truth.annToRLE(annotation)}
-
-
-def _by_image(detections: list[dict]) -> dict[int, list[dict]]:
-    of_image: dict[int, list[dict]] = {}
-    for detection in detections:
-        of_image.setdefault(detection["image_id"], []).append(detection)
-    return of_image
 
 
 def _data_url(picture: Image.Image) -> str:

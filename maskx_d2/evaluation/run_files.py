@@ -47,6 +47,11 @@ class Evaluation:
     by_class: Mapping[str, list[float | None]]
     """``{"segm"|"bbox": AP of each class in per cent}``; NaN or None where there is no ground truth."""
 
+    @property
+    def has_two_sides(self) -> bool:
+        """Whether there are classes in B."""
+        return len(self.with_masks) < len(self.class_names)
+
 
 def evaluation_of(
     precisions: Mapping[str, np.ndarray],
@@ -75,7 +80,7 @@ def evaluation_of(
         images=images,
         class_names=list(class_names),
         category_ids=list(category_ids),
-        with_masks=sorted(with_masks),
+        with_masks=groups["A"],
         by_group={task: average_precision(precision, groups) for task, precision in precisions.items()},
         by_class=by_class,
     )

@@ -10,8 +10,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.coco_json import complete_annotations, ignore_boxes_without_mask
-from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
+from maskx_d2.data.coco_json import class_names, complete_annotations, ignore_boxes_without_mask
+from maskx_d2.evaluation.average_precision import average_precision, evaluate_coco
 from maskx_d2.evaluation.run_files import evaluation_of, write_evaluation
 from maskx_d2.evaluation.tables import group_table
 
@@ -37,7 +37,6 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         super().__init__(dataset_name, **kwargs)
         complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
-        self._groups = class_groups(classes_with_masks, len(self._coco_api.getCatIds()))
         self._precisions: dict[str, np.ndarray] = {}
 
     def reset(self) -> None:
@@ -53,11 +52,11 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             self._precisions,
             annotations=Path(PathManager.get_local_path(self._metadata.json_file)),
             images=str(Path(image_root).resolve()) if image_root else None,
-            class_names=[self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)],
+            class_names=class_names(self._coco_api),
             category_ids=sorted(self._coco_api.cats),
             with_masks=self.classes_with_masks,
         )
-        if self._groups["B"]:
+        if evaluation.has_two_sides:
             for task, by_group in evaluation.by_group.items():
                 for group in ("A", "B"):
                     results[f"{task}_{group}"] = by_group[group]
@@ -94,4 +93,5 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             # Detectron2 evaluates no empty list of detections. COCO does: its AP is 0, not undefined.
             coco_eval = evaluate_coco(self._coco_api, [], iou_type)
         precision = self._precisions[iou_type] = coco_eval.eval["precision"]
-        return OrderedDict(results, **average_precision(precision, self._groups)["all"])
+        every_class = {"all": range(precision.shape[2])}
+        return OrderedDict(results, **average_precision(precision, every_class)["all"])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from maskx_d2.data.images import read_image
 from maskx_d2.hosts.torchvision.roi_heads import Target
 
 Sample = tuple[torch.Tensor, Target]
@@ -61,7 +61,7 @@ class PartiallySupervisedCoco(Dataset):
         image_id = self.image_ids[index]
         record = self.coco.imgs[image_id]
         path = self.image_root / record["file_name"]
-        image = read_image(path)
+        image = v2.functional.to_image(read_image(path))
         height, width = image.shape[-2:]
         if (height, width) != (record["height"], record["width"]):
             raise ValueError(
@@ -93,17 +93,6 @@ class PartiallySupervisedCoco(Dataset):
 
     def _has_mask(self, annotation: dict) -> bool:
         return bool(annotation.get("segmentation")) and annotation["category_id"] in self._ids_with_masks
-
-
-def read_image(path: Path) -> tv_tensors.Image:
-    """Read an image file as (3, H, W) uint8 RGB, upright as its EXIF data say."""
-    try:
-        with Image.open(path) as image:
-            return v2.functional.to_image(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"image {path} does not exist") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def training_transforms() -> v2.Transform:

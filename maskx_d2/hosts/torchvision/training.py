@@ -182,8 +182,8 @@ class TrainingModule(LightningModule):
         write_evaluation(folder, evaluation)
         table = group_table(evaluation.by_group)
         self.print(f"AP on A (classes with masks), on B (boxes only) and on all:\n{table}")
-        two_sides = len(evaluation.with_masks) < len(evaluation.class_names)
-        self.log_dict(_logged_names(evaluation.by_group, two_sides=two_sides), rank_zero_only=True)
+        logged = _logged_names(evaluation.by_group, two_sides=evaluation.has_two_sides)
+        self.log_dict(logged, rank_zero_only=True)
 
     def _gather_results(self) -> list[dict]:
         """Of all ranks, each image once: a sampler may give one to two ranks to make their shares equal."""

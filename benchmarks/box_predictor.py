@@ -9,14 +9,14 @@ process.
 """
 
 import argparse
-import statistics
+import functools
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from mask_predictor import seconds
+from timing import medians
 
 from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
 
@@ -61,11 +61,9 @@ def main() -> None:
         torch.testing.assert_close(
             found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-2
         )
-        times = [[], []]
-        for _ in range(args.repeats):
-            for predictor, of_predictor in zip(predictors, times, strict=True):
-                of_predictor.append(seconds(lambda p=predictor: detect(p), device))
-        stock, ours = (statistics.median(t) for t in times)
+        functions = (functools.partial(detect, predictor) for predictor in predictors)
+        times = medians(dict(zip(("stock", "ours"), functions, strict=True)), args.repeats, device=device)
+        stock, ours = times.values()
         print(
             f"K = {num_classes:5}: {pairs} pairs above the threshold; all classes {stock * 1e3:8.1f} ms, "
             f"gathered {ours * 1e3:8.1f} ms, ratio {stock / ours:5.1f}; same detections"

@@ -8,14 +8,12 @@ ratio of medians, the models timed in turn in this process. Detectron2's are lef
 installed.
 """
 
-import argparse
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
+from timing import batch_arguments, medians
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -112,26 +110,20 @@ def tame(model: torch.nn.Module) -> None:
             buffer.fill_(0.2)
 
 
+def standing_still(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """An optimiser that does all its work and changes nothing: random weights stay what they are."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
+
+
 def training_step(losses: Callable, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     sum(losses().values()).backward()
     optimizer.step()
 
 
-def seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--side", type=int, default=320, help="of the images, in pixels")
-    parser.add_argument("--images", type=int, default=2, help="in a step")
-    parser.add_argument("--objects", type=int, default=8, help="in an image")
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-
+    args = batch_arguments(__doc__, side=320)
     images = list(torch.rand(args.images, 3, args.side, args.side))
     objects = targets(args.images, args.side, args.objects)
     models = {
@@ -142,31 +134,17 @@ def main() -> None:
         for name, model in detectron2_models(args.side).items():
             models[name] = model, detectron2_calls(model, images, objects)
 
-    print(
-        f"{args.images} images of {args.side} x {args.side} with {args.objects} objects each, CPU, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
     steps, inferences = {}, {}
     for name, (model, (losses, detections)) in models.items():
         tame(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        # A learning rate of zero: random weights stay what they are, and the work is the same.
-        optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
-        steps[name] = functools.partial(training_step, losses, optimizer)
+        steps[name] = functools.partial(training_step, losses, standing_still(model))
         inferences[name] = torch.no_grad()(detections)
     for title, training, functions in (("training step", True, steps), ("inference", False, inferences)):
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        for repeat in range(args.repeats + 1):
-            for name, function in functions.items():
-                models[name][0].train(training)
-                torch.manual_seed(repeat)
-                elapsed = seconds(function)
-                if repeat > 0:  # the first is for warming up
-                    times[name].append(elapsed)
-        medians = {name: statistics.median(of_model) for name, of_model in times.items()}
-        for name, median in medians.items():
-            ratio = median / medians[PEER]
-            print(f"{title:13}  {name:38} {median:6.2f} s, {ratio:5.2f} x {PEER}")
+        for model, _ in models.values():
+            model.train(training)
+        times = medians(functions, args.repeats, warm_up=True)
+        for name, median in times.items():
+            print(f"{title:13}  {name:38} {median:6.2f} s, {median / times[PEER]:5.2f} x {PEER}")
 
 
 if __name__ == "__main__":

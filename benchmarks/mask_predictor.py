@@ -8,10 +8,9 @@ largest that an operation allocates.
 """
 
 import argparse
-import statistics
-import time
 
 import torch
+from timing import medians
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -34,16 +33,6 @@ class LargestTensor(TorchDispatchMode):
 
 def _storages(tree):
     return (x.untyped_storage() for x in tree_iter(tree) if isinstance(x, torch.Tensor))
-
-
-def seconds(function, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def largest_mib(function) -> float:
@@ -77,11 +66,8 @@ def main() -> None:
             return torch.nn.functional.conv2d(features, weights[:, :, None, None])[index, classes]
 
         torch.testing.assert_close(gathered(), all_classes(), rtol=1e-3, atol=1e-2)
-        times = {gathered: [], all_classes: []}
-        for _ in range(args.repeats):
-            for function, of_function in times.items():
-                of_function.append(seconds(function, device))
-        fast, slow = (statistics.median(t) for t in times.values())
+        functions = {"gathered": gathered, "all classes": all_classes}
+        fast, slow = medians(functions, args.repeats, device=device).values()
         small, large = largest_mib(gathered), largest_mib(all_classes)
         print(
             f"K = {num_classes:5}: gathered {fast * 1e3:8.2f} ms, all classes {slow * 1e3:9.2f} ms, "

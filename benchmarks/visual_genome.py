@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.visual_genome import _SYNSET_OF_COCO, NUM_TEST_IMAGES, SPLITS, convert
 
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
@@ -99,6 +99,8 @@ def plain(folder: Path, output: Path) -> None:
         "val": [image for image in images if image["coco_id"] in coco_ids],
         "test": test,
     }
+    train_ids = {image["image_id"] for image in splits["train"]}
+    counts = Counter(a["category_id"] for a in annotations if a["image_id"] in train_ids)
     output.mkdir(exist_ok=True)
     for split, of_split in splits.items():
         ids = {image["image_id"] for image in of_split}
@@ -112,7 +114,8 @@ def plain(folder: Path, output: Path) -> None:
                 for image in of_split
             ],
             "categories": [
-                {"id": i + 1, "name": s} | ({"coco_name": names[i]} if i < 80 else {})
+                {"id": i + 1, "name": s, "instance_count": counts[i + 1]}
+                | ({"coco_name": names[i]} if i < 80 else {})
                 for i, s in enumerate(joint)
             ],
             "annotations": [a for a in annotations if a["image_id"] in ids],

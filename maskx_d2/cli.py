@@ -275,7 +275,7 @@ def _splits(args: argparse.Namespace) -> None:
 
 def _embeddings(args: argparse.Namespace) -> None:
     from maskx_d2.data import class_embeddings
-    from maskx_d2.data.class_splits import read_class_names
+    from maskx_d2.data.class_names import read_class_names
 
     names = read_class_names(args.classes)
     if args.kind == "glove":

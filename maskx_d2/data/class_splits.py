@@ -1,8 +1,9 @@
 """
 Class splits: which classes have masks (A); the others have boxes only (B).
 
-A split is named by ``"all"``, ``"voc"``, ``"nonvoc"``, ``"E1_A20B60"`` ... ``"E5_A60B20"`` (the paper's
-random splits of COCO) or by the path of a text file with one class name a line.
+A split is named by ``"all"``, ``"voc"``, ``"nonvoc"``, ``"coco"`` (COCO's classes in a longer list),
+``"E1_A20B60"`` ... ``"E5_A60B20"`` (the paper's random splits of COCO) or by the path of a text file with
+one class name a line.
 """
 
 import json
@@ -13,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
+from maskx_d2.data.class_names import coco_class_names, indices_in, read_names, voc_class_names
 from maskx_d2.data.coco_json import class_names as class_names_of
-from maskx_d2.data.coco_json import read_coco
 
-_CLASS_LISTS = Path(__file__).parent / "class_lists"
 # Name -> number of classes with masks, in the order in which the original code draws them.
 _RANDOM_SPLITS = {f"E{t}_A{n}B{80 - n}": n for t in range(1, 6) for n in (20, 30, 40, 50, 60)}
 
-NAMED_SPLITS = ("all", "voc", "nonvoc", *_RANDOM_SPLITS)
+NAMED_SPLITS = ("all", "voc", "nonvoc", "coco", *_RANDOM_SPLITS)
 
 
 def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
@@ -45,22 +45,25 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
         return list(range(num_classes))
     if split == "voc":
         what = "split 'voc'"
-        indices = _indices_of(_read_names(_CLASS_LISTS / "voc.txt"), class_names, what)
+        indices = _indices_of(voc_class_names(), class_names, what)
     elif split == "nonvoc":
         what = "split 'nonvoc'"
-        voc = _indices_of(_read_names(_CLASS_LISTS / "voc.txt"), class_names, what)
+        voc = _indices_of(voc_class_names(), class_names, what)
         indices = sorted(set(range(num_classes)) - set(voc))
+    elif split == "coco":
+        what = "split 'coco'"
+        indices = _indices_of(coco_class_names(), class_names, what)
     elif split in _RANDOM_SPLITS:
         what = f"split {split!r}"
         coco = coco_class_names()
         indices = _indices_of([coco[i] for i in _random_split(split)], class_names, what)
     elif Path(split).is_file():
         what = f"split file {split}"
-        indices = _indices_of(_read_names(Path(split)), class_names, what)
+        indices = _indices_of(read_names(Path(split)), class_names, what)
     else:
         raise FileNotFoundError(
-            f"class split {split!r} is neither a file nor one of all, voc, nonvoc, "
-            f"{NAMED_SPLITS[3]} ... {NAMED_SPLITS[-1]}"
+            f"class split {split!r} is neither a file nor one of all, voc, nonvoc, coco, "
+            f"{NAMED_SPLITS[4]} ... {NAMED_SPLITS[-1]}"
         )
     if not indices:
         raise ValueError(f"{what} gives masks to no class, expected one at least")
@@ -69,28 +72,6 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
             f"{what} gives masks to all {num_classes} classes, which leaves none with boxes only: use 'all'"
         )
     return indices
-
-
-def coco_class_names() -> list[str]:
-    """The 80 classes of COCO in the order of their contiguous indices."""
-    return _read_names(_CLASS_LISTS / "coco.txt")
-
-
-def read_class_names(path: Path | None) -> list[str]:
-    """
-    Class names, in the order of their contiguous indices, of an annotation file in COCO's format
-    (``.json``) or of a text file with one name a line; those of COCO if ``path`` is None.
-    """
-    if path is None:
-        return coco_class_names()
-    if path.suffix == ".json":
-        return class_names_of(read_coco(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"class names {path} are no file")
-    names = _read_names(path)
-    if not names:
-        raise ValueError(f"class names {path} are empty, expected one a line")
-    return names
 
 
 def class_split_report(split: str, coco: COCO | None = None, *, as_json: bool = False) -> str:
@@ -131,26 +112,8 @@ def _random_split(name: str) -> list[int]:
     return draws[name].tolist()
 
 
-def _read_names(path: Path) -> list[str]:
-    """One name a line; empty lines are passed over."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def _indices_of(names: Sequence[str], class_names: Sequence[str], what: str) -> list[int]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{what} names {', '.join(map(repr, twice))} twice")
-    index_of = {name: i for i, name in enumerate(class_names)}
-    missing = [name for name in names if name not in index_of]
-    if missing:
-        raise ValueError(
-            f"{what} names {', '.join(map(repr, missing[:5]))}"
-            f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}, "
-            f"which the dataset's {len(class_names)} classes do not include: "
-            f"{', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}"
-        )
-    return sorted(index_of[name] for name in names)
+    return sorted(indices_in(class_names, names, what=what))

@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.files import replacing
 
 SPLITS = ("train", "val", "test")
@@ -282,7 +282,8 @@ def convert(
 ) -> Summary:
     """
     Write ``vg3k_train.json``, ``vg3k_val.json`` and ``vg3k_test.json``. Interrupted or failing, it
-    leaves none of them.
+    leaves none of them. Their categories are named by synset, and have ``instance_count``, the boxes in
+    training, and those of COCO ``coco_name``.
 
     Args:
         image_data: Visual Genome's ``image_data.json``.
@@ -312,14 +313,16 @@ def convert(
     for number in frequent:
         category_of[number] = index_in_joint[synsets[number]] + 1
     annotations = _Annotations(columns, category_of, summary)
-    coco_names = dict(enumerate(coco_class_names()))
+    splits = _split_images(images, coco_ids)
+    counts = annotations.count_by_category([i.image_id for i in splits["train"]], len(joint))
     categories = [
-        {"id": i + 1, "name": synset} | ({"coco_name": coco_names[i]} if i in coco_names else {})
-        for i, synset in enumerate(joint)
+        {"id": i + 1, "name": synset, "instance_count": counts[i]} for i, synset in enumerate(joint)
     ]
+    for category, name in zip(categories, coco_class_names(), strict=False):  # the first are those of COCO
+        category["coco_name"] = name
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:  # all take their places, or none
-        for split, of_split in _split_images(images, coco_ids).items():
+        for split, of_split in splits.items():
             path = files.enter_context(replacing(output / f"vg3k_{split}.json"))
             summary.images[split] = len(of_split)
             summary.annotations[split] = _write(path, of_split, annotations, categories, split, progress)
@@ -336,11 +339,12 @@ class _Annotations:
         summary.rare_synset = len(keep) - summary.kept
         image = np.frombuffer(columns.image, dtype=np.int32)[keep]
         order = np.argsort(image, kind="stable")
-        ids, starts, lengths = np.unique(image[order], return_index=True, return_counts=True)
+        self.image = image[order]
+        ids, starts, lengths = np.unique(self.image, return_index=True, return_counts=True)
         self.rows_of = dict(
             zip(ids.tolist(), zip(starts.tolist(), (starts + lengths).tolist(), strict=True), strict=True)
         )
-        self.category = category[keep][order].tolist()
+        self.category = category[keep][order]
         identifier = np.frombuffer(columns.identifier, dtype=np.int64)[keep][order]
         first = np.zeros(len(identifier), dtype=bool)
         first[np.unique(identifier, return_index=True)[1]] = True
@@ -351,11 +355,16 @@ class _Annotations:
         self.identifier = identifier
         self.box = np.frombuffer(columns.box, dtype=np.float32).reshape(-1, 4)[keep][order]
 
+    def count_by_category(self, image_ids: Sequence[int], num_categories: int) -> list[int]:
+        """How many there are of each category in these images."""
+        category = self.category[np.isin(self.image, image_ids)]
+        return np.bincount(category, minlength=num_categories + 1)[1:].tolist()
+
     def of_image(self, image_id: int) -> list[_OutAnnotation]:
         start, end = self.rows_of.get(image_id, (0, 0))
         rows = zip(
             self.identifier[start:end].tolist(),
-            self.category[start:end],
+            self.category[start:end].tolist(),
             self.box[start:end].tolist(),
             strict=True,
         )

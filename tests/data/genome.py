@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 
-from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.visual_genome import _SYNSET_OF_COCO as EXCEPTIONS
 
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
@@ -84,6 +84,8 @@ def plainly(image_data, objects, coco_val, num_classes, num_test):
         "test": test,
     }
     result = {}
+    train_ids = {image["image_id"] for image in splits["train"]}
+    in_training = Counter(a["category_id"] for a in annotations if a["image_id"] in train_ids)
     for name, of_split in splits.items():
         ids = {image["image_id"] for image in of_split}
         result[name] = {
@@ -99,5 +101,6 @@ def plainly(image_data, objects, coco_val, num_classes, num_test):
             ],
             "annotations": [a for a in annotations if a["image_id"] in ids],
             "names": joint,
+            "counts": [in_training[i + 1] for i in range(len(joint))],
         }
     return result

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskx_d2.data.class_embeddings import glove_embeddings, random_embeddings, write_table
-from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.class_names import coco_class_names
 
 GLOVE_OF_COCO = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco80_glove300.npy"
 

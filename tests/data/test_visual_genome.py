@@ -1,17 +1,15 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from maskx_d2 import cli
 from maskx_d2.data import visual_genome
-from maskx_d2.data.class_splits import coco_class_names
+from maskx_d2.data.class_names import coco_class_names, visual_genome_class_names
 from maskx_d2.data.coco_json import read_coco
 from maskx_d2.data.visual_genome import class_name, convert, joint_classes
 
 from . import genome
 
-CLASS_NAMES = Path(__file__).resolve().parents[3] / "shared" / "data" / "vg3k_class_names.txt"
 NUM_TEST = 11
 
 
@@ -50,6 +48,7 @@ def test_the_files_are_those_of_the_rules_written_down_plainly(tmp_path, num_cla
         assert found["images"] == expected[split]["images"]
         assert found["annotations"] == expected[split]["annotations"]
         assert [c["name"] for c in found["categories"]] == expected[split]["names"]
+        assert [c["instance_count"] for c in found["categories"]] == expected[split]["counts"]
         assert [c["id"] for c in found["categories"]] == list(range(1, len(found["categories"]) + 1))
         assert summary.images[split] == len(found["images"]) > 0
         assert summary.annotations[split] == len(found["annotations"]) > 0
@@ -78,9 +77,7 @@ def test_of_two_synsets_of_one_name_the_more_frequent_is_cocos():
 
 
 def test_the_coco_part_of_the_originals_list_is_derived():
-    if not CLASS_NAMES.is_file():
-        pytest.skip("the original's list is not beside this checkout")
-    expected = CLASS_NAMES.read_text().split()
+    expected = visual_genome_class_names()
     synsets = [f"{name}.n.01" for name in dict.fromkeys(expected)]
     # The exceptions that are not called .n.01.
     synsets = [

@@ -128,7 +128,7 @@ def test_an_unregistered_dataset_is_named():
 def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
     (tmp_path / "wrong.txt").write_text("purple cow\n")
     for split, error, message in (
-        ("E6_A20B60", FileNotFoundError, "is neither a file nor one of all, voc, nonvoc, E1_A20B60"),
+        ("E6_A20B60", FileNotFoundError, "is neither a file nor one of all, voc, nonvoc, coco, E1_A20B60"),
         ("voc", ValueError, "names 'person', .* do not include: red ring"),
         (str(tmp_path / "wrong.txt"), ValueError, "names 'purple cow', which the dataset's 32 classes"),
     ):

@@ -1,0 +1,83 @@
+"""Lists of class names, and where the classes of one list are in a longer one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskx_d2.data.coco_json import class_names, read_coco
+
+_CLASS_LISTS = Path(__file__).parent / "class_lists"
+
+
+def coco_class_names() -> list[str]:
+    """The 80 classes of COCO in the order of their contiguous indices."""
+    return read_names(_CLASS_LISTS / "coco.txt")
+
+
+def voc_class_names() -> list[str]:
+    """The 20 classes of PASCAL VOC under their COCO names."""
+    return read_names(_CLASS_LISTS / "voc.txt")
+
+
+def visual_genome_class_names() -> list[str]:
+    """
+    The 3,001 classes of the original's Visual Genome experiments, in its order: first those of COCO, in
+    COCO's order. They are synsets without part of speech and number, so some have one name.
+    """
+    return read_names(_CLASS_LISTS / "visual_genome.txt")
+
+
+def readable_visual_genome_class_names() -> list[str]:
+    """The same classes for people: the first 80 by their COCO names, "fire hydrant" for "water_faucet"."""
+    coco = coco_class_names()
+    return coco + [name.replace("_", " ") for name in visual_genome_class_names()[len(coco) :]]
+
+
+def read_class_names(path: Path | None) -> list[str]:
+    """
+    Class names, in the order of their contiguous indices, of an annotation file in COCO's format
+    (``.json``) or of a text file with one name a line; those of COCO if ``path`` is None.
+    """
+    if path is None:
+        return coco_class_names()
+    if path.suffix == ".json":
+        return class_names(read_coco(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"class names {path} are no file")
+    names = read_names(path)
+    if not names:
+        raise ValueError(f"class names {path} are empty, expected one a line")
+    return names
+
+
+def read_names(path: Path) -> list[str]:
+    """One name a line; empty lines are passed over."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) -> list[int]:
+    """
+    Where names are in a list of classes. If several classes have one name, it is the first: in a list with
+    COCO's classes, those.
+
+    Args:
+        class_list: all classes.
+        names: some of them.
+        what: what names them, for the error.
+
+    Raises:
+        ValueError: ``class_list`` does not have them all.
+    """
+    index_of = {name: i for i, name in reversed(list(enumerate(class_list)))}
+    missing = [name for name in names if name not in index_of]
+    if missing:
+        raise ValueError(
+            f"{what} names {', '.join(map(repr, missing[:5]))}"
+            f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}, "
+            f"which the dataset's {len(class_list)} classes do not include: "
+            f"{', '.join(class_list[:5])}{', ...' if len(class_list) > 5 else ''}"
+        )
+    return [index_of[name] for name in names]

@@ -22,6 +22,19 @@ def class_groups(with_masks: Sequence[int], num_classes: int) -> dict[str, list[
     return {"A": group_a, "B": group_b, "all": list(range(num_classes))}
 
 
+def frequency_thirds(counts: Sequence[int]) -> dict[str, list[int]]:
+    """
+    ``frequent``, ``common`` and ``rare``: class indices in three parts of equal size, by how many training
+    instances there are of each class.
+    """
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    thirds = np.array_split(order, 3)
+    return {
+        name: sorted(third.tolist())
+        for name, third in zip(("frequent", "common", "rare"), thirds, strict=True)
+    }
+
+
 def average_precision(
     precision: np.ndarray, groups: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[str, float]]:

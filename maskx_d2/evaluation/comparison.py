@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.run_files import Run, read_run
-from maskx_d2.evaluation.tables import GROUP_TITLES, TASK_TITLES
+from maskx_d2.evaluation.tables import FREQUENCY_TITLES, GROUP_TITLES, TASK_TITLES
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,13 @@ class Comparison:
     def tasks(self) -> list[str]:
         """``"segm"``, ``"bbox"``: those that any run has."""
         return [t for t in TASK_TITLES if any(t in run.evaluation.by_group for run in self.runs.values())]
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Groups of classes that AP is reported on, and their titles."""
+        by_task = self.runs[self.baseline].evaluation.by_group.values()
+        known = GROUP_TITLES | FREQUENCY_TITLES
+        return {group: title for group, title in known.items() if any(group in by for by in by_task)}
 
     def value(self, title: str, task: str, group: str, metric: str) -> float:
         """In per cent; NaN where a run or the ground truth has none."""
@@ -114,7 +121,7 @@ def markdown_report(comparison: Comparison) -> str:
         f"{num_classes - num_a} with boxes only (B). In brackets the difference to {comparison.baseline}.",
     ]
     for task in comparison.tasks:
-        for group, title in GROUP_TITLES.items():
+        for group, title in comparison.groups.items():
             rows = [
                 [run, *(_cell(comparison, run, task, group, metric) for metric in METRICS)]
                 for run in comparison.runs

@@ -14,7 +14,7 @@ from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.comparison import Comparison
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
-from maskx_d2.evaluation.tables import GROUP_TITLES, TASK_TITLES
+from maskx_d2.evaluation.tables import TASK_TITLES
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _PANEL_SIDE = 480  # pixels
@@ -37,7 +37,7 @@ def html_report(comparison: Comparison, *, num_images: int = 8, min_score: float
         num_boxes_only=boxes_only,
         metrics=METRICS,
         tables=[_table(comparison, task) for task in comparison.tasks],
-        groups=GROUP_TITLES,
+        groups=comparison.groups,
         class_plots=[
             (run, TASK_TITLES[task], plot)
             for task in comparison.tasks
@@ -61,7 +61,7 @@ def _table(comparison: Comparison, task: str) -> dict:
     rows = []
     for run in comparison.runs:
         cells = []
-        for group in GROUP_TITLES:
+        for group in comparison.groups:
             for metric in METRICS:
                 value = comparison.value(run, task, group, metric)
                 base = comparison.value(comparison.baseline, task, group, metric)

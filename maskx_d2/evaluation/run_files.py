@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from maskx_d2.data.files import write_json
-from maskx_d2.evaluation.average_precision import average_precision, class_groups
+from maskx_d2.evaluation.average_precision import average_precision, class_groups, frequency_thirds
 from maskx_d2.evaluation.tables import Results
 
 EVALUATION_FOLDER = "inference"
 RESULTS_FILE = "ap_by_group.json"
-"""AP on A, on B and on all, in the evaluation folder."""
+"""AP on each group of classes (see :data:`Results`), in the evaluation folder."""
 
 EVALUATION_FILE = "evaluation.json"
 """What was evaluated, and AP of each class, in the evaluation folder: an :class:`Evaluation`."""
@@ -61,13 +61,18 @@ def evaluation_of(
     class_names: Sequence[str],
     category_ids: Sequence[int],
     with_masks: Sequence[int],
+    instance_counts: Sequence[int] | None = None,
 ) -> Evaluation:
     """
     Args:
         precisions: ``COCOeval.eval["precision"]`` for each of ``"bbox"`` and ``"segm"`` that there is.
         annotations, images, class_names, category_ids, with_masks: see :class:`Evaluation`.
+        instance_counts: training instances of each class, if they are known: AP is then reported on thirds
+            of the classes, too.
     """
     groups = class_groups(with_masks, len(class_names))
+    if instance_counts is not None:
+        groups |= frequency_thirds(instance_counts)
     single = {str(i): [i] for i in range(len(class_names))}
     by_class = {
         task: [values["AP"] for values in average_precision(precision, single).values()]

@@ -7,19 +7,26 @@ from tabulate import tabulate
 from maskx_d2.evaluation.average_precision import METRICS
 
 GROUP_TITLES = {"A": "A: with masks", "B": "B: boxes only", "all": "all"}
+FREQUENCY_TITLES = {"frequent": "frequent third", "common": "middle third", "rare": "rare third"}
+"""Groups that are there where the annotations say how many training instances each class has."""
+
 TASK_TITLES = {"segm": "mask", "bbox": "box"}
 
 Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-"""``{"segm"|"bbox": {"A"|"B"|"all": {metric: value}}}``; NaN or None where there is no ground truth."""
+"""
+``{"segm"|"bbox": {"A"|"B"|"all"|"frequent"|"common"|"rare": {metric: value}}}``; NaN or None where there is
+no ground truth.
+"""
 
 
 def group_table(results: Results) -> str:
     """One run: a row for each group of classes and task, a column for each metric."""
     rows = [
-        [TASK_TITLES[task], GROUP_TITLES[group], *(results[task][group][m] for m in METRICS)]
+        [TASK_TITLES[task], title, *(results[task][group][m] for m in METRICS)]
         for task in TASK_TITLES
         if task in results
-        for group in GROUP_TITLES
+        for group, title in (GROUP_TITLES | FREQUENCY_TITLES).items()
+        if group in results[task]
     ]
     return _table(rows, headers=["", "classes", *METRICS])
 

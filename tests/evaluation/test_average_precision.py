@@ -5,7 +5,12 @@ import math
 import pytest
 from pycocotools.coco import COCO
 
-from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
+from maskx_d2.evaluation.average_precision import (
+    average_precision,
+    class_groups,
+    evaluate_coco,
+    frequency_thirds,
+)
 
 from . import synthetic
 
@@ -34,6 +39,12 @@ def assert_equals_filtered_json(content, results):
 
 def test_groups_are_the_two_sides_and_all():
     assert class_groups([4, 1, 1], 5) == {"A": [1, 4], "B": [0, 2, 3], "all": [0, 1, 2, 3, 4]}
+
+
+def test_thirds_are_by_frequency_and_ties_by_index():
+    counts = [5, 100, 5, 0, 7, 5, 90, 1]
+    assert frequency_thirds(counts) == {"frequent": [1, 4, 6], "common": [0, 2, 5], "rare": [3, 7]}
+    assert frequency_thirds([3]) == {"frequent": [0], "common": [], "rare": []}
 
 
 def test_equals_pycocotools_on_json_files_filtered_to_each_side():

@@ -25,6 +25,14 @@ def test_group_table_has_each_task_and_side():
     assert len(rows) == 6
 
 
+def test_thirds_of_the_classes_have_rows_where_they_are_known():
+    boxes = results(0)["bbox"]
+    table = group_table(
+        {"bbox": {**boxes, "frequent": boxes["A"], "common": boxes["B"], "rare": boxes["A"]}}
+    )
+    assert [row[1] for row in cells(table)[4:]] == ["frequent third", "middle third", "rare third"]
+
+
 def test_detector_without_masks_has_box_rows_only():
     boxes = {"bbox": results(0)["bbox"]}
     assert [row[0] for row in cells(group_table(boxes))[1:]] == ["box"] * 3

@@ -1,10 +1,14 @@
-"""The Detectron2 host. Importing it registers its components and adds its config keys to ``get_cfg()``."""
+"""
+The Detectron2 host. Importing it registers its components and Visual Genome, and adds its config keys to
+``get_cfg()``.
+"""
 
 from detectron2.config.defaults import _C as _detectron2_defaults
 
 from maskx_d2.hosts.detectron2.config import add_maskx_config
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
+from maskx_d2.hosts.detectron2.datasets import register_visual_genome
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 from maskx_d2.hosts.detectron2.frozen_detector import FrozenDetectorRCNN
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
@@ -25,3 +29,4 @@ __all__ = [
 # Detectron2's defaults are to config keys what its registries are to components: with the keys in
 # there, `import maskx_d2` is all that somebody else's train_net.py needs.
 add_maskx_config(_detectron2_defaults)
+register_visual_genome()

@@ -1,4 +1,4 @@
-"""``GatheredFastRCNNOutputLayers``: box regression for the classes that are detected, not for all."""
+"""Detectron2's box predictor for images that are labelled in part, and for many classes."""
 
 import torch
 from detectron2.layers import batched_nms, cat
@@ -9,12 +9,43 @@ from torch import Tensor
 _PAIRS_AT_ONCE = 4096  # their gathered weights are 64 MiB at a feature width of 1024
 
 
-class GatheredFastRCNNOutputLayers(FastRCNNOutputLayers):
+class PartiallyLabelledFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
-    Detectron2's box predictor, with its parameters, losses and detections. In inference it computes the
-    class scores first, and then regresses and decodes boxes only for the pairs of proposal and class
-    whose score is above the threshold. Detectron2 does so for all: with 3,001 classes, 12,004 numbers
-    for each of 1,000 proposals.
+    Detectron2's box predictor, with its parameters and detections. Classes that an image's dataset does
+    not label take no part in the classification of its RoIs: that none of their objects is annotated
+    does not say that there is none.
+
+    That a dataset's negatives are for its own classes alone is the idea of cross-dataset training (Yao et
+    al., "Cross-dataset Training for Class Increasing Object Detection", arXiv:2001.04621; Zhou et al.,
+    "Simple multi-dataset detection", CVPR 2022, arXiv:2102.13086, as dataset-specific losses).
+    """
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """
+        See ``FastRCNNOutputLayers.losses``. Images whose proposals have no ``gt_labelled_classes`` (a
+        :class:`LabelledClasses`) are labelled with all classes.
+        """
+        scores, deltas = predictions
+        if any(p.has("gt_labelled_classes") for p in proposals):
+            left_out = cat([self._left_out(p, scores.device) for p in proposals])
+            # Not -inf, whose product with 0 in a sigmoid's cross entropy is NaN.
+            scores = scores.masked_fill(left_out, torch.finfo(scores.dtype).min)
+        return super().losses((scores, deltas), proposals)
+
+    def _left_out(self, proposals: Instances, device: torch.device) -> Tensor:
+        """(R, K + 1) bool. The background is never left out."""
+        left_out = torch.zeros(len(proposals), self.num_classes + 1, dtype=torch.bool, device=device)
+        if proposals.has("gt_labelled_classes"):
+            left_out[:, :-1] = ~proposals.gt_labelled_classes.is_labelled
+        return left_out
+
+
+class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
+    """
+    With the same parameters, losses and detections. In inference it computes the class scores first,
+    and then regresses and decodes boxes only for the pairs of proposal and class whose score is above
+    the threshold. Detectron2 does so for all: with 3,001 classes, 12,004 numbers for each of 1,000
+    proposals.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from maskx_d2.data.class_splits import classes_with_masks
 
 def class_names(dataset_name: str) -> list[str]:
     """
-    Names of a dataset's classes in the order of their contiguous indices. Detectron2 knows those of a
-    user's own COCO JSON only after loading it, so it is loaded if need be.
+    Names of a dataset's classes for people, in the order of their contiguous indices. Detectron2 knows
+    those of a user's own COCO JSON only after loading it, so it is loaded if need be.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is None:
@@ -21,7 +21,7 @@ def class_names(dataset_name: str) -> list[str]:
                 "registered name, or register it by DATASETS.REGISTER"
             )
         DatasetCatalog.get(dataset_name)
-    return list(metadata.thing_classes)
+    return list(metadata.get("readable_classes") or metadata.thing_classes)
 
 
 def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
 from maskx_d2.hosts.detectron2.config import load_config
-from maskx_d2.hosts.detectron2.data_loader import register_datasets
+from maskx_d2.hosts.detectron2.datasets import register_datasets
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
 

@@ -15,12 +15,20 @@ def add_maskx_config(cfg: CfgNode) -> None:
     Add the keys of this project to a Detectron2 config. ``import maskx_d2`` has done so for the
     configs that ``get_cfg()`` returns; doing it again changes nothing.
     """
-    # Classes whose masks are used in training: "all", "voc", "nonvoc", "E1_A20B60" ... "E5_A60B20", or
-    # the path of a text file with one class name a line. It takes masks away, it never adds any.
+    # Classes whose masks are used in training: "all", "voc", "nonvoc", "coco", "E1_A20B60" ...
+    # "E5_A60B20", or the path of a text file with one class name a line. It takes masks away, it never
+    # adds any.
     _add(cfg.DATASETS, "CLASSES_WITH_MASKS", "all")
 
-    # Datasets in COCO format to register under a name, each ["name", "annotations.json", "images/"].
+    # Datasets in COCO format to register under a name, each ["name", "annotations.json", "images/"]. A
+    # fourth item is a class list, an annotation file or a text file with one name a line, of which the
+    # dataset labels some: they are found by name, and the others are left out of the classification loss
+    # for its images.
     _add(cfg.DATASETS, "REGISTER", [])
+
+    # How many images are drawn from each of DATASETS.TRAIN, against each other: [1, 1] draws as many from
+    # each of two. Empty for as many as they have.
+    _add(cfg.DATALOADER, "DATASET_RATIO", [])
 
     # The split that evaluation reports AP on A and B for, with the values of
     # DATASETS.CLASSES_WITH_MASKS, which it is where this is empty. An oracle trains on "all" and is
@@ -70,6 +78,12 @@ def check_maskx_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 for a batch of your own"
+        )
+    ratio = cfg.DATALOADER.DATASET_RATIO
+    if ratio and (len(ratio) != len(cfg.DATASETS.TRAIN) or min(ratio) <= 0):
+        raise ValueError(
+            f"DATALOADER.DATASET_RATIO is {ratio}, expected a positive number for each of the "
+            f"{len(cfg.DATASETS.TRAIN)} datasets of DATASETS.TRAIN"
         )
     _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))

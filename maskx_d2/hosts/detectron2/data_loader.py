@@ -1,84 +1,35 @@
-"""Registering datasets from the config, and the training data loader."""
+"""The training data loader."""
 
 import itertools
-import json
-import tempfile
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.data.datasets import load_coco_json
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
-from maskx_d2.data.coco_json import drop_degenerate_polygons, read_checked_json
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 
 
-def register_datasets(cfg: CfgNode) -> None:
-    """
-    Register the COCO-format datasets of DATASETS.REGISTER that are not registered yet.
-
-    Raises:
-        FileNotFoundError: an annotation file or image folder does not exist.
-        ValueError: an entry is not a triple, or its name stands for other files already.
-    """
-    for entry in cfg.DATASETS.REGISTER:
-        if len(entry) != 3:
-            raise ValueError(
-                f"DATASETS.REGISTER has the entry {entry!r}, expected [name, annotation file, image folder]"
-            )
-        name, json_file, image_root = map(str, entry)
-        if not Path(json_file).is_file():
-            raise FileNotFoundError(f"DATASETS.REGISTER: {json_file} of {name!r} is no file")
-        if not Path(image_root).is_dir():
-            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is no folder")
-        if name not in DatasetCatalog:
-            DatasetCatalog.register(name, partial(_load_coco, name, json_file, image_root))
-            MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
-            continue
-        metadata = MetadataCatalog.get(name)
-        registered = (metadata.get("json_file"), metadata.get("image_root"))
-        if registered != (json_file, image_root):
-            raise ValueError(
-                f"DATASETS.REGISTER: {name!r} is registered already, with {registered[0]}: choose "
-                "another name"
-            )
-
-
-def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
-    """Detectron2's ``load_coco_json`` of a file that has been checked, and mended where it needs it."""
-    content = read_checked_json(Path(json_file))
-    # Detectron2 would drop annotations with no other polygons, their boxes too.
-    if drop_degenerate_polygons(content["annotations"]) == 0:
-        return load_coco_json(json_file, image_root, name)
-    with tempfile.TemporaryDirectory() as folder:
-        mended = Path(folder) / Path(json_file).name
-        mended.write_text(json.dumps(content), encoding="utf-8")
-        return load_coco_json(str(mended), image_root, name)
-
-
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     """
-    Detectron2's training loader, with :class:`PartiallySupervisedMapper` and without the masks that
-    DATASETS.CLASSES_WITH_MASKS takes away: they are dropped as the dataset is loaded.
+    Detectron2's training loader, with :class:`PartiallySupervisedMapper`, with the datasets mixed by
+    DATALOADER.DATASET_RATIO, and without the masks that DATASETS.CLASSES_WITH_MASKS takes away: they are
+    dropped as the dataset is loaded.
 
     Args:
         cfg: the config.
         start_iter: iterations done before, whose images are passed over.
     """
+    mixed = mix_datasets(cfg) if cfg.DATALOADER.DATASET_RATIO else {}
     arguments = build_detection_train_loader.from_config(
-        cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True)
+        cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True), **mixed
     )
-    check_num_classes(cfg, cfg.DATASETS.TRAIN[0])
+    for name in cfg.DATASETS.TRAIN:
+        check_num_classes(cfg, name)
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         class_has_mask = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
         remove_masks(arguments["dataset"], class_has_mask())
@@ -90,6 +41,32 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         # iteration that it is started in.
         arguments["seed"] = cfg.SEED + start_iter
     return build_detection_train_loader(**arguments)
+
+
+def mix_datasets(cfg: CfgNode) -> dict:
+    """
+    The training datasets, and a sampler that draws from each as DATALOADER.DATASET_RATIO says.
+
+    Returns:
+        ``{"dataset": Detectron2's dicts of all, "sampler": a sampler}``
+    """
+    datasets = []
+    for name in cfg.DATASETS.TRAIN:
+        of_one = cfg.clone()
+        of_one.defrost()
+        of_one.DATASETS.TRAIN = (name,)
+        datasets.append(build_detection_train_loader.from_config(of_one, mapper=len)["dataset"])
+    ratio = cfg.DATALOADER.DATASET_RATIO
+    unit = sum(map(len, datasets)) / sum(ratio)
+    repeat_factors = [
+        torch.full((len(dataset),), share * unit / len(dataset))
+        for dataset, share in zip(datasets, ratio, strict=True)
+    ]
+    seed = cfg.SEED if cfg.SEED >= 0 else None
+    return {
+        "dataset": list(itertools.chain.from_iterable(datasets)),
+        "sampler": RepeatFactorTrainingSampler(torch.cat(repeat_factors), seed=seed),
+    }
 
 
 def load_without_masks(dataset_name: str, split: str) -> list[dict]:

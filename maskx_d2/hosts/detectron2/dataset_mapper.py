@@ -6,6 +6,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
 
 _MIN_BOX_SIDE = 1e-5  # pixels; Detectron2's own limit for an empty box
@@ -15,34 +16,47 @@ class PartiallySupervisedMapper(DatasetMapper):
     """
     As Detectron2's ``DatasetMapper``, and every instance gets ``gt_has_mask`` (bool): whether its
     annotation has a ``segmentation``. An instance without one has an empty ``gt_masks`` and is kept.
+    Images with ``labelled_classes``, the indices of the classes that are labelled in them, have it as
+    ``gt_labelled_classes``, a :class:`LabelledClasses`.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, masks_required: bool = False, **kwargs):
+    def __init__(
+        self, is_train: bool, *, num_classes: int | None = None, masks_required: bool = False, **kwargs
+    ):
         """
         Args:
             is_train: whether it is used in training.
+            num_classes: of the model; needed for images with ``labelled_classes``.
             masks_required: whether an annotation without mask is an error, because the model would
                 train on its empty mask.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
+        self.num_classes = num_classes
         self.masks_required = masks_required
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         ret = super().from_config(cfg, is_train)
+        ret["num_classes"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
         ret["masks_required"] = not issubclass(roi_heads, PartiallySupervisedROIHeads)
         return ret
 
     def __call__(self, dataset_dict: dict) -> dict:
         try:
-            return super().__call__(dataset_dict)
+            result = super().__call__(dataset_dict)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"image {dataset_dict['file_name']} does not exist") from error
         except OSError as error:
             raise ValueError(f"{dataset_dict['file_name']} cannot be read as an image: {error}") from error
+        if "instances" in result and "labelled_classes" in result:
+            is_labelled = torch.zeros(self.num_classes, dtype=torch.bool)
+            is_labelled[result.pop("labelled_classes")] = True
+            instances = result["instances"]
+            instances.gt_labelled_classes = LabelledClasses(is_labelled, len(instances))
+        return result
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         if not self.use_instance_mask:

@@ -14,7 +14,10 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
+from maskx_d2.hosts.detectron2.box_predictor import (
+    GatheredFastRCNNOutputLayers,
+    PartiallyLabelledFastRCNNOutputLayers,
+)
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
 
@@ -27,7 +30,8 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
 
     An instance has a mask if ``gt_has_mask`` says so (:class:`PartiallySupervisedMapper` writes it;
     where it is absent, all instances of an image with ``gt_masks`` have one) and its class is not one
-    whose masks are taken away by ``DATASETS.CLASSES_WITH_MASKS``.
+    whose masks are taken away by ``DATASETS.CLASSES_WITH_MASKS``. In an image with
+    ``gt_labelled_classes`` the other classes are left out of the classification loss.
 
     Stage-wise training: a box head, box predictor or keypoint head that is in eval mode while this
     module trains is frozen (as Detectron2's RPN in eval mode, it has no losses). With a frozen box
@@ -59,8 +63,13 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict) -> dict:
         ret = super()._init_box_head(cfg, input_shape)
-        if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION:
-            ret["box_predictor"] = GatheredFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
+        gathered = cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION
+        kind = GatheredFastRCNNOutputLayers if gathered else PartiallyLabelledFastRCNNOutputLayers
+        # With one seed all models have the weights of Detectron2's.
+        with torch.random.fork_rng(devices=[]):
+            box_predictor = kind(cfg, ret["box_head"].output_shape)
+        box_predictor.load_state_dict(ret["box_predictor"].state_dict())
+        ret["box_predictor"] = box_predictor
         return ret
 
     @property
@@ -76,7 +85,13 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
             for instances in targets:
                 instances.gt_has_mask = self._has_mask(instances)
         if not self.box_branch_is_frozen:
-            return super().label_and_sample_proposals(proposals, targets)
+            sampled = super().label_and_sample_proposals(proposals, targets)
+            for of_image, instances in zip(sampled, targets, strict=True):
+                if instances.has("gt_labelled_classes"):
+                    # Detectron2 hands no fields on where there are no instances.
+                    labelled = instances.gt_labelled_classes
+                    of_image.gt_labelled_classes = labelled.of_length(len(of_image))
+            return sampled
         targets = [instances[instances.gt_has_mask] for instances in targets]
         sampled = super().label_and_sample_proposals(proposals, targets)
         return select_foreground_proposals(sampled, self.num_classes)[0]

@@ -73,8 +73,14 @@ class Trainer(DefaultTrainer):
             dataset_name,
             tasks=tuple(tasks),
             classes_with_masks=evaluated_classes_with_masks(cfg, dataset_name),
-            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, EVALUATION_FOLDER),
+            output_dir=output_folder or _evaluation_folder(cfg, dataset_name),
         )
+
+
+def _evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Detectron2's for the first dataset, below it one for each of the others."""
+    folder = os.path.join(cfg.OUTPUT_DIR, EVALUATION_FOLDER)
+    return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder
 
 
 class _SeedIteration(HookBase):

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from maskx_d2.data.coco_json import instance_counts
 from maskx_d2.data.files import write_text
 from maskx_d2.evaluation.average_precision import evaluate_coco
 from maskx_d2.evaluation.run_files import (
@@ -175,6 +176,7 @@ class TrainingModule(LightningModule):
             class_names=classes.class_names,
             category_ids=classes.category_ids,
             with_masks=classes.classes_with_masks,
+            instance_counts=instance_counts(data.val_coco),
         )
         folder = Path(self.trainer.default_root_dir) / EVALUATION_FOLDER
         folder.mkdir(parents=True, exist_ok=True)

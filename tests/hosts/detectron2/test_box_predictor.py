@@ -8,7 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from maskx_d2.hosts.detectron2 import box_predictor
-from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
+from maskx_d2.hosts.detectron2.box_predictor import (
+    GatheredFastRCNNOutputLayers,
+    PartiallyLabelledFastRCNNOutputLayers,
+)
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 
 from . import tiny
 
@@ -143,7 +147,7 @@ def test_a_config_key_puts_it_into_the_roi_heads():
     stock = tiny.build(tiny.model_config()).eval()
     ours = tiny.build(tiny.model_config("MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", True)).eval()
     assert isinstance(ours.roi_heads.box_predictor, GatheredFastRCNNOutputLayers)
-    assert type(stock.roi_heads.box_predictor) is FastRCNNOutputLayers
+    assert type(stock.roi_heads.box_predictor) is PartiallyLabelledFastRCNNOutputLayers
     # The same checkpoints, the same model.
     ours.load_state_dict(stock.state_dict())
     for model in (stock, ours):
@@ -158,3 +162,102 @@ def test_a_config_key_puts_it_into_the_roi_heads():
             found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-3
         )
         assert torch.equal(found.scores, expected.scores)
+
+
+# ---- Images that are labelled in part ----
+
+
+def training_proposals(num_classes, labelled, counts=(6, 4)):
+    """RoIs of two images: of the first those classes are labelled, of the second all."""
+    generator = torch.Generator().manual_seed(5)
+    given = proposals(*counts)
+    for instances, classes in zip(given, (labelled, range(num_classes)), strict=True):
+        choices = torch.tensor([*classes, num_classes])
+        picked = torch.randint(len(choices), (len(instances),), generator=generator)
+        instances.gt_classes = choices[picked]
+        instances.gt_boxes = Boxes(instances.proposal_boxes.tensor + 3)
+    is_labelled = torch.zeros(num_classes, dtype=torch.bool)
+    is_labelled[list(labelled)] = True
+    given[0].gt_labelled_classes = LabelledClasses(is_labelled, len(given[0]))
+    return given
+
+
+def training_losses(predictor, scores, deltas, given):
+    predictor.train()
+    with tiny.storage():
+        return predictor.losses((scores, deltas), given)
+
+
+def test_the_loss_is_cross_entropy_over_the_labelled_classes_and_the_background():
+    num_classes, labelled = 7, [1, 4]
+    _, ours = predictors(num_classes)
+    given = training_proposals(num_classes, labelled)
+    scores = torch.randn(10, num_classes + 1, dtype=torch.float64, requires_grad=True)
+    deltas = torch.randn(10, 4 * num_classes, dtype=torch.float64)
+    found = training_losses(ours, scores, deltas, given)["loss_cls"]
+    terms = []
+    for i, target in enumerate(torch.cat([g.gt_classes for g in given]).tolist()):
+        columns = [*labelled, num_classes] if i < 6 else list(range(num_classes + 1))
+        terms.append(scores[i, columns].exp().sum().log() - scores[i, target])
+    expected = sum(terms) / 10
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(found, scores, retain_graph=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, scores)[0])
+    left_out = [c for c in range(num_classes) if c not in labelled]
+    assert (gradient[:6, left_out] == 0).all() and (gradient[6:] != 0).all()
+
+
+def test_with_sigmoid_cross_entropy_too_unlabelled_classes_have_no_gradient():
+    _, ours = predictors(5, use_sigmoid_ce=True)
+    given = training_proposals(5, [0, 2])
+    scores = torch.randn(10, 6, requires_grad=True)
+    loss = training_losses(ours, scores, torch.randn(10, 20), given)["loss_cls"]
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert loss.isfinite() and gradient.isfinite().all()
+    assert (gradient[:6, [1, 3, 4]] == 0).all() and (gradient[6:, :5] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_the_loss_stays_finite(dtype):
+    _, ours = predictors(5)
+    scores = torch.randn(10, 6).to(dtype).requires_grad_()
+    loss = training_losses(ours, scores, torch.randn(10, 20), training_proposals(5, [3]))["loss_cls"]
+    loss.backward()
+    assert loss.isfinite() and scores.grad.isfinite().all()
+
+
+def test_where_all_is_labelled_losses_are_detectron2s_bit_for_bit():
+    stock, ours = predictors(5)
+    given = training_proposals(5, range(5))
+    del given[0]._fields["gt_labelled_classes"]
+    scores, deltas = torch.randn(10, 6), torch.randn(10, 20)
+    expected = training_losses(stock, scores, deltas, given)
+    assert training_losses(ours, scores, deltas, given) == expected
+    given = training_proposals(5, range(5))
+    assert training_losses(ours, scores, deltas, given) == expected
+
+
+def test_a_model_starts_from_detectron2s_weights_and_random_numbers():
+    cfg = tiny.model_config("MODEL.MASK_ON", False)
+    ours = tiny.build(cfg, seed=3)
+    drawn = torch.rand(3)
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    stock = tiny.build(cfg, seed=3)
+    assert torch.equal(torch.rand(3), drawn)
+    for (name, mine), theirs in zip(ours.named_parameters(), stock.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("num_instances", [0, 2])
+def test_labelled_classes_reach_the_loss_of_images_with_and_without_instances(num_instances):
+    """In an image that labels class 1 alone the scores of the other classes get no gradient."""
+    model = tiny.build(tiny.model_config("MODEL.MASK_ON", False))
+    targets = tiny.instances([1] * num_instances)
+    targets.remove("gt_masks")
+    is_labelled = torch.tensor([False, True, False, False])
+    targets.gt_labelled_classes = LabelledClasses(is_labelled, num_instances)
+    losses = tiny.losses(model, tiny.batch(targets))
+    gradient = tiny.gradients(model, losses["loss_cls"])["roi_heads.box_predictor.cls_score.weight"]
+    assert (gradient[[0, 2, 3]] == 0).all()
+    assert gradient[1].abs().sum() > 0 and gradient[4].abs().sum() > 0

@@ -20,7 +20,8 @@ def test_import_alone_adds_the_keys_and_adding_again_changes_nothing():
 
 def test_keys_can_be_added_to_a_config_that_has_none():
     cfg = get_cfg()
-    bare = CfgNode({"DATASETS": {}, "TEST": {}, "SOLVER": {}, "MODEL": {"ROI_MASK_HEAD": {}}})
+    nodes = {"DATASETS": {}, "DATALOADER": {}, "TEST": {}, "SOLVER": {}, "MODEL": {"ROI_MASK_HEAD": {}}}
+    bare = CfgNode(nodes)
     add_maskx_config(bare)
     assert bare.MODEL.ROI_MASK_HEAD.MLP_BRANCH == cfg.MODEL.ROI_MASK_HEAD.MLP_BRANCH
 

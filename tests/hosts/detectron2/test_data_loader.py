@@ -1,32 +1,23 @@
 import itertools
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskx_d2.data import shapes
 from maskx_d2.hosts.detectron2.class_split import (
     ClassHasMask,
-    class_names,
     evaluated_classes_with_masks,
 )
-from maskx_d2.hosts.detectron2.data_loader import build_train_loader, register_datasets, remove_masks
+from maskx_d2.hosts.detectron2.data_loader import build_train_loader, mix_datasets, remove_masks
 
 from ...data import awkward
 from . import tiny
 
 
-def forget(*names):
-    for name in names:
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-
-
 @pytest.fixture(autouse=True)
 def forget_datasets():
-    forget("shapes_train", "shapes_test", "mine")
+    tiny.forget("shapes_train", "shapes_test", "mine")
     yield
-    forget("shapes_train", "shapes_test", "mine")
+    tiny.forget("shapes_train", "shapes_test", "mine")
 
 
 def image_ids(loader, batches):
@@ -91,39 +82,6 @@ def test_number_of_classes_must_be_the_datasets(shapes_dataset, tmp_path):
         build_train_loader(cfg)
 
 
-def test_datasets_are_registered_once_and_not_over_others(shapes_dataset, tmp_path):
-    cfg = tiny.model_config()
-    cfg.defrost()
-    entry = ["mine", str(shapes_dataset.train_json), str(shapes_dataset.train_images)]
-    cfg.DATASETS.REGISTER = [entry]
-    register_datasets(cfg)
-    register_datasets(cfg)
-    assert len(DatasetCatalog.get("mine")) == 24
-    assert MetadataCatalog.get("mine").thing_classes == list(shapes.CLASS_NAMES)
-    cfg.DATASETS.REGISTER = [["mine", str(shapes_dataset.test_json), str(shapes_dataset.test_images)]]
-    with pytest.raises(ValueError, match=r"'mine' is registered already, with .*train.json"):
-        register_datasets(cfg)
-
-
-def test_wrong_entries_are_errors_that_name_them(shapes_dataset):
-    cfg = tiny.model_config()
-    cfg.defrost()
-    json_file, images = str(shapes_dataset.train_json), str(shapes_dataset.train_images)
-    for entry, error, message in (
-        (["mine", json_file], ValueError, r"expected .name, annotation file, image folder"),
-        (["mine", "absent.json", images], FileNotFoundError, r"absent.json of 'mine' is no file"),
-        (["mine", json_file, "absent"], FileNotFoundError, "absent of 'mine' is no folder"),
-    ):
-        cfg.DATASETS.REGISTER = [entry]
-        with pytest.raises(error, match=message):
-            register_datasets(cfg)
-
-
-def test_an_unregistered_dataset_is_named():
-    with pytest.raises(ValueError, match=r"'nowhere' of DATASETS.TRAIN or DATASETS.TEST is not registered"):
-        class_names("nowhere")
-
-
 @pytest.mark.parametrize("key", ["DATASETS.CLASSES_WITH_MASKS", "TEST.CLASS_SPLIT"])
 def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
     (tmp_path / "wrong.txt").write_text("purple cow\n")
@@ -137,6 +95,83 @@ def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
             ClassHasMask(
                 cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS
             )() if "MASKS" in key else evaluated_classes_with_masks(cfg, "shapes_test")
+
+
+# ---- Several datasets ----
+
+
+def mixed(shapes_dataset, tmp_path, ratio, **keys):
+    """24 images of one dataset, then 8 of another."""
+    overrides = [word for pair in keys.items() for word in pair]
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *("DATASETS.TRAIN", ("shapes_train", "shapes_test"), "DATALOADER.DATASET_RATIO", ratio, *overrides),
+    )
+    return mix_datasets(cfg)
+
+
+@pytest.mark.parametrize(("ratio", "share"), [([1, 1], 1 / 2), ([1, 3], 3 / 4), ([3.0, 0.5], 1 / 7)])
+def test_images_are_drawn_from_datasets_as_the_ratio_says(shapes_dataset, tmp_path, ratio, share):
+    found = mixed(shapes_dataset, tmp_path, ratio)
+    assert len(found["dataset"]) == 32
+    drawn = list(itertools.islice(iter(found["sampler"]), 6400))
+    assert sum(i >= 24 for i in drawn) / len(drawn) == pytest.approx(share, abs=0.02)
+    assert set(drawn) == set(range(32))
+
+
+def test_the_mix_is_that_of_the_seed(shapes_dataset, tmp_path):
+    first, second, other = (
+        list(itertools.islice(iter(mixed(shapes_dataset, tmp_path, [1, 1], SEED=seed)["sampler"]), 100))
+        for seed in (4, 4, 5)
+    )
+    assert first == second != other
+
+
+def test_a_mixed_loader_starts_later_where_it_would_be_and_removes_masks_of_both(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *("DATASETS.TRAIN", ("shapes_train", "shapes_test"), "DATALOADER.DATASET_RATIO", [1, 1]),
+    )
+    loader = build_train_loader(cfg)
+    assert image_ids(build_train_loader(cfg, start_iter=5), 7) == image_ids(loader, 12)[5:]
+    boxes_only = {shapes.CLASS_NAMES.index(name) for name in shapes.BOXES_ONLY}
+    for batch in itertools.islice(iter(loader), 12):
+        for image in batch:
+            instances = image["instances"]
+            expected = [c not in boxes_only for c in instances.gt_classes.tolist()]
+            assert instances.gt_has_mask.tolist() == expected
+
+
+@pytest.mark.parametrize("ratio", [[1], [1, 0], [1, 1, 1]])
+def test_a_ratio_that_does_not_fit_the_datasets_is_an_error(shapes_dataset, tmp_path, ratio):
+    with pytest.raises(ValueError, match=r"DATALOADER.DATASET_RATIO is .* each of the 2 datasets"):
+        mixed(shapes_dataset, tmp_path, ratio)
+
+
+def test_images_say_which_classes_are_labelled_where_not_all_are(shapes_dataset, tmp_path):
+    names = ["bear", *reversed(shapes.CLASS_NAMES), "ant"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    files = str(shapes_dataset.train_json), str(shapes_dataset.train_images)
+    overrides = [
+        *("DATASETS.REGISTER", [["mine", *files, str(tmp_path / "list.txt")]]),
+        *("DATASETS.TRAIN", ("mine",), "MODEL.ROI_HEADS.NUM_CLASSES", 34, "SEED", 0),
+        *("DATASETS.CLASSES_WITH_MASKS", str(shapes_dataset.split_file), "SOLVER.IMS_PER_BATCH", 2),
+    ]
+    for masks in (True, False):
+        cfg = tiny.model_config(*overrides, "MODEL.MASK_ON", masks)
+        for batch in itertools.islice(iter(build_train_loader(cfg)), 5):
+            for image in batch:
+                instances = image["instances"]
+                assert instances.gt_labelled_classes.is_labelled.tolist() == [False, *[True] * 32, False]
+                assert len(instances.gt_labelled_classes) == len(instances) > 0
+                if masks:
+                    expected = [names[c] not in shapes.BOXES_ONLY for c in instances.gt_classes.tolist()]
+                    assert instances.gt_has_mask.tolist() == expected
+    without_list = tiny.data_config(shapes_dataset, tmp_path)
+    batch = next(iter(build_train_loader(without_list)))
+    assert not any(image["instances"].has("gt_labelled_classes") for image in batch)
 
 
 # ---- Annotation files as people really have them ----
@@ -179,11 +214,11 @@ def test_a_file_cut_in_half_and_broken_images_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"annotation file .*truth.json is not JSON"):
         first_image(path)
     path.write_text(whole)
-    forget("mine")
+    tiny.forget("mine")
     image.write_bytes(image.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"1.png cannot be read as an image: .*truncated"):
         first_image(path)
-    forget("mine")
+    tiny.forget("mine")
     image.unlink()
     with pytest.raises(FileNotFoundError, match=r"^image .*1.png does not exist$"):
         first_image(path)

@@ -23,12 +23,22 @@ IDS = {
 }
 
 
-def evaluate(content, results, folder, **kwargs):
-    """Run the evaluator on model outputs that say what ``results`` say."""
+OWN_INDEX = {c: i for i, c in enumerate(synthetic.CATEGORY_IDS)}
+
+
+def evaluate(content, results, folder, *, class_index=OWN_INDEX, metadata=None, **kwargs):
+    """
+    Run the evaluator on model outputs that say what ``results`` say, by a model that has each category at
+    an index of its own.
+    """
     name = f"synthetic_{folder.name}"
     (folder / "truth.json").write_text(json.dumps(content))
-    register_coco_instances(name, {}, str(folder / "truth.json"), str(folder))
-    DatasetCatalog.get(name)
+    if metadata is None:
+        register_coco_instances(name, {}, str(folder / "truth.json"), str(folder))
+        DatasetCatalog.get(name)
+    else:
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(json_file=str(folder / "truth.json"), **metadata)
     evaluator = PartiallySupervisedEvaluator(
         name,
         output_dir=str(folder / "inference"),
@@ -43,7 +53,7 @@ def evaluate(content, results, folder, **kwargs):
         boxes[:, 2:] += boxes[:, :2]
         instances.pred_boxes = Boxes(boxes)
         instances.scores = torch.tensor([r["score"] for r in found], dtype=torch.float64)
-        indices = [synthetic.CATEGORY_IDS.index(r["category_id"]) for r in found]
+        indices = [class_index[r["category_id"]] for r in found]
         instances.pred_classes = torch.tensor(indices, dtype=torch.int64)
         masks = [mask_util.decode(r["segmentation"]) for r in found]
         instances.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, 160, 160)).bool()
@@ -136,3 +146,62 @@ def test_instances_without_a_mask_are_ignored_in_the_evaluation_of_masks(tmp_pat
         for group, values in expected.items():
             assert by_group[task][group] == pytest.approx(values, abs=1e-9)
     assert by_group["segm"]["A"]["AP"] > 1 and by_group["bbox"] != by_group["segm"]
+
+
+def test_where_no_instance_has_a_mask_boxes_alone_are_evaluated(tmp_path):
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    out, by_group = evaluate(content, results, tmp_path, tasks=("bbox", "segm"))
+    assert set(by_group) == {"bbox"} and "segm" not in out
+    assert by_group["bbox"]["A"]["AP"] > 5
+
+
+def test_training_counts_give_ap_on_thirds_of_the_classes(tmp_path):
+    content = synthetic.ground_truth()
+    counts = {2: 7, 3: 100, 5: 8, 9: 2, 10: 50}
+    for category in content["categories"]:
+        category["instance_count"] = counts[category["id"]]
+    results = boxes_as_processed(synthetic.detections(content))
+    for result in results:
+        result["score"] = float(np.float32(result["score"]))
+    out, by_group = evaluate(content, results, tmp_path, classes_with_masks=range(5))
+    thirds = {"frequent": [3, 10], "common": [2, 5], "rare": [9]}
+    for task in ("bbox", "segm"):
+        for third, ids in thirds.items():
+            kept = [r for r in results if r["category_id"] in ids]
+            expected = synthetic.pycocotools_metrics(synthetic.only(content, ids), kept, task)
+            assert out[f"{task}_{third}"] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+            assert by_group[task][third]["AP"] == pytest.approx(expected["AP"], abs=1e-9)
+    assert not {"bbox_A", "bbox_B"} & set(out)
+
+
+def test_on_a_dataset_that_labels_some_classes_detections_of_the_others_are_passed_over(tmp_path):
+    """Its five classes are scattered among the model's seven."""
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    index = {2: 4, 3: 0, 5: 6, 9: 2, 10: 1}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "among").mkdir()
+    expected = evaluate(content, results, tmp_path / "own")
+    # Detections of the two classes that the dataset does not label.
+    others = [{**r, "category_id": 90 + i % 2, "score": 0.99} for i, r in enumerate(results[::3])]
+    found = evaluate(
+        content,
+        results + others,
+        tmp_path / "among",
+        class_index={**index, 90: 3, 91: 5},
+        metadata={
+            "thing_classes": [f"model class {i}" for i in range(7)],
+            "thing_dataset_id_to_contiguous_id": index,
+            "labelled_classes": sorted(index.values()),
+        },
+        classes_with_masks=[0, 1, 3],  # categories 3 and 10, and one that is not labelled
+    )
+    assert found == expected
+    written = [
+        json.loads((tmp_path / name / "inference" / "coco_instances_results.json").read_text())
+        for name in ("own", "among")
+    ]
+    assert written[0] == written[1]

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -84,6 +85,14 @@ def batch(*per_image: Instances) -> list[dict]:
         }
         for k, i in enumerate(per_image)
     ]
+
+
+def forget(*datasets: str) -> None:
+    """Take datasets out of Detectron2's catalogs."""
+    for name in datasets:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
 
 
 @contextmanager

@@ -1,0 +1,179 @@
+"""Registering datasets in COCO's format: those of the config, and Visual Genome."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from maskx_d2.data.class_names import (
+    coco_class_names,
+    indices_in,
+    read_class_names,
+    readable_visual_genome_class_names,
+    visual_genome_class_names,
+)
+from maskx_d2.data.coco_json import drop_degenerate_polygons, read_checked_json
+from maskx_d2.data.visual_genome import SPLITS, class_name
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """
+    Register the COCO-format datasets of DATASETS.REGISTER that are not registered yet.
+
+    Raises:
+        FileNotFoundError: an annotation file, image folder or class list does not exist.
+        ValueError: an entry is not what it should be, or its name stands for other files already.
+    """
+    for entry in cfg.DATASETS.REGISTER:
+        if len(entry) not in (3, 4):
+            raise ValueError(
+                f"DATASETS.REGISTER has the entry {entry!r}, expected "
+                "[name, annotation file, image folder] or [name, annotation file, image folder, class list]"
+            )
+        name, json_file, image_root, *class_list = map(str, entry)
+        for file in (json_file, *class_list):
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"DATASETS.REGISTER: {file} of {name!r} is no file")
+        if not Path(image_root).is_dir():
+            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is no folder")
+        if name not in DatasetCatalog:
+            load = partial(_load_dataset, name, json_file, image_root, *class_list)
+            DatasetCatalog.register(name, load)
+            MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
+            continue
+        metadata = MetadataCatalog.get(name)
+        registered = (metadata.get("json_file"), metadata.get("image_root"))
+        if registered != (json_file, image_root):
+            raise ValueError(
+                f"DATASETS.REGISTER: {name!r} is registered already, with {registered[0]}: choose "
+                "another name"
+            )
+
+
+def register_visual_genome() -> None:
+    """
+    Register, below the folder that Detectron2 looks for datasets in (the environment variable
+    ``DETECTRON2_DATASETS``, or ``datasets``), all with the 3,001 classes of Visual Genome:
+
+    - ``vg3k_train``, ``vg3k_val``, ``vg3k_test``: what ``maskx prepare vg3k`` writes;
+    - ``coco_2017_train_vg3k``, ``coco_2017_val_vg3k``: COCO, whose 80 classes are the first of them.
+
+    Beside Detectron2's usual metadata they have ``classes_with_masks``, the 80 classes that COCO has masks
+    of, and ``readable_classes``, the class names for people.
+    """
+    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+    for split in SPLITS:
+        name = f"vg3k_{split}"
+        genome = root / "visual_genome"
+        json_file, images = str(genome / f"{name}.json"), str(genome)
+        category_ids = range(1, len(visual_genome_class_names()) + 1)
+        _register_with_vg3k_classes(name, _load_visual_genome, json_file, images, category_ids)
+    for split in ("train", "val"):
+        original = MetadataCatalog.get(f"coco_2017_{split}")
+        json_file = str(root / "coco" / "annotations" / f"instances_{split}2017.json")
+        images = str(root / "coco" / f"{split}2017")
+        category_ids = list(original.thing_dataset_id_to_contiguous_id)
+        _register_with_vg3k_classes(f"{original.name}_vg3k", _load_coco, json_file, images, category_ids)
+
+
+def _register_with_vg3k_classes(name, load, json_file, image_root, category_ids: Sequence[int]) -> None:
+    """``category_ids`` are those of the first classes, in their order."""
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, partial(load, name, json_file, image_root))
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=visual_genome_class_names(),
+        readable_classes=readable_visual_genome_class_names(),
+        classes_with_masks=list(range(len(coco_class_names()))),
+        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(category_ids)},
+        labelled_classes=list(range(len(category_ids))),
+    )
+
+
+# ---- Loading ----
+
+
+def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
+    """With the classes that the file has, or with those of a list that has them too."""
+    content = read_checked_json(Path(json_file))
+    names = _category_names(content)
+    classes, indices = names, list(range(len(names)))
+    if class_list is not None:
+        classes = read_class_names(Path(class_list))
+        indices = indices_in(classes, names, what=f"annotation file {json_file}")
+    index_of = dict(zip(_category_ids(content), indices, strict=True))
+    MetadataCatalog.get(name).set(
+        thing_classes=classes,
+        thing_dataset_id_to_contiguous_id=index_of,
+        labelled_classes=sorted(indices),
+    )
+    return _records(name, content, json_file, image_root)
+
+
+def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
+    content = _read_prepared(json_file, "maskx prepare vg3k writes it")
+    expected = visual_genome_class_names()
+    found = [class_name(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    if found != expected:
+        differing = sum(a != b for a, b in zip(found, expected, strict=False))
+        raise ValueError(
+            f"annotation file {json_file} has {len(found)} classes, of which {differing} are not those of "
+            f"the list of {len(expected)} that {name!r} is registered with: register it by "
+            "DATASETS.REGISTER under another name"
+        )
+    return _records(name, content, json_file, image_root)
+
+
+def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
+    content = _read_prepared(json_file, "datasets/README.md tells where it comes from")
+    if _category_names(content) != coco_class_names():
+        raise ValueError(f"annotation file {json_file} has other classes, expected COCO's 80")
+    return _records(name, content, json_file, image_root)
+
+
+def _read_prepared(json_file: str, where_from: str) -> dict:
+    if not Path(json_file).is_file():
+        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
+    return read_checked_json(Path(json_file))
+
+
+def _category_ids(content: dict) -> list[int]:
+    """In the order of the contiguous indices."""
+    return sorted(category["id"] for category in content["categories"])
+
+
+def _category_names(content: dict) -> list[str]:
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    return [category.get("coco_name") or category["name"] for category in categories]
+
+
+def _records(name: str, content: dict, json_file: str, image_root: str) -> list[dict]:
+    """
+    Detectron2's dicts of an annotation file that has been checked, with class indices by the metadata;
+    images of a dataset that labels some of its classes have them as ``labelled_classes``.
+    """
+    metadata = MetadataCatalog.get(name)
+    # Detectron2 would drop annotations with no other polygons, their boxes too.
+    if drop_degenerate_polygons(content["annotations"]) == 0:
+        records = load_coco_json(json_file, image_root)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            mended = Path(folder) / Path(json_file).name
+            mended.write_text(json.dumps(content), encoding="utf-8")
+            records = load_coco_json(str(mended), image_root)
+    index_of = metadata.thing_dataset_id_to_contiguous_id
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = index_of[annotation["category_id"]]
+        if len(metadata.labelled_classes) < len(metadata.thing_classes):
+            record["labelled_classes"] = metadata.labelled_classes
+    return records

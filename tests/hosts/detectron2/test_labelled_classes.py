@@ -1,0 +1,32 @@
+import pytest
+import torch
+from detectron2.structures import Instances
+
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
+
+IS_LABELLED = torch.tensor([True, False, True])
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        torch.tensor([0, 3, 3]),
+        torch.tensor([], dtype=torch.int64),
+        torch.tensor([True, False, True, True, False]),
+        slice(1, 4),
+        2,
+    ],
+)
+def test_as_a_field_of_instances_it_has_their_length(item):
+    instances = Instances((8, 8))
+    instances.gt_classes = torch.arange(5)
+    instances.gt_labelled_classes = LabelledClasses(IS_LABELLED, 5)
+    picked = instances[item].to("cpu")
+    assert len(picked.gt_labelled_classes) == len(picked.gt_classes) == len(picked)
+    assert torch.equal(picked.gt_labelled_classes.is_labelled, IS_LABELLED)
+
+
+def test_it_can_be_put_on_no_instances_and_moved():
+    none = LabelledClasses(IS_LABELLED, 5).of_length(0)
+    assert len(none) == 0 and torch.equal(none.is_labelled, IS_LABELLED)
+    assert none.to("meta").is_labelled.device.type == "meta"

@@ -72,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", required=True, type=Path, metavar="DIR")
     predict.add_argument("--min-score", type=float, default=0.5, metavar="P", help="default 0.5")
     predict.add_argument(
+        "--top",
+        type=_at_least(1),
+        metavar="N",
+        help="draw the N best of an image; all, or 30 of a model of more than 100 classes, if not given",
+    )
+    predict.add_argument(
+        "--merge",
+        type=_share,
+        metavar="IOU",
+        help="draw only the best of detections whose boxes overlap by more than this, and say how many "
+        "others there are; 1 draws all. 0.8 for a model of more than 100 classes, else 1, if not given",
+    )
+    predict.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to override"
     )
     predict.set_defaults(run=_predict)
@@ -169,6 +182,13 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _share(text: str) -> float:
+    """The type of a number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
 def _demo(args: argparse.Namespace) -> None:
     from maskx_d2 import demo
 
@@ -194,7 +214,15 @@ def _predict(args: argparse.Namespace) -> None:
     detector = _detector(args)
     with log_to_file(args.output / "log.txt"):
         bar = partial(tqdm, unit="image", file=sys.stderr)
-        results = predict(detector, images, args.output, min_score=args.min_score, progress=bar)
+        results = predict(
+            detector,
+            images,
+            args.output,
+            min_score=args.min_score,
+            top=args.top,
+            merge_iou=args.merge,
+            progress=bar,
+        )
     print(f"{len(images)} pictures in {args.output}, results in COCO format in {results}")
 
 

@@ -37,7 +37,8 @@ def draw_detections(
     Args:
         image: the picture that was detected in.
         detections: in COCO's results format for this image (``category_id``, ``bbox`` in XYWH, and if
-            there are such ``score`` and ``segmentation`` as compressed RLE of the image's size).
+            there are such ``score``, ``segmentation`` as compressed RLE of the image's size, and
+            ``others``, see :func:`maskx_d2.evaluation.merging.merge_regions`).
         style: names and colours.
         scale: how much larger than the image the result shall be.
 
@@ -62,6 +63,8 @@ def draw_detections(
         text = style.names[detection["category_id"]]
         if "score" in detection:
             text = f"{text} {detection['score']:.0%}"
+        if detection.get("others"):
+            text = f"{text} +{detection['others']}"
         box = [value * scale for value in detection["bbox"]]
         taken.append(_label(draw, box, text, style.colour(detection["category_id"]), canvas.size, taken))
     return canvas

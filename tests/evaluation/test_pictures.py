@@ -48,3 +48,14 @@ def test_legend_and_panels_keep_the_pictures():
     both = side_by_side({"left": red, "right": blue})
     assert both.width == 608
     assert both.getpixel((150, 40)) == (255, 0, 0) and both.getpixel((450, 40)) == (0, 0, 255)
+
+
+def test_a_label_says_how_many_others_there_are(monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        "PIL.ImageDraw.ImageDraw.text", lambda self, xy, text, *args, **kw: texts.append(text)
+    )
+    box = {"category_id": 2, "bbox": [5, 5, 20, 20], "score": 0.51}
+    draw_detections(Image.new("RGB", (90, 60)), [{**box, "others": 3}], STYLE)
+    draw_detections(Image.new("RGB", (90, 60)), [{**box, "others": 0}], STYLE)
+    assert texts == ["dog 51% +3", "dog 51%"]

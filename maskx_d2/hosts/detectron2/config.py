@@ -85,6 +85,11 @@ def check_maskx_config(cfg: CfgNode) -> None:
             f"DATALOADER.DATASET_RATIO is {ratio}, expected a positive number for each of the "
             f"{len(cfg.DATASETS.TRAIN)} datasets of DATASETS.TRAIN"
         )
+    if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION and cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True, but MODEL.ROI_HEADS.NAME is "
+            "'StandardROIHeads', expected 'PartiallySupervisedROIHeads'"
+        )
     _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
     _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", head.TRANSFER.NUM_LAYERS, (1, 2, 3))

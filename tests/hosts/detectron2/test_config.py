@@ -75,6 +75,13 @@ def test_a_batch_that_cannot_be_scaled_is_an_error():
     load_config(MAIN_CONFIG, ["SOLVER.IMS_PER_BATCH", 12, "SOLVER.REFERENCE_WORLD_SIZE", 0])
 
 
+def test_gathered_regression_needs_the_roi_heads_that_have_it():
+    overrides = ["MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", True]
+    load_config(MAIN_CONFIG, overrides)
+    with pytest.raises(ValueError, match=r"GATHERED_REGRESSION is True, but .* is 'StandardROIHeads'"):
+        load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
+
+
 def test_a_missing_config_and_an_unknown_key_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config 'nowhere.yaml' is no file"):
         load_config("nowhere.yaml")

@@ -1,44 +1,19 @@
 #!/usr/bin/env python3
 """
-Time and memory of the mask predictor: weights gathered by class, against the masks of all classes of
-which one in K is picked, as in the original code.
+Mask logits of RoIs: mask weights gathered by class, against computing the masks of all K classes and
+picking one, as the original code and Detectron2's class-specific head do.
 
-Each line is a ratio of medians, the two forms timed in turn in this process. ``largest tensor`` is the
-largest that an operation allocates.
+Each figure is a ratio to a named peer that is timed in turn with it, in the same process. Memory is the
+peak of what is allocated.
 """
 
 import argparse
 
 import torch
+from memory import peak_mib
 from timing import medians
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from maskx_d2.method import FixedEmbeddings, TransferMaskPredictor, WeightTransfer
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the size in bytes of the largest tensor that an operation allocates."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
-        for storage in _storages(out):
-            if storage.data_ptr() not in given:  # a view allocates nothing
-                self.nbytes = max(self.nbytes, storage.nbytes())
-        return out
-
-
-def _storages(tree):
-    return (x.untyped_storage() for x in tree_iter(tree) if isinstance(x, torch.Tensor))
-
-
-def largest_mib(function) -> float:
-    with LargestTensor() as largest:
-        function()
-    return largest.nbytes / 2**20
+from maskx_d2.method import build_mask_predictor
 
 
 @torch.no_grad()
@@ -46,34 +21,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rois", type=int, default=100)
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 3001])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
+    torch.manual_seed(0)
     features = torch.randn(args.rois, 256, 28, 28, device=device)
-    print(f"{args.rois} RoIs of 256 x 28 x 28 on {device}, torch {torch.__version__}")
+    index = torch.arange(args.rois, device=device)
+    print(
+        f"{args.rois} RoIs of 256 x 28 x 28 on {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
+    functions = {}
     for num_classes in args.classes:
-        embeddings = FixedEmbeddings(torch.randn(num_classes, 5120))
-        predictor = TransferMaskPredictor(embeddings, WeightTransfer(5120)).to(device).eval()
+        table = torch.randn(num_classes, 5120, device=device)
+        predictor = build_mask_predictor(
+            num_classes=num_classes, in_channels=256, mask_side=28, class_embedding="file",
+            embedding_table=table, mlp_layers=0,
+        ).to(device).eval()  # fmt: skip
         classes = torch.randint(num_classes, (args.rois,), device=device)
-        index = torch.arange(args.rois, device=device)
+        weights = predictor.all_class_weights()[:, :, None, None]
 
         def gathered(predictor=predictor, classes=classes):
-            return predictor(features, classes, features)
+            return predictor(features, classes, trunk_features=features)
 
-        def all_classes(predictor=predictor, classes=classes, index=index):
-            weights = predictor.transfer(predictor.class_embeddings())
-            return torch.nn.functional.conv2d(features, weights[:, :, None, None])[index, classes]
+        def all_classes(weights=weights, classes=classes):
+            return torch.nn.functional.conv2d(features, weights)[index, classes]
 
         torch.testing.assert_close(gathered(), all_classes(), rtol=1e-3, atol=1e-2)
-        functions = {"gathered": gathered, "all classes": all_classes}
-        fast, slow = medians(functions, args.repeats, device=device).values()
-        small, large = largest_mib(gathered), largest_mib(all_classes)
+        functions[num_classes, "gathered"] = gathered
+        functions[num_classes, "all classes"] = all_classes
+    times = medians(functions, args.repeats, device=device, warm_up=True)
+    memory = {key: peak_mib(function, device) for key, function in functions.items()}
+    for num_classes in args.classes:
+        fast, slow = times[num_classes, "gathered"], times[num_classes, "all classes"]
+        small, large = memory[num_classes, "gathered"], memory[num_classes, "all classes"]
         print(
-            f"K = {num_classes:5}: gathered {fast * 1e3:8.2f} ms, all classes {slow * 1e3:9.2f} ms, "
-            f"ratio {slow / fast:6.1f}; largest tensor {small:6.1f} MiB, {large:7.1f} MiB, "
-            f"ratio {large / small:6.1f}"
+            f"K = {num_classes:5}: gathered {fast * 1e3:8.2f} ms, all classes {slow * 1e3:9.2f} ms, ratio "
+            f"{slow / fast:6.1f}; peak memory {small:6.1f} MiB, {large:7.1f} MiB, {small / large:7.2%}"
         )
+    first, last = args.classes[0], args.classes[-1]
+    ratio = times[last, "gathered"] / times[first, "gathered"]
+    print(f"gathered, K = {last} against K = {first}: {ratio:.2f} x the time")
 
 
 if __name__ == "__main__":

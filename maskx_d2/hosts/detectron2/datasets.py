@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -102,27 +103,53 @@ def _register_with_vg3k_classes(name, load, json_file, image_root, category_ids:
 # ---- Loading ----
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """What is needed of an annotation file that has been checked, so that it is not in memory twice."""
+
+    path: str
+
+    categories: list[dict]
+    """In the order of the contiguous indices."""
+
+    mended: dict | None
+    """Its content, if something had to be changed."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category.get("coco_name") or category["name"] for category in self.categories]
+
+
+def _check(json_file: str, where_from: str = "") -> _Checked:
+    if not Path(json_file).is_file():
+        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
+    content = read_checked_json(Path(json_file))
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    # Detectron2 would drop annotations with no other polygons, their boxes too.
+    changed = drop_degenerate_polygons(content["annotations"])
+    return _Checked(json_file, categories, content if changed else None)
+
+
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
     """With the classes that the file has, or with those of a list that has them too."""
-    content = read_checked_json(Path(json_file))
-    names = _category_names(content)
-    classes, indices = names, list(range(len(names)))
+    checked = _check(json_file)
+    classes, indices = checked.class_names, list(range(len(checked.categories)))
     if class_list is not None:
         classes = read_class_names(Path(class_list))
-        indices = indices_in(classes, names, what=f"annotation file {json_file}")
-    index_of = dict(zip(_category_ids(content), indices, strict=True))
+        indices = indices_in(classes, checked.class_names, what=f"annotation file {json_file}")
+    category_ids = [category["id"] for category in checked.categories]
     MetadataCatalog.get(name).set(
         thing_classes=classes,
-        thing_dataset_id_to_contiguous_id=index_of,
+        thing_dataset_id_to_contiguous_id=dict(zip(category_ids, indices, strict=True)),
         labelled_classes=sorted(indices),
     )
-    return _records(name, content, json_file, image_root)
+    return _records(name, checked, image_root)
 
 
 def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
-    content = _read_prepared(json_file, "maskx prepare vg3k writes it")
+    checked = _check(json_file, "maskx prepare vg3k writes it")
     expected = visual_genome_class_names()
-    found = [class_name(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    found = [class_name(category["name"]) for category in checked.categories]
     if found != expected:
         differing = sum(a != b for a, b in zip(found, expected, strict=False))
         raise ValueError(
@@ -130,46 +157,29 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
             f"the list of {len(expected)} that {name!r} is registered with: register it by "
             "DATASETS.REGISTER under another name"
         )
-    return _records(name, content, json_file, image_root)
+    return _records(name, checked, image_root)
 
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
-    content = _read_prepared(json_file, "datasets/README.md tells where it comes from")
-    if _category_names(content) != coco_class_names():
+    checked = _check(json_file, "datasets/README.md tells where it comes from")
+    if checked.class_names != coco_class_names():
         raise ValueError(f"annotation file {json_file} has other classes, expected COCO's 80")
-    return _records(name, content, json_file, image_root)
+    return _records(name, checked, image_root)
 
 
-def _read_prepared(json_file: str, where_from: str) -> dict:
-    if not Path(json_file).is_file():
-        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
-    return read_checked_json(Path(json_file))
-
-
-def _category_ids(content: dict) -> list[int]:
-    """In the order of the contiguous indices."""
-    return sorted(category["id"] for category in content["categories"])
-
-
-def _category_names(content: dict) -> list[str]:
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    return [category.get("coco_name") or category["name"] for category in categories]
-
-
-def _records(name: str, content: dict, json_file: str, image_root: str) -> list[dict]:
+def _records(name: str, checked: _Checked, image_root: str) -> list[dict]:
     """
-    Detectron2's dicts of an annotation file that has been checked, with class indices by the metadata;
-    images of a dataset that labels some of its classes have them as ``labelled_classes``.
+    Detectron2's dicts of a file, with class indices by the metadata; images of a dataset that labels some
+    of its classes have them as ``labelled_classes``.
     """
     metadata = MetadataCatalog.get(name)
-    # Detectron2 would drop annotations with no other polygons, their boxes too.
-    if drop_degenerate_polygons(content["annotations"]) == 0:
-        records = load_coco_json(json_file, image_root)
+    if checked.mended is None:
+        records = load_coco_json(checked.path, image_root)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            mended = Path(folder) / Path(json_file).name
-            mended.write_text(json.dumps(content), encoding="utf-8")
-            records = load_coco_json(str(mended), image_root)
+            path = Path(folder) / Path(checked.path).name
+            path.write_text(json.dumps(checked.mended), encoding="utf-8")
+            records = load_coco_json(str(path), image_root)
     index_of = metadata.thing_dataset_id_to_contiguous_id
     for record in records:
         for annotation in record["annotations"]:

@@ -49,8 +49,10 @@ class Detectron2Detector:
 
 
 def _category_ids(dataset_name: str, num_classes: int) -> list[int]:
-    """The dataset's own category ids, class by class."""
+    """The dataset's own category ids, class by class; of one that labels some of them, 1, 2, 3, ..."""
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     if to_contiguous is None:
         return list(range(num_classes))
+    if len(to_contiguous) < num_classes:
+        return list(range(1, num_classes + 1))
     return sorted(to_contiguous, key=to_contiguous.get)

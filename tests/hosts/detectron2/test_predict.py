@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from maskx_d2 import cli
+from maskx_d2.data import shapes
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR
+from maskx_d2.hosts.detectron2.predict import Detectron2Detector
 
 from . import tiny
 
@@ -59,8 +61,6 @@ def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):
 def test_classes_are_coloured_by_what_they_were_trained_with(quick_demo, tmp_path):
     folder, _ = quick_demo
     run = folder / "maskx"
-    from maskx_d2.data import shapes
-
     arguments = ["--config-file", run / "config.yaml", "--weights", run / "model_final.pth"]
     images = sorted((folder / "dataset" / "test").iterdir())[:20]
     done = maskx("predict", *arguments, "--output", tmp_path, "--min-score", 0.3, *images)
@@ -78,6 +78,35 @@ def test_classes_are_coloured_by_what_they_were_trained_with(quick_demo, tmp_pat
             assert (WITH_MASKS_COLOUR in colours) is not found.copy().pop()
         seen |= found
     assert seen == {True, False}
+
+
+def test_a_model_of_a_longer_class_list_has_names_and_ids_of_all(shapes_dataset, tmp_path):
+    """Whether its config names a dataset with all classes or one that labels some of them."""
+    names = ["bear", *shapes.CLASS_NAMES, "ant"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    entry = [
+        "mine",
+        str(shapes_dataset.test_json),
+        str(shapes_dataset.test_images),
+        str(tmp_path / "list.txt"),
+    ]
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *("DATASETS.REGISTER", [entry], "DATASETS.TEST", ("mine",), "MODEL.ROI_HEADS.NUM_CLASSES", 34),
+        *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+    )
+    torch.save({"model": tiny.build(cfg).state_dict()}, tmp_path / "weights.pth")
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    detector = Detectron2Detector(cfg)
+    assert detector.style.names == dict(enumerate(names, start=1))
+    assert detector.style.with_masks == {
+        i for i, name in enumerate(names, start=1) if name not in {*shapes.BOXES_ONLY, "bear", "ant"}
+    }
+    found = detector.detect(Image.new("RGB", (64, 64)), 5)
+    assert found and all(detection["category_id"] in detector.style.names for detection in found)
+    tiny.forget("mine")
 
 
 def test_coco_file_names_give_the_image_ids(model, tmp_path):

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""
+Inference of whole models on Detectron2, ResNet-50-FPN, with 3,001 classes against 80.
+
+Random weights that detect 100 objects. Each figure is a ratio of medians to Mask^X with 80 classes, the
+models timed in turn in this process.
+"""
+
+import argparse
+import functools
+import math
+
+import torch
+from detectron2.modeling import build_model
+from hosts import tame
+from timing import medians
+
+from maskx_d2.config_files import config_file
+from maskx_d2.hosts.detectron2.config import load_config
+
+NUM_DETECTED = 3  # classes that every proposal is taken for
+MODELS = {
+    "Mask^X, K = 80": ("maskx_R_50_FPN_1x.yaml", []),
+    "Mask^X, K = 3001": ("visual_genome/maskx_inference_R_50_FPN.yaml", []),
+    "Mask^X, K = 3001, all boxes": (
+        "visual_genome/maskx_inference_R_50_FPN.yaml",
+        ["MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", False],
+    ),
+    "Mask R-CNN, K = 80": ("mask_rcnn_R_50_FPN_1x.yaml", []),
+    "Mask R-CNN, K = 3001": ("mask_rcnn_R_50_FPN_1x.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", 3001]),
+}
+
+
+def build(config: str, overrides: list, device: torch.device) -> torch.nn.Module:
+    cfg = load_config(str(config_file(config)), [*overrides, "MODEL.DEVICE", str(device)])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    tame(model)
+    # The first classes have 0.3 of the probability each, in all proposals.
+    bias = model.roi_heads.box_predictor.cls_score.bias
+    bias.data[:NUM_DETECTED] = math.log(NUM_DETECTED * len(bias))
+    return model
+
+
+@torch.no_grad()
+def infer(model: torch.nn.Module, inputs: list[dict]) -> list[dict]:
+    return model(inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1333)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    image = 255 * torch.rand(3, args.height, args.width, generator=torch.Generator().manual_seed(0))
+    inputs = [{"image": image, "height": args.height, "width": args.width}]
+    functions = {}
+    for name, (config, overrides) in MODELS.items():
+        model = build(config, overrides, device)
+        found = infer(model, inputs)[0]["instances"]
+        if len(found) != 100:
+            raise SystemExit(f"{name} detects {len(found)} objects, expected 100")
+        functions[name] = functools.partial(infer, model, inputs)
+    print(
+        f"an image of {args.height} x {args.width} on {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
+    times = medians(functions, args.repeats, device=device, warm_up=True)
+    peer = next(iter(times))
+    for name, seconds in times.items():
+        print(f"{name:28} {seconds * 1e3:8.1f} ms, {seconds / times[peer]:5.2f} x {peer}")
+
+
+if __name__ == "__main__":
+    main()

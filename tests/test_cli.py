@@ -50,6 +50,23 @@ def test_a_split_of_an_annotation_file_has_its_classes_and_instances(capsys, ann
     assert sides == {"with_masks": ["dog"], "boxes_only": ["cat", "cow"]}
 
 
+def test_a_split_of_categories_that_say_what_they_are_in_coco_goes_by_that(capsys, annotations, tmp_path):
+    content = json.loads(annotations.read_text())
+    # Another class has the name, too: COCO's is the first.
+    content["categories"] = [
+        {"id": 2, "name": "canine.n.01", "coco_name": "dog"},
+        {"id": 5, "name": "dog"},
+        {"id": 9, "name": "cow.n.01"},
+    ]
+    annotations.write_text(json.dumps(content))
+    (tmp_path / "names.txt").write_text("dog\n")
+    lines = printed(capsys, "splits", tmp_path / "names.txt", annotations).splitlines()
+    assert lines == [
+        "A, with masks (1 classes, 1 instances): dog",
+        "B, boxes only (2 classes, 3 instances): dog, cow.n.01",
+    ]
+
+
 def test_a_split_in_json_has_every_class_once(capsys):
     sides = json.loads(printed(capsys, "splits", "E3_A50B30", "--json"))
     assert (len(sides["with_masks"]), len(sides["boxes_only"])) == (50, 30)

@@ -1,11 +1,14 @@
 """Fixed class embeddings: tables of word vectors or of random numbers, a row for each class."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maskx_d2.data.files import replacing
+
+_SYNSET_END = re.compile(r"\.[a-z]\.\d+$")
 
 
 def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
@@ -14,7 +17,8 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
 
     Args:
         vectors: a text file in GloVe's format, a word and its numbers on each line.
-        class_names: names of the K classes. They are looked up in lower case.
+        class_names: names of the K classes. They are looked up in lower case, synsets ("fire_truck.n.01")
+            without part of speech and number.
 
     Returns:
         (K, D) float32.
@@ -25,7 +29,7 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
     """
     if not vectors.is_file():
         raise FileNotFoundError(f"word vectors {vectors} are no file")
-    words_of = [name.lower().replace("_", " ").split() for name in class_names]
+    words_of = [_SYNSET_END.sub("", name).lower().replace("_", " ").split() for name in class_names]
     wanted = {word for words in words_of for word in words}
     found: dict[str, np.ndarray] = {}
     with vectors.open(encoding="utf-8", errors="replace") as file:

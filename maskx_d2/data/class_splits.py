@@ -85,23 +85,22 @@ def class_split_report(split: str, coco: COCO | None = None, *, as_json: bool = 
         as_json: whether to return JSON.
     """
     names = coco_class_names() if coco is None else class_names_of(coco)
-    with_masks = set(classes_with_masks(split, names))
+    with_masks = classes_with_masks(split, names)
     sides = {
-        "with_masks": [name for i, name in enumerate(names) if i in with_masks],
-        "boxes_only": [name for i, name in enumerate(names) if i not in with_masks],
+        "with_masks": with_masks,
+        "boxes_only": sorted(set(range(len(names))) - set(with_masks)),
     }
     if as_json:
-        return json.dumps(sides)
+        return json.dumps({side: [names[i] for i in indices] for side, indices in sides.items()})
     lines = []
-    for title, of_side in zip(("A, with masks", "B, boxes only"), sides.values(), strict=True):
-        count = f"{len(of_side)} classes"
+    for title, indices in zip(("A, with masks", "B, boxes only"), sides.values(), strict=True):
+        count = f"{len(indices)} classes"
         if coco is not None:
-            ids = {
-                category_id for category_id, category in coco.cats.items() if category["name"] in of_side
-            }
+            category_ids = sorted(coco.cats)
+            ids = {category_ids[i] for i in indices}
             instances = sum(a["category_id"] in ids for a in coco.dataset["annotations"])
             count += f", {instances} instances"
-        lines.append(f"{title} ({count}): {', '.join(of_side)}")
+        lines.append(f"{title} ({count}): {', '.join(names[i] for i in indices)}")
     return "\n".join(lines)
 
 

@@ -5,19 +5,27 @@ The Detectron2 host. Importing it registers its components and Visual Genome, an
 
 from detectron2.config.defaults import _C as _detectron2_defaults
 
+from maskx_d2.hosts.detectron2.box_predictor import (
+    GatheredFastRCNNOutputLayers,
+    PartiallyLabelledFastRCNNOutputLayers,
+)
 from maskx_d2.hosts.detectron2.config import add_maskx_config
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.hosts.detectron2.datasets import register_visual_genome
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 from maskx_d2.hosts.detectron2.frozen_detector import FrozenDetectorRCNN
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
 from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
 __all__ = [
     "FrozenDetectorRCNN",
+    "GatheredFastRCNNOutputLayers",
+    "LabelledClasses",
     "MaskXHead",
+    "PartiallyLabelledFastRCNNOutputLayers",
     "PartiallySupervisedEvaluator",
     "PartiallySupervisedMapper",
     "PartiallySupervisedROIHeads",

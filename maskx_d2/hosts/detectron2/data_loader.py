@@ -1,7 +1,7 @@
 """The training data loader."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -55,18 +55,31 @@ def mix_datasets(cfg: CfgNode) -> dict:
         of_one = cfg.clone()
         of_one.defrost()
         of_one.DATASETS.TRAIN = (name,)
-        datasets.append(build_detection_train_loader.from_config(of_one, mapper=len)["dataset"])
-    ratio = cfg.DATALOADER.DATASET_RATIO
-    unit = sum(map(len, datasets)) / sum(ratio)
-    repeat_factors = [
-        torch.full((len(dataset),), share * unit / len(dataset))
-        for dataset, share in zip(datasets, ratio, strict=True)
-    ]
+        # No mapper is needed to load a dataset, but None would build Detectron2's.
+        datasets.append(build_detection_train_loader.from_config(of_one, mapper=False)["dataset"])
     seed = cfg.SEED if cfg.SEED >= 0 else None
     return {
         "dataset": list(itertools.chain.from_iterable(datasets)),
-        "sampler": RepeatFactorTrainingSampler(torch.cat(repeat_factors), seed=seed),
+        "sampler": mixing_sampler([len(d) for d in datasets], cfg.DATALOADER.DATASET_RATIO, seed=seed),
     }
+
+
+def mixing_sampler(
+    sizes: Sequence[int], ratio: Sequence[float], *, seed: int | None = None
+) -> RepeatFactorTrainingSampler:
+    """
+    A sampler over datasets that lie one behind the other.
+
+    Args:
+        sizes: how many images each dataset has.
+        ratio: how many images are drawn from each, against each other.
+        seed: see ``RepeatFactorTrainingSampler``.
+    """
+    unit = sum(sizes) / sum(ratio)
+    repeat_factors = [
+        torch.full((size,), share * unit / size) for size, share in zip(sizes, ratio, strict=True)
+    ]
+    return RepeatFactorTrainingSampler(torch.cat(repeat_factors), seed=seed)
 
 
 def load_without_masks(dataset_name: str, split: str) -> list[dict]:

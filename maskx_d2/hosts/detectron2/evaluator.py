@@ -48,13 +48,12 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
         self._own_index: dict[int, int] | None = None
-        labelled = self._metadata.get("labelled_classes")
-        if labelled is not None and len(labelled) < len(self._metadata.thing_classes):
-            self._keep_to_own_classes()
+        if self._metadata.get("labelled_classes") is not None:
+            self._go_by_own_classes()
         self._precisions: dict[str, np.ndarray] = {}
 
-    def _keep_to_own_classes(self) -> None:
-        """Go by the dataset's own classes instead of those of the list that the model has."""
+    def _go_by_own_classes(self) -> None:
+        """Instead of those of the list that the model has, which may be more and in another order."""
         category_ids = sorted(self._coco_api.cats)
         model_index = self._metadata.thing_dataset_id_to_contiguous_id
         own_index = {model_index[category_id]: i for i, category_id in enumerate(category_ids)}

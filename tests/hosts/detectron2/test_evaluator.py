@@ -177,6 +177,22 @@ def test_training_counts_give_ap_on_thirds_of_the_classes(tmp_path):
     assert not {"bbox_A", "bbox_B"} & set(out)
 
 
+def test_a_dataset_whose_classes_are_in_another_order_than_the_models(tmp_path):
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    index = {2: 4, 3: 0, 5: 3, 9: 2, 10: 1}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "other").mkdir()
+    expected = evaluate(content, results, tmp_path / "own")
+    metadata = {
+        "thing_classes": ["class 3", "class 10", "class 9", "class 5", "class 2"],
+        "thing_dataset_id_to_contiguous_id": index,
+        "labelled_classes": list(range(5)),
+    }
+    options = {"class_index": index, "metadata": metadata, "classes_with_masks": [0, 1]}
+    assert evaluate(content, results, tmp_path / "other", **options) == expected
+
+
 def test_on_a_dataset_that_labels_some_classes_detections_of_the_others_are_passed_over(tmp_path):
     """Its five classes are scattered among the model's seven."""
     content = synthetic.ground_truth()

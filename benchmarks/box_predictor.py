@@ -52,6 +52,9 @@ def main() -> None:
     parser.add_argument("--proposals", type=int, default=1000)
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 3001])
     parser.add_argument("--present", type=int, default=60, help="classes that the picture has")
+    parser.add_argument(
+        "--random-scores", action="store_true", help="of hundreds or thousands of classes, scattered"
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -78,9 +81,13 @@ def main() -> None:
         )
         torch.nn.init.normal_(stock.cls_score.weight, std=0.15)
         ours.load_state_dict(stock.state_dict())
-        features = features_of_a_picture(
-            stock.cls_score.weight, args.proposals, num_present=args.present, background=0.5
-        ).to(device)
+        if args.random_scores:
+            features = torch.randn(args.proposals, 1024)
+        else:
+            features = features_of_a_picture(
+                stock.cls_score.weight, args.proposals, num_present=args.present, background=0.5
+            )
+        features = features.to(device)
         predictors = {"stock": stock.to(device), "ours": ours.to(device)}
 
         def detect(predictor, features=features):

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--merge",
-        type=_share,
+        type=_from_0_to_1,
         metavar="IOU",
         help="draw only the best of detections whose boxes overlap by more than this, and say how many "
         "others there are; 1 draws all. 0.8 for a model of more than 100 classes, else 1, if not given",
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         help="which classes a split gives masks to",
         description="Print a class split. With an annotation file, of its classes, and with its instances.",
     )
-    splits.add_argument("split", metavar="NAME", help="voc, nonvoc, E1_A20B60 ..., or a file of names")
+    splits.add_argument("split", metavar="NAME", help="voc, nonvoc, coco, E1_A20B60 ..., or a file")
     splits.add_argument("annotations", nargs="?", type=Path, metavar="JSON", help="in COCO's format")
     splits.add_argument("--json", action="store_true", help="print it as JSON")
     splits.set_defaults(run=_splits)
@@ -182,8 +182,7 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _share(text: str) -> float:
-    """The type of a number from 0 to 1."""
+def _from_0_to_1(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return float(text)

@@ -10,13 +10,10 @@ from PIL import Image
 
 from maskx_d2.data.files import write_text
 from maskx_d2.data.images import read_image
-from maskx_d2.evaluation.merging import best_detections, merge_regions
+from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
 
-_MANY_CLASSES = 100
-_TOP = 30
-_MERGE_IOU = 0.8
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -69,17 +66,12 @@ def predict(
     ``image_id`` is the number that the file is named by, as in COCO, or where one is not, the image's
     place in the sequence; ``file_name`` is there too.
 
-    Of a model of more than 100 classes pictures show, if nothing else is said, the 30 best detections, and
-    of those on one region the best: thousands of classes find several names for one thing.
-
     Args:
         detector: the model.
         images: image files.
         output: a folder that is made if need be; pictures keep the images' names, as .png.
         min_score: detections below it are neither drawn nor written.
-        top: how many are drawn in an image at most.
-        merge_iou: of detections whose boxes overlap by more than this the best is drawn, with the number
-            of the others; 1 for all.
+        top, merge_iou: what is drawn, see :func:`maskx_d2.evaluation.merging.readable_detections`.
         progress: wraps the images, as ``tqdm`` does.
 
     Returns:
@@ -89,9 +81,6 @@ def predict(
     overwritten = {path.resolve() for path in images} & {path.resolve() for path in picture_paths}
     if overwritten:
         raise ValueError(f"the picture of {min(overwritten)} would overwrite it: give another --output")
-    if len(detector.style.names) > _MANY_CLASSES:
-        top = _TOP if top is None else top
-        merge_iou = _MERGE_IOU if merge_iou is None else merge_iou
     output.mkdir(parents=True, exist_ok=True)
     results: list[dict] = []
     places = zip(_image_ids(images), picture_paths, strict=True)
@@ -101,8 +90,8 @@ def predict(
         for detection in found:
             detection["file_name"] = path.name
         results += found
-        shown = found if merge_iou is None else merge_regions(found, min_iou=merge_iou)
-        shown = shown if top is None else best_detections(shown, top)
+        num_classes = len(detector.style.names)
+        shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
         with_legend(draw_detections(image, shown, detector.style)).save(picture_path)
         logging.getLogger(__name__).info(
             "%s: %d objects, %d drawn -> %s", path, len(found), len(shown), picture_path

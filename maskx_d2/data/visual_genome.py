@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -55,8 +55,12 @@ _Record = TypeVar("_Record")
 # ---- The files ----
 
 
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Pixels = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+
+
 class _ImageRecord(msgspec.Struct):
-    image_id: int
+    image_id: _Id
     width: int
     height: int
     url: str
@@ -64,16 +68,16 @@ class _ImageRecord(msgspec.Struct):
 
 
 class _Object(msgspec.Struct):
-    object_id: int
-    x: float
-    y: float
-    w: float
-    h: float
+    object_id: _Id
+    x: _Pixels
+    y: _Pixels
+    w: _Pixels
+    h: _Pixels
     synsets: list[str] | None = None
 
 
 class _ImageObjects(msgspec.Struct):
-    image_id: int
+    image_id: _Id
     objects: list[_Object]
 
 
@@ -129,6 +133,7 @@ def _decode(path: Path, kind: type[_Record]) -> _Record:
 class Summary:
     """Counts of what was converted and of what was left out."""
 
+    classes: int = 0
     objects: int = 0
     kept: int = field(default=0, metadata={"title": "objects kept"})
     without_synset: int = field(default=0, metadata={"title": "left out: no synset"})
@@ -297,6 +302,10 @@ def convert(
         FileNotFoundError: an input does not exist.
         ValueError: an input is not what it should be.
     """
+    paths = {split: output / f"vg3k_{split}.json" for split in SPLITS}
+    for path in paths.values():
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, expected a file or nothing")
     summary = Summary()
     images = _decode(image_data, list[_ImageRecord])
     coco_ids = {image.id for image in _decode(coco_val, _CocoFile).images}
@@ -308,6 +317,7 @@ def convert(
     columns, synsets, counts = _read_objects(objects, image_ids, summary, progress)
     frequent = _most_frequent(synsets, counts, num_classes)
     joint = joint_classes([synsets[i] for i in frequent])
+    summary.classes = len(joint)
     category_of = np.zeros(len(synsets), dtype=np.int32)  # 0: not a class
     index_in_joint = {synset: i for i, synset in enumerate(joint)}
     for number in frequent:
@@ -321,9 +331,9 @@ def convert(
     for category, name in zip(categories, coco_class_names(), strict=False):  # the first are those of COCO
         category["coco_name"] = name
     output.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as files:  # all take their places, or none
+    with contextlib.ExitStack() as files:  # none takes its place before all are written
         for split, of_split in splits.items():
-            path = files.enter_context(replacing(output / f"vg3k_{split}.json"))
+            path = files.enter_context(replacing(paths[split]))
             summary.images[split] = len(of_split)
             summary.annotations[split] = _write(path, of_split, annotations, categories, split, progress)
     return summary

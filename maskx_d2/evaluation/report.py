@@ -12,6 +12,7 @@ from maskx_d2.data.coco_json import read_coco
 from maskx_d2.data.images import read_image
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.comparison import Comparison
+from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
 from maskx_d2.evaluation.tables import TASK_TITLES
@@ -92,7 +93,10 @@ def _pictures(comparison: Comparison, num_images: int, min_score: float) -> list
         picture = read_image(Path(evaluation.images) / record["file_name"])
         scale = _PANEL_SIDE / max(picture.size)
         objects = [_with_rle(truth, a) for a in truth.imgToAnns[record["id"]] if not a["iscrowd"]]
-        found = {title: of_run.get(record["id"], []) for title, of_run in detections.items()}
+        found = {
+            title: readable_detections(of_run.get(record["id"], []), len(names))
+            for title, of_run in detections.items()
+        }
         drawn = draw_side_by_side(picture, {"ground truth": objects, **found}, style, scale=scale)
         pictures.append((record["file_name"], _data_url(drawn)))
     return pictures

@@ -11,6 +11,7 @@ from maskx_d2.data.visual_genome import class_name, convert, joint_classes
 from . import genome
 
 NUM_TEST = 11
+OBJECT = {"object_id": 1, "synsets": ["man.n.01"], "x": 1, "y": 1, "w": 1, "h": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +173,16 @@ def cut(path):
             lambda p: p.write_text("{}"),
             r"objects.json is not what Visual Genome and COCO have: Expected `array`",
         ),
+        (
+            1,
+            lambda p: edit(p, lambda c: c[4].update(image_id=2**31)),
+            r"image number 5 of .*objects.json is not what Visual Genome has: Expected `int`",
+        ),
+        (
+            1,
+            lambda p: edit(p, lambda c: c[4]["objects"].append({**OBJECT, "x": 1e300})),
+            r"image number 5 of .*objects.json is not what Visual Genome has: Expected `float`",
+        ),
         (2, lambda p: p.write_text("[]"), r"instances_val2017.json is not what .* Expected `object`"),
         (1, lambda p: p.write_text(""), r"objects.json is not what Visual Genome and COCO have"),
     ],
@@ -198,6 +209,13 @@ def test_an_interruption_leaves_no_output_and_what_was_there_before(inputs, tmp_
     assert (tmp_path / "out" / "vg3k_train.json").read_text() == "from before"
 
 
+def test_a_folder_where_a_file_shall_be_stops_before_anything_is_written(inputs, tmp_path):
+    (tmp_path / "out" / "vg3k_val.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"vg3k_val.json is a folder, expected a file or nothing"):
+        convert(*inputs, tmp_path / "out", num_classes=20)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["vg3k_val.json"]
+
+
 def test_more_classes_than_there_are_is_an_error(inputs, tmp_path):
     with pytest.raises(
         ValueError, match=r"there are \d+ synsets, expected at least the 3000 of --num-classes"
@@ -215,6 +233,8 @@ def test_the_command_converts_and_prints_the_summary(inputs, tmp_path, capsys):
     cli.main(["prepare", "vg3k", *options, "--output", str(out), "--num-classes", "20"])
     printed = capsys.readouterr()
     assert "train: " in printed.out and "objects kept: " in printed.out
+    num_classes = len(read(out)["val"]["categories"])
+    assert f"\nclasses: {num_classes}\n" in printed.out and num_classes > 80
     assert "reading objects" in printed.err and "writing train" in printed.err
     assert sorted(p.name for p in out.iterdir()) == ["vg3k_test.json", "vg3k_train.json", "vg3k_val.json"]
     with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,7 @@
 """Refusing checkpoints that would run code when Detectron2 loads them."""
 
 import pickle
+from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
@@ -36,12 +37,18 @@ def check_weights(path: str) -> None:
         path: as in MODEL.WEIGHTS: a file, an address that Detectron2 knows, or empty.
 
     Raises:
-        ValueError: it holds something else than arrays, tensors and plain values.
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, or holds something else than arrays, tensors and plain values.
     """
     if not path:
         return
     # Detectron2 takes options from a query behind the name.
     path = urlparse(path)._replace(query="").geturl()
+    if "://" not in path:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path} is no file")
+        if Path(path).stat().st_size == 0:
+            raise ValueError(f"checkpoint {path} is empty")
     try:
         if path.endswith(".pkl"):
             with PathManager.open(path, "rb") as file:

@@ -1,6 +1,8 @@
 """Class splits of Detectron2 datasets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,6 +24,20 @@ def class_names(dataset_name: str) -> list[str]:
             )
         DatasetCatalog.get(dataset_name)
     return list(metadata.get("readable_classes") or metadata.thing_classes)
+
+
+def check_same_classes(dataset_names: Sequence[str]) -> None:
+    """Raise ValueError unless the datasets have the same classes in the same order."""
+    first, *others = dataset_names
+    for name in others:
+        pairs = enumerate(zip_longest(class_names(first), class_names(name)))
+        different = next(((i, a, b) for i, (a, b) in pairs if a != b), None)
+        if different is not None:
+            number, a, b = different
+            raise ValueError(
+                f"the datasets {first!r} and {name!r} have other classes, number {number + 1} is {a!r} and "
+                f"{b!r}: give both one class list, as the fourth item of their entries in DATASETS.REGISTER"
+            )
 
 
 def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:

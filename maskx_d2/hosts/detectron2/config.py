@@ -1,9 +1,11 @@
 """Config keys: their defaults, and the check of their values."""
 
+import math
 from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, PREDICTORS
 
@@ -80,15 +82,22 @@ def check_maskx_config(cfg: CfgNode) -> None:
             f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 for a batch of your own"
         )
     ratio = cfg.DATALOADER.DATASET_RATIO
-    if ratio and (len(ratio) != len(cfg.DATASETS.TRAIN) or min(ratio) <= 0):
+    are_numbers = all(type(share) in (int, float) and 0 < share < math.inf for share in ratio)
+    if ratio and (len(ratio) != len(cfg.DATASETS.TRAIN) or not are_numbers):
         raise ValueError(
             f"DATALOADER.DATASET_RATIO is {ratio}, expected a positive number for each of the "
             f"{len(cfg.DATASETS.TRAIN)} datasets of DATASETS.TRAIN"
         )
-    if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION and cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
+    if ratio and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler': "
+            "DATALOADER.DATASET_RATIO has a sampler of its own"
+        )
+    roi_heads = cfg.MODEL.ROI_HEADS.NAME
+    if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION and not _is_partially_supervised(roi_heads):
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True, but MODEL.ROI_HEADS.NAME is "
-            "'StandardROIHeads', expected 'PartiallySupervisedROIHeads'"
+            f"{roi_heads!r}, expected 'PartiallySupervisedROIHeads'"
         )
     _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
@@ -142,6 +151,12 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
         raise ValueError(f"config keys {overrides}: {error}") from error
     check_maskx_config(cfg)
     return cfg
+
+
+def _is_partially_supervised(roi_heads: str) -> bool:
+    """By name: the module of these ROI heads imports this one."""
+    bases = ROI_HEADS_REGISTRY.get(roi_heads).__mro__ if roi_heads in ROI_HEADS_REGISTRY else ()
+    return any(base.__name__ == "PartiallySupervisedROIHeads" for base in bases)
 
 
 def _add(node: CfgNode, key: str, default) -> None:

@@ -10,7 +10,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
-from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes
+from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 
 
@@ -28,8 +28,8 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     arguments = build_detection_train_loader.from_config(
         cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True), **mixed
     )
-    for name in cfg.DATASETS.TRAIN:
-        check_num_classes(cfg, name)
+    check_num_classes(cfg, cfg.DATASETS.TRAIN[0])
+    check_same_classes(cfg.DATASETS.TRAIN)
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         class_has_mask = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
         remove_masks(arguments["dataset"], class_has_mask())

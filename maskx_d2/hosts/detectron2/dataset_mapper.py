@@ -1,12 +1,13 @@
 """``PartiallySupervisedMapper``: Detectron2's dataset mapper for annotations of which some have no mask."""
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
-from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses, unpack_classes
 from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
 
 _MIN_BOX_SIDE = 1e-5  # pixels; Detectron2's own limit for an empty box
@@ -16,32 +17,32 @@ class PartiallySupervisedMapper(DatasetMapper):
     """
     As Detectron2's ``DatasetMapper``, and every instance gets ``gt_has_mask`` (bool): whether its
     annotation has a ``segmentation``. An instance without one has an empty ``gt_masks`` and is kept.
-    Images with ``labelled_classes``, the indices of the classes that are labelled in them, have it as
-    ``gt_labelled_classes``, a :class:`LabelledClasses`.
+    Images with ``labelled_classes``, see :func:`pack_classes`, have it as ``gt_labelled_classes``, a
+    :class:`LabelledClasses`.
     """
 
     @configurable
     def __init__(
-        self, is_train: bool, *, num_classes: int | None = None, masks_required: bool = False, **kwargs
+        self, is_train: bool, *, num_classes: int | None = None, full_supervision: bool = False, **kwargs
     ):
         """
         Args:
             is_train: whether it is used in training.
             num_classes: of the model; needed for images with ``labelled_classes``.
-            masks_required: whether an annotation without mask is an error, because the model would
-                train on its empty mask.
+            full_supervision: whether an annotation without mask and classes that are not labelled are
+                errors, because the model would train on empty masks and take these classes for background.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.num_classes = num_classes
-        self.masks_required = masks_required
+        self.full_supervision = full_supervision
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         ret = super().from_config(cfg, is_train)
         ret["num_classes"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
-        ret["masks_required"] = not issubclass(roi_heads, PartiallySupervisedROIHeads)
+        ret["full_supervision"] = not issubclass(roi_heads, PartiallySupervisedROIHeads)
         return ret
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -52,11 +53,21 @@ class PartiallySupervisedMapper(DatasetMapper):
         except OSError as error:
             raise ValueError(f"{dataset_dict['file_name']} cannot be read as an image: {error}") from error
         if "instances" in result and "labelled_classes" in result:
-            is_labelled = torch.zeros(self.num_classes, dtype=torch.bool)
-            is_labelled[result.pop("labelled_classes")] = True
-            instances = result["instances"]
-            instances.gt_labelled_classes = LabelledClasses(is_labelled, len(instances))
+            instances, packed = result["instances"], result.pop("labelled_classes")
+            instances.gt_labelled_classes = self._unpack(packed, dataset_dict["file_name"], len(instances))
         return result
+
+    def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
+        if self.full_supervision:
+            raise ValueError(
+                f"{file_name} is of a dataset that does not label all classes, which MODEL.ROI_HEADS.NAME "
+                "must be 'PartiallySupervisedROIHeads' for"
+            )
+        if self.num_classes is None:
+            raise ValueError(
+                f"{file_name} is of a dataset that does not label all classes: the mapper needs num_classes"
+            )
+        return LabelledClasses(unpack_classes(packed, self.num_classes), num_instances)
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         if not self.use_instance_mask:
@@ -65,7 +76,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         file_name = dataset_dict["file_name"]
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         has_mask = [bool(annotation.get("segmentation")) for annotation in annotations]
-        if self.masks_required and not all(has_mask):
+        if self.full_supervision and not all(has_mask):
             raise ValueError(
                 f"{file_name} has {has_mask.count(False)} annotations without segmentation, which "
                 "MODEL.ROI_HEADS.NAME must be 'PartiallySupervisedROIHeads' for"

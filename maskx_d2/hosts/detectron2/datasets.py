@@ -21,6 +21,7 @@ from maskx_d2.data.class_names import (
 )
 from maskx_d2.data.coco_json import drop_degenerate_polygons, read_checked_json
 from maskx_d2.data.visual_genome import SPLITS, class_name
+from maskx_d2.hosts.detectron2.labelled_classes import pack_classes
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -32,12 +33,13 @@ def register_datasets(cfg: CfgNode) -> None:
         ValueError: an entry is not what it should be, or its name stands for other files already.
     """
     for entry in cfg.DATASETS.REGISTER:
-        if len(entry) not in (3, 4):
+        is_list = isinstance(entry, list | tuple) and all(isinstance(item, str) for item in entry)
+        if not is_list or len(entry) not in (3, 4):
             raise ValueError(
                 f"DATASETS.REGISTER has the entry {entry!r}, expected "
                 "[name, annotation file, image folder] or [name, annotation file, image folder, class list]"
             )
-        name, json_file, image_root, *class_list = map(str, entry)
+        name, json_file, image_root, *class_list = entry
         for file in (json_file, *class_list):
             if not Path(file).is_file():
                 raise FileNotFoundError(f"DATASETS.REGISTER: {file} of {name!r} is no file")
@@ -96,7 +98,6 @@ def _register_with_vg3k_classes(name, load, json_file, image_root, category_ids:
         readable_classes=readable_visual_genome_class_names(),
         classes_with_masks=list(range(len(coco_class_names()))),
         thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(category_ids)},
-        labelled_classes=list(range(len(category_ids))),
     )
 
 
@@ -141,7 +142,6 @@ def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | 
     MetadataCatalog.get(name).set(
         thing_classes=classes,
         thing_dataset_id_to_contiguous_id=dict(zip(category_ids, indices, strict=True)),
-        labelled_classes=sorted(indices),
     )
     return _records(name, checked, image_root)
 
@@ -169,8 +169,8 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
 
 def _records(name: str, checked: _Checked, image_root: str) -> list[dict]:
     """
-    Detectron2's dicts of a file, with class indices by the metadata; images of a dataset that labels some
-    of its classes have them as ``labelled_classes``.
+    Detectron2's dicts of a file, with class indices by the metadata. Where it does not label all classes,
+    they have ``labelled_classes``: those of its categories, but for such as say that they have no instance.
     """
     metadata = MetadataCatalog.get(name)
     if checked.mended is None:
@@ -180,10 +180,12 @@ def _records(name: str, checked: _Checked, image_root: str) -> list[dict]:
             path = Path(folder) / Path(checked.path).name
             path.write_text(json.dumps(checked.mended), encoding="utf-8")
             records = load_coco_json(str(path), image_root)
-    index_of = metadata.thing_dataset_id_to_contiguous_id
+    index_of, num_classes = metadata.thing_dataset_id_to_contiguous_id, len(metadata.thing_classes)
+    labelled = {index_of[c["id"]] for c in checked.categories if c.get("instance_count") != 0}
+    packed = pack_classes(labelled, num_classes)
     for record in records:
         for annotation in record["annotations"]:
             annotation["category_id"] = index_of[annotation["category_id"]]
-        if len(metadata.labelled_classes) < len(metadata.thing_classes):
-            record["labelled_classes"] = metadata.labelled_classes
+        if len(labelled) < num_classes:
+            record["labelled_classes"] = packed
     return records

@@ -48,7 +48,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
         self._own_index: dict[int, int] | None = None
-        if self._metadata.get("labelled_classes") is not None:
+        if self._metadata.get("thing_dataset_id_to_contiguous_id") is not None:
             self._go_by_own_classes()
         self._precisions: dict[str, np.ndarray] = {}
 
@@ -57,6 +57,8 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         category_ids = sorted(self._coco_api.cats)
         model_index = self._metadata.thing_dataset_id_to_contiguous_id
         own_index = {model_index[category_id]: i for i, category_id in enumerate(category_ids)}
+        if list(own_index) == list(range(len(self._metadata.thing_classes))):
+            return
         self.classes_with_masks = sorted(own_index[i] for i in self.classes_with_masks if i in own_index)
         self._own_index = own_index
         self._metadata = Metadata(

@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
-from maskx_d2.hosts.detectron2.class_split import evaluated_classes_with_masks
+from maskx_d2.hosts.detectron2.class_split import check_num_classes, evaluated_classes_with_masks
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 
@@ -67,6 +67,7 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         if MetadataCatalog.get(dataset_name).get("evaluator_type") != "coco":
             return super().build_evaluator(cfg, dataset_name)
+        check_num_classes(cfg, dataset_name)
         # Left to itself, Detectron2 takes the tasks from the detections, of which there may be none.
         tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
         return PartiallySupervisedEvaluator(

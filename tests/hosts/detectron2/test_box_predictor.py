@@ -66,6 +66,13 @@ def assert_same(found, expected, **tolerance):
         assert mine.image_size == theirs.image_size
 
 
+@pytest.fixture(params=["gathered", "all boxes"])
+def way(request, monkeypatch):
+    """Either way to compute boxes, whatever the number of pairs."""
+    monkeypatch.setattr(box_predictor, "_MOST_GATHERED", 1 if request.param == "gathered" else 0)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("num_classes", [1, 5, 300])
 @pytest.mark.parametrize("options", [{}, {"cls_agnostic_bbox_reg": True}, {"test_topk_per_image": -1}])
 def test_detections_are_those_of_detectron2(num_classes, options):
@@ -74,6 +81,7 @@ def test_detections_are_those_of_detectron2(num_classes, options):
     assert_same(detect(ours, features, given), detect(stock, features, given), rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_boxes_of_pairs_are_those_of_all_classes_in_float64(class_agnostic):
     stock, ours = (p.double() for p in predictors(7, cls_agnostic_bbox_reg=class_agnostic))
@@ -92,8 +100,41 @@ def test_boxes_of_pairs_are_those_of_all_classes_in_float64(class_agnostic):
 def test_pairs_are_taken_in_parts_with_the_same_result(monkeypatch):
     stock, ours = predictors(20)
     monkeypatch.setattr(box_predictor, "_PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(box_predictor, "_MOST_GATHERED", 1)
     given, features = proposals(50), torch.randn(50, WIDTH)
     assert_same(detect(ours, features, given), detect(stock, features, given), rtol=1e-5, atol=1e-3)
+
+
+def test_the_number_of_pairs_decides_whether_boxes_are_gathered():
+    _, ours = predictors(20, test_score_thresh=0.0)
+    given, features = proposals(64), torch.randn(64, WIDTH)
+    for num_pairs, is_gathered in ((20, True), (21, False)):
+        rows, classes = torch.arange(num_pairs), torch.arange(num_pairs) % 20
+        with Allocations() as allocations, torch.no_grad():
+            ours._boxes(features, given[0].proposal_boxes.tensor, rows, classes)
+        # The weights of 20 pairs, or the deltas of all.
+        assert (allocations.largest == 20 * 4 * WIDTH) is is_gathered
+        assert (allocations.largest == 64 * 4 * 20) is not is_gathered
+
+
+@pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])
+def test_a_model_that_has_diverged_detects_nothing(layer):
+    stock, ours = predictors(5)
+    for predictor in (stock, ours):
+        getattr(predictor, layer).bias.data.fill_(float("nan"))
+        ((found,), (rows,)) = detect(predictor, torch.randn(9, WIDTH), proposals(9))
+        assert len(found) == len(rows) == 0
+
+
+def test_a_proposal_whose_features_are_not_finite_is_left_out():
+    stock, ours = predictors(5)
+    features, given = torch.randn(30, WIDTH), proposals(30)
+    features[3] = float("inf")
+    (found,), (rows,) = detect(ours, features, given)
+    (expected,), _ = detect(stock, features, given)
+    assert torch.equal(found.pred_classes, expected.pred_classes) and len(found) > 0
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-5, atol=1e-3)
+    assert 3 not in rows
 
 
 def test_where_nothing_is_above_the_threshold_nothing_is_detected():

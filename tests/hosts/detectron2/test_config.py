@@ -80,6 +80,8 @@ def test_gathered_regression_needs_the_roi_heads_that_have_it():
     load_config(MAIN_CONFIG, overrides)
     with pytest.raises(ValueError, match=r"GATHERED_REGRESSION is True, but .* is 'StandardROIHeads'"):
         load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
+    with pytest.raises(ValueError, match=r"but .* is 'CascadeROIHeads', expected 'PartiallySupervised"):
+        load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"])
 
 
 def test_a_missing_config_and_an_unknown_key_are_named(tmp_path):

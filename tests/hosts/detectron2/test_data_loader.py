@@ -8,6 +8,7 @@ from maskx_d2.hosts.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader, mix_datasets, remove_masks
+from maskx_d2.hosts.detectron2.datasets import register_datasets
 
 from ...data import awkward
 from . import tiny
@@ -144,23 +145,61 @@ def test_a_mixed_loader_starts_later_where_it_would_be_and_removes_masks_of_both
             assert instances.gt_has_mask.tolist() == expected
 
 
-@pytest.mark.parametrize("ratio", [[1], [1, 0], [1, 1, 1]])
+@pytest.mark.parametrize("ratio", [[1], [1, 0], [1, 1, 1], ["a", 1], [True, 1], [1, float("inf")]])
 def test_a_ratio_that_does_not_fit_the_datasets_is_an_error(shapes_dataset, tmp_path, ratio):
     with pytest.raises(ValueError, match=r"DATALOADER.DATASET_RATIO is .* each of the 2 datasets"):
         mixed(shapes_dataset, tmp_path, ratio)
 
 
-def test_images_say_which_classes_are_labelled_where_not_all_are(shapes_dataset, tmp_path):
+def test_a_ratio_and_another_sampler_exclude_each_other(shapes_dataset, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', expected 'Train"
+    ):
+        mixed(
+            shapes_dataset, tmp_path, [1, 1], **{"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}
+        )
+
+
+def partly_labelled(shapes_dataset, tmp_path, *overrides):
+    """A config on a dataset that labels 32 of 34 classes."""
     names = ["bear", *reversed(shapes.CLASS_NAMES), "ant"]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    files = str(shapes_dataset.train_json), str(shapes_dataset.train_images)
-    overrides = [
-        *("DATASETS.REGISTER", [["mine", *files, str(tmp_path / "list.txt")]]),
+    files = shapes_dataset.train_json, shapes_dataset.train_images, tmp_path / "list.txt"
+    return tiny.model_config(
+        *("DATASETS.REGISTER", [["mine", *map(str, files)]]),
         *("DATASETS.TRAIN", ("mine",), "MODEL.ROI_HEADS.NUM_CLASSES", 34, "SEED", 0),
         *("DATASETS.CLASSES_WITH_MASKS", str(shapes_dataset.split_file), "SOLVER.IMS_PER_BATCH", 2),
-    ]
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("ratio", [[], [1, 1]])
+def test_datasets_of_other_classes_are_not_trained_on_together(shapes_dataset, tmp_path, ratio):
+    """The same number of them, in another order."""
+    names = "\n".join(reversed(shapes.CLASS_NAMES))
+    (tmp_path / "list.txt").write_text(names)
+    cfg = tiny.data_config(shapes_dataset, tmp_path)
+    cfg.defrost()
+    files = shapes_dataset.test_json, shapes_dataset.test_images, tmp_path / "list.txt"
+    cfg.DATASETS.REGISTER = [["mine", *map(str, files)]]
+    register_datasets(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATALOADER.DATASET_RATIO = ("shapes_train", "mine"), ratio
+    with pytest.raises(ValueError, match=r"other classes|different metadata 'thing_classes'"):
+        build_train_loader(cfg)
+
+
+def test_roi_heads_that_would_take_unlabelled_classes_for_background_are_refused(shapes_dataset, tmp_path):
+    cfg = partly_labelled(shapes_dataset, tmp_path, "MODEL.MASK_ON", False)
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    with pytest.raises(ValueError, match=r"does not label all classes, which MODEL.ROI_HEADS.NAME must be"):
+        next(iter(build_train_loader(cfg)))
+
+
+def test_images_say_which_classes_are_labelled_where_not_all_are(shapes_dataset, tmp_path):
+    names = ["bear", *reversed(shapes.CLASS_NAMES), "ant"]
     for masks in (True, False):
-        cfg = tiny.model_config(*overrides, "MODEL.MASK_ON", masks)
+        cfg = partly_labelled(shapes_dataset, tmp_path, "MODEL.MASK_ON", masks)
         for batch in itertools.islice(iter(build_train_loader(cfg)), 5):
             for image in batch:
                 instances = image["instances"]

@@ -9,6 +9,7 @@ from maskx_d2.data.class_names import coco_class_names, visual_genome_class_name
 from maskx_d2.hosts.detectron2 import datasets
 from maskx_d2.hosts.detectron2.class_split import class_names, classes_with_masks_of
 from maskx_d2.hosts.detectron2.datasets import register_datasets, register_visual_genome
+from maskx_d2.hosts.detectron2.labelled_classes import unpack_classes
 
 from . import tiny
 
@@ -37,9 +38,13 @@ def datasets_folder(tmp_path, monkeypatch):
 
 
 def register(*entry):
+    register_entry([str(item) for item in entry])
+
+
+def register_entry(entry):
     cfg = tiny.model_config()
     cfg.defrost()
-    cfg.DATASETS.REGISTER = [list(map(str, entry))]
+    cfg.DATASETS.REGISTER = [entry]
     register_datasets(cfg)
 
 
@@ -57,16 +62,19 @@ def test_datasets_are_registered_once_and_not_over_others(shapes_dataset):
 
 
 def test_wrong_entries_are_errors_that_name_them(shapes_dataset):
-    json_file, images = shapes_dataset.train_json, shapes_dataset.train_images
+    json_file, images = str(shapes_dataset.train_json), str(shapes_dataset.train_images)
     for entry, error, message in (
         (["mine", json_file], ValueError, r"expected .name, annotation file, image folder"),
         (["mine", json_file, images, json_file, "more"], ValueError, r"image folder, class list"),
+        ("mine", ValueError, r"the entry 'mine', expected .name, annotation file, image folder"),
+        (5, ValueError, r"the entry 5, expected .name, annotation file, image folder"),
+        (["mine", json_file, images, None], ValueError, r"expected .name, annotation file, image folder"),
         (["mine", "absent.json", images], FileNotFoundError, r"absent.json of 'mine' is no file"),
         (["mine", json_file, "absent"], FileNotFoundError, "absent of 'mine' is no folder"),
         (["mine", json_file, images, "absent.txt"], FileNotFoundError, "absent.txt of 'mine' is no file"),
     ):
         with pytest.raises(error, match=message):
-            register(*entry)
+            register_entry(entry)
 
 
 def test_without_a_class_list_records_are_detectron2s(shapes_dataset):
@@ -93,7 +101,7 @@ def test_with_a_class_list_classes_are_found_by_name_and_images_say_which_are_la
         of_image[annotation["image_id"]].append(name_of[annotation["category_id"]])
     for record in DatasetCatalog.get("mine"):
         assert [names[a["category_id"]] for a in record["annotations"]] == of_image[record["image_id"]]
-        assert record["labelled_classes"] == list(range(1, 33))
+        assert unpack_classes(record["labelled_classes"], 34).tolist() == [False, *[True] * 32, False]
     assert class_names("mine") == names
 
 
@@ -128,8 +136,7 @@ def test_visual_genome_is_registered_with_its_classes_and_which_have_masks():
         assert metadata.thing_classes == visual_genome_class_names()
         assert metadata.classes_with_masks == list(range(80)) == classes_with_masks_of(name, "coco")
         assert class_names(name)[:80] == coco_class_names()
-        labelled = 80 if name.startswith("coco") else 3001
-        assert metadata.labelled_classes == list(range(labelled))
+        assert len(metadata.thing_dataset_id_to_contiguous_id) == (80 if name.startswith("coco") else 3001)
     train = MetadataCatalog.get("vg3k_train")
     assert train.json_file.endswith("visual_genome/vg3k_train.json")
     coco, original = MetadataCatalog.get("coco_2017_val_vg3k"), MetadataCatalog.get("coco_2017_val")
@@ -137,8 +144,8 @@ def test_visual_genome_is_registered_with_its_classes_and_which_have_masks():
     assert coco.thing_dataset_id_to_contiguous_id == original.thing_dataset_id_to_contiguous_id
 
 
-def genome_json(path, names):
-    categories = [{"id": i + 1, "name": f"{name}.n.{i}"} for i, name in enumerate(names)]
+def genome_json(path, names, **of_category):
+    categories = [{"id": i + 1, "name": f"{name}.n.{i}", **of_category} for i, name in enumerate(names)]
     content = {
         "images": [{"id": 5, "width": 40, "height": 30, "file_name": "VG_100K/5.jpg"}],
         "annotations": [{"id": 9, "image_id": 5, "category_id": 3001, "bbox": [1, 2, 3, 4], "iscrowd": 0}],
@@ -153,6 +160,18 @@ def test_what_prepare_writes_is_loaded(datasets_folder):
     assert record["file_name"] == str(datasets_folder / "visual_genome" / "VG_100K" / "5.jpg")
     assert [a["category_id"] for a in record["annotations"]] == [3000]
     assert "labelled_classes" not in record
+
+
+def test_a_class_that_visual_genome_has_no_box_of_is_not_labelled_there(datasets_folder):
+    path = datasets_folder / "visual_genome" / "vg3k_train.json"
+    genome_json(path, visual_genome_class_names(), instance_count=1)
+    content = json.loads(path.read_text())
+    hair_drier = coco_class_names().index("hair drier")
+    content["categories"][hair_drier]["instance_count"] = 0
+    path.write_text(json.dumps(content))
+    (record,) = DatasetCatalog.get("vg3k_train")
+    is_labelled = unpack_classes(record["labelled_classes"], 3001)
+    assert (~is_labelled).nonzero()[:, 0].tolist() == [hair_drier]
 
 
 def test_other_classes_than_the_registered_are_an_error_that_says_how_to_go_on(datasets_folder):
@@ -180,7 +199,9 @@ def test_coco_is_loaded_with_its_classes_among_those_of_visual_genome(datasets_f
     found = DatasetCatalog.get("coco_2017_val_vg3k")
     expected = load_coco_json(str(annotations), str(datasets_folder / "coco" / "val2017"), "stock")
     for record in found:
-        assert record.pop("labelled_classes") == list(range(80))
+        assert unpack_classes(record.pop("labelled_classes"), 3001).nonzero()[:, 0].tolist() == list(
+            range(80)
+        )
     assert found == expected
     MetadataCatalog.remove("stock")
 

@@ -1,4 +1,4 @@
-"""Two processes, of which one never sees a mask."""
+"""Two processes, of which one never sees a mask, and the other images that are labelled in part."""
 
 import socket
 from datetime import timedelta
@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
+
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 
 from . import tiny
 
@@ -44,6 +46,11 @@ def _worker(rank, port, meta_architecture, folder):
     for step in range(STEPS):
         inputs = tiny.batch(tiny.instances([0, 1], [has_mask] * 2), tiny.instances([2] if step % 2 else []))
         inputs[1]["instances"].gt_has_mask = torch.full((step % 2,), has_mask)
+        # One rank has images that label all classes, the other some of them.
+        is_labelled = torch.tensor([True, True, True, not has_mask])
+        for image in inputs:
+            length = len(image["instances"])
+            image["instances"].gt_labelled_classes = LabelledClasses(is_labelled, length)
         losses = tiny.losses(parallel, inputs, seed=10 * step + rank)
         mask_losses.append(losses["loss_mask"].item())
         optimizer.zero_grad()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
+from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses, pack_classes, unpack_classes
 
 IS_LABELLED = torch.tensor([True, False, True])
 
@@ -30,3 +30,12 @@ def test_it_can_be_put_on_no_instances_and_moved():
     none = LabelledClasses(IS_LABELLED, 5).of_length(0)
     assert len(none) == 0 and torch.equal(none.is_labelled, IS_LABELLED)
     assert none.to("meta").is_labelled.device.type == "meta"
+
+
+@pytest.mark.parametrize("num_classes", [1, 8, 13, 3001])
+def test_packed_classes_are_bits_and_come_back(num_classes):
+    indices = range(0, num_classes, 3)
+    packed = pack_classes(indices, num_classes)
+    assert packed.nbytes == -(-num_classes // 8)
+    is_labelled = unpack_classes(packed, num_classes)
+    assert is_labelled.shape == (num_classes,) and is_labelled.nonzero()[:, 0].tolist() == list(indices)

@@ -2,8 +2,8 @@
 Mask^X R-CNN ("Learning to Segment Every Thing", CVPR 2018) for Detectron2.
 
 Where Detectron2 is installed, importing this package registers ``MaskXHead``,
-``PartiallySupervisedROIHeads`` and ``FrozenDetectorRCNN`` with it and adds their config keys to
-``detectron2.config.get_cfg()``.
+``PartiallySupervisedROIHeads``, ``FrozenDetectorRCNN`` and the Visual Genome datasets with it and adds
+their config keys to ``detectron2.config.get_cfg()``.
 """
 
 from importlib.util import find_spec

@@ -48,16 +48,17 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
         self._own_index: dict[int, int] | None = None
-        if self._metadata.get("thing_dataset_id_to_contiguous_id") is not None:
-            self._go_by_own_classes()
+        self._go_by_own_classes()
         self._precisions: dict[str, np.ndarray] = {}
 
     def _go_by_own_classes(self) -> None:
         """Instead of those of the list that the model has, which may be more and in another order."""
         category_ids = sorted(self._coco_api.cats)
-        model_index = self._metadata.thing_dataset_id_to_contiguous_id
+        model_index = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
+        if not all(category_id in model_index for category_id in category_ids):
+            return
         own_index = {model_index[category_id]: i for i, category_id in enumerate(category_ids)}
-        if list(own_index) == list(range(len(self._metadata.thing_classes))):
+        if list(own_index) == list(range(len(self._metadata.get("thing_classes", model_index)))):
             return
         self.classes_with_masks = sorted(own_index[i] for i in self.classes_with_masks if i in own_index)
         self._own_index = own_index

@@ -1,5 +1,6 @@
 """Pictures of detections: masks, boxes, names and scores, coloured by what their class was trained with."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,17 +72,17 @@ def draw_detections(
 
 
 def with_legend(picture: Image.Image) -> Image.Image:
-    """The picture with a line below that tells the two colours."""
-    line = _FONT_SIZE + 10
-    canvas = Image.new("RGB", (picture.width, picture.height + line), "white")
+    """The picture with a line below that tells the two colours, and white beside it if it is narrower."""
+    line, gap = _FONT_SIZE + 10, 16
+    widths = [_FONT_SIZE + 5 + math.ceil(_font().getlength(text)) + gap for text, _ in _LEGEND]
+    canvas = Image.new("RGB", (max(picture.width, sum(widths)), picture.height + line), "white")
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
-    x = 6
-    for text, colour in _LEGEND:
-        top = picture.height + 6
+    x, top = 6, picture.height + 6
+    for (text, colour), width in zip(_LEGEND, widths, strict=True):
         draw.rectangle([x, top, x + _FONT_SIZE, top + _FONT_SIZE - 2], fill=colour)
         draw.text((x + _FONT_SIZE + 5, picture.height + line / 2), text, "black", _font(), "lm")
-        x += _FONT_SIZE + 5 + round(draw.textlength(text, _font())) + 16
+        x += width
     return canvas
 
 

@@ -50,6 +50,15 @@ def test_legend_and_panels_keep_the_pictures():
     assert both.getpixel((150, 40)) == (255, 0, 0) and both.getpixel((450, 40)) == (0, 0, 255)
 
 
+def test_the_legend_of_a_small_picture_is_whole():
+    small, large = (with_legend(Image.new("RGB", (width, 30), "red")) for width in (40, 400))
+    assert small.getpixel((39, 29)) == (255, 0, 0) and small.getpixel((41, 29)) == (255, 255, 255)
+    cut = large.crop((0, 30, small.width, large.height))
+    assert cut.tobytes() == small.crop((0, 30, *small.size)).tobytes()
+    rest = large.crop((small.width, 30, *large.size))
+    assert rest.getcolors() == [(rest.width * rest.height, (255, 255, 255))]
+
+
 def test_a_label_says_how_many_others_there_are(monkeypatch):
     texts = []
     monkeypatch.setattr(

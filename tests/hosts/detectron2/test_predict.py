@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskx_d2 import cli
 from maskx_d2.data import shapes
-from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR
+from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
 from maskx_d2.hosts.detectron2.predict import Detectron2Detector
 
 from . import tiny
@@ -48,7 +48,8 @@ def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):
     done = maskx("predict", *model, "--output", out, "--min-score", 0.01, folder, tmp_path / "rgb.png")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.glob("*.png")) == ["alpha.png", "grey.png", "rgb.png", "rgb_2.png"]
-    assert all(Image.open(p).size[0] == 90 for p in out.glob("*.png"))
+    expected = with_legend(Image.new("RGB", (90, 70))).size
+    assert all(Image.open(p).size == expected for p in out.glob("*.png"))
     results = json.loads((out / "coco_instances_results.json").read_text())
     assert {r["image_id"] for r in results} == {1, 2, 3, 4}
     for result in results:

@@ -8,7 +8,6 @@ picture in which a trained detector finds some of its classes. Each line is a ra
 timed in turn in this process.
 """
 
-import argparse
 import functools
 import math
 
@@ -17,7 +16,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from timing import medians
+from timing import argument_parser, medians, setting
 
 from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
 
@@ -48,26 +47,20 @@ def features_of_a_picture(
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__, repeats=9)
     parser.add_argument("--proposals", type=int, default=1000)
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 3001])
     parser.add_argument("--present", type=int, default=60, help="classes that the picture has")
     parser.add_argument(
         "--random-scores", action="store_true", help="of hundreds or thousands of classes, scattered"
     )
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    device = torch.device(args.device)
     torch.manual_seed(0)
     corner = 800 * torch.rand(args.proposals, 2)
     proposals = Instances((800, 1333))
     boxes = torch.cat([corner, corner + 10 + 300 * torch.rand(args.proposals, 2)], 1)
-    proposals.proposal_boxes = Boxes(boxes.to(device))
-    print(
-        f"{args.proposals} proposals on {device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
+    proposals.proposal_boxes = Boxes(boxes.to(args.device))
+    print(f"{args.proposals} proposals {setting(args.device)}")
     for num_classes in args.classes:
         stock, ours = (
             kind(
@@ -87,8 +80,8 @@ def main() -> None:
             features = features_of_a_picture(
                 stock.cls_score.weight, args.proposals, num_present=args.present, background=0.5
             )
-        features = features.to(device)
-        predictors = {"stock": stock.to(device), "ours": ours.to(device)}
+        features = features.to(args.device)
+        predictors = {"stock": stock.to(args.device), "ours": ours.to(args.device)}
 
         def detect(predictor, features=features):
             return predictor.inference(predictor(features), [proposals])[0][0]
@@ -101,7 +94,7 @@ def main() -> None:
         probabilities = stock.predict_probs(stock(features), [proposals])[0][:, :-1]
         above = probabilities > 0.05
         functions = {name: functools.partial(detect, p) for name, p in predictors.items()}
-        times = medians(functions, args.repeats, device=device, warm_up=True)
+        times = medians(functions, args.repeats, device=args.device, warm_up=True)
         print(
             f"K = {num_classes:5}: {int(above.sum())} pairs of {int(above.any(0).sum())} classes above the "
             f"threshold; all classes {times['stock'] * 1e3:7.1f} ms, "

@@ -6,14 +6,13 @@ Random weights that detect 100 objects. Each figure is a ratio of medians to Mas
 models timed in turn in this process.
 """
 
-import argparse
 import functools
 import math
 
 import torch
 from detectron2.modeling import build_model
 from hosts import tame
-from timing import medians
+from timing import argument_parser, medians, setting
 
 from maskx_d2.config_files import config_file
 from maskx_d2.hosts.detectron2.config import load_config
@@ -48,27 +47,21 @@ def infer(model: torch.nn.Module, inputs: list[dict]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__, repeats=5)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1333)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    device = torch.device(args.device)
     image = 255 * torch.rand(3, args.height, args.width, generator=torch.Generator().manual_seed(0))
     inputs = [{"image": image, "height": args.height, "width": args.width}]
     functions = {}
     for name, (config, overrides) in MODELS.items():
-        model = build(config, overrides, device)
+        model = build(config, overrides, args.device)
         found = infer(model, inputs)[0]["instances"]
         if len(found) != 100:
             raise SystemExit(f"{name} detects {len(found)} objects, expected 100")
         functions[name] = functools.partial(infer, model, inputs)
-    print(
-        f"an image of {args.height} x {args.width} on {device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
-    times = medians(functions, args.repeats, device=device, warm_up=True)
+    print(f"an image of {args.height} x {args.width} {setting(args.device)}")
+    times = medians(functions, args.repeats, device=args.device, warm_up=True)
     peer = next(iter(times))
     for name, seconds in times.items():
         print(f"{name:28} {seconds * 1e3:8.1f} ms, {seconds / times[peer]:5.2f} x {peer}")

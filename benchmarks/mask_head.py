@@ -18,7 +18,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from memory import peak_mib
-from timing import medians
+from timing import argument_parser, medians, setting
 
 from maskx_d2.hosts.detectron2 import MaskXHead
 from maskx_d2.method import build_mask_predictor
@@ -88,13 +88,11 @@ def compare(title: str, functions: dict, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argument_parser(__doc__, repeats=7)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = args.device
     torch.manual_seed(0)
-    print(f"on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}; ratios to the first")
+    print(f"{setting(device)}; ratios to the first")
 
     features = torch.randn(100, 256, 14, 14, device=device)
     heads = {

@@ -7,31 +7,24 @@ Each figure is a ratio to a named peer that is timed in turn with it, in the sam
 peak of what is allocated.
 """
 
-import argparse
-
 import torch
 from memory import peak_mib
-from timing import medians
+from timing import argument_parser, medians, setting
 
 from maskx_d2.method import build_mask_predictor
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__, repeats=7)
     parser.add_argument("--rois", type=int, default=100)
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 3001])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = args.device
     torch.manual_seed(0)
     features = torch.randn(args.rois, 256, 28, 28, device=device)
     index = torch.arange(args.rois, device=device)
-    print(
-        f"{args.rois} RoIs of 256 x 28 x 28 on {device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
+    print(f"{args.rois} RoIs of 256 x 28 x 28 {setting(device)}")
     functions = {}
     for num_classes in args.classes:
         table = torch.randn(num_classes, 5120, device=device)

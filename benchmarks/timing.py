@@ -45,6 +45,21 @@ def medians(
     return {name: statistics.median(of_function) for name, of_function in times.items()}
 
 
+def argument_parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
+    """Of a benchmark that may run on a GPU: ``--repeats`` and ``--device``, a GPU's if there is one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument(
+        "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    return parser
+
+
+def setting(device: torch.device) -> str:
+    """What a benchmark runs on."""
+    return f"on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def batch_arguments(description: str, *, side: int) -> argparse.Namespace:
     """The options of benchmarks on a batch of images, and a line that says what they are."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
+
+from plain_visual_genome import plainly
 
 from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.visual_genome import _SYNSET_OF_COCO, NUM_TEST_IMAGES, SPLITS, convert
@@ -64,62 +65,15 @@ def generate(folder: Path, num_images: int) -> None:
 
 
 def plain(folder: Path, output: Path) -> None:
-    """The original's steps, with everything in memory."""
-    with open(folder / "image_data.json") as file:
-        images = json.load(file)
-    with open(folder / "objects.json") as file:
-        of_images = json.load(file)
-    with open(folder / "instances_val2017.json") as file:
-        coco_ids = {image["id"] for image in json.load(file)["images"]}
-    counter = Counter(s for image in of_images for item in image["objects"] for s in item["synsets"])
-    top = [synset for synset, _ in counter.most_common(3000)]
-    clean = {synset[:-5].replace("_", " "): synset for synset in reversed(top)}
-    names = coco_class_names()
-    coco = [_SYNSET_OF_COCO.get(n, clean.get(n, n.replace(" ", "_") + ".n.01")) for n in names]
-    joint = coco + sorted(set(top) - set(coco))
-    category = {synset: i + 1 for i, synset in enumerate(joint)}
-    top_set = set(top)
-    annotations = []
-    for image in of_images:
-        for item in image["objects"]:
-            if len(item["synsets"]) == 1 and item["synsets"][0] in top_set:
-                annotations.append(
-                    {
-                        "id": item["object_id"], "image_id": image["image_id"],
-                        "category_id": category[item["synsets"][0]],
-                        "bbox": [item["x"], item["y"], item["w"], item["h"]],
-                        "area": item["w"] * item["h"], "iscrowd": 0,
-                    }
-                )  # fmt: skip
-    rest = [image for image in images if image["coco_id"] not in coco_ids]
-    test = [image for image in rest if image["coco_id"] is None][-NUM_TEST_IMAGES:]
-    test_ids = {image["image_id"] for image in test}
-    splits = {
-        "train": [image for image in rest if image["image_id"] not in test_ids],
-        "val": [image for image in images if image["coco_id"] in coco_ids],
-        "test": test,
-    }
-    train_ids = {image["image_id"] for image in splits["train"]}
-    counts = Counter(a["category_id"] for a in annotations if a["image_id"] in train_ids)
+    contents = plainly(
+        folder / "image_data.json",
+        folder / "objects.json",
+        folder / "instances_val2017.json",
+        num_classes=3000,
+        num_test=NUM_TEST_IMAGES,
+    )
     output.mkdir(exist_ok=True)
-    for split, of_split in splits.items():
-        ids = {image["image_id"] for image in of_split}
-        content = {
-            "images": [
-                {
-                    "id": image["image_id"], "width": image["width"], "height": image["height"],
-                    "file_name": image["url"].replace("https://cs.stanford.edu/people/rak248/", ""),
-                    "coco_id": image["coco_id"],
-                }
-                for image in of_split
-            ],
-            "categories": [
-                {"id": i + 1, "name": s, "instance_count": counts[i + 1]}
-                | ({"coco_name": names[i]} if i < 80 else {})
-                for i, s in enumerate(joint)
-            ],
-            "annotations": [a for a in annotations if a["image_id"] in ids],
-        }  # fmt: skip
+    for split, content in contents.items():
         with open(output / f"vg3k_{split}.json", "w") as file:
             json.dump(content, file)
 

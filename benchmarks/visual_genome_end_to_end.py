@@ -20,7 +20,9 @@ from collections import Counter
 from pathlib import Path
 
 from maskx_d2.data.class_names import coco_class_names, visual_genome_class_names
+from maskx_d2.data.coco_json import in_order
 from maskx_d2.data.visual_genome import joint_classes
+from maskx_d2.evaluation.pictures import by_image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOT_IN_VISUAL_GENOME = "hand_blower.n.01"  # COCO's hair drier
@@ -69,7 +71,8 @@ def write_raw_files(coco: Path, folder: Path, datasets: Path) -> list[Path]:
     images, objects, identifier = [], [], 0
     for split in ("train2017", "val2017"):
         content = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
-        class_of = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+        class_of = {category["id"]: i for i, category in enumerate(in_order(content["categories"]))}
+        annotations = by_image(content["annotations"])
         for number, image in enumerate(content["images"]):
             image_id = len(images) + 1
             (images_of_genome / f"{image_id}.jpg").symlink_to((coco / split / image["file_name"]).resolve())
@@ -81,9 +84,9 @@ def write_raw_files(coco: Path, folder: Path, datasets: Path) -> list[Path]:
                 }
             )  # fmt: skip
             found = []
-            for annotation in content["annotations"]:
+            for annotation in annotations.get(image["id"], []):
                 synset = synsets[class_of[annotation["category_id"]]]
-                if annotation["image_id"] == image["id"] and synset != NOT_IN_VISUAL_GENOME:
+                if synset != NOT_IN_VISUAL_GENOME:
                     found.append((synset, annotation["bbox"]))
                     found.append((rng.choice(others), random_box(rng, image["width"], image["height"])))
             items = []
@@ -130,12 +133,11 @@ class Runner:
         print(f"{title:18} {time.perf_counter() - start:6.1f} s", flush=True)
         return done.stdout
 
-    def train_net(self, title: str, config: str, *overrides) -> Path:
+    def train_net(self, title: str, config: str, *keys, eval_only: bool = False) -> Path:
         """Runs train_net.py with a config of configs/visual_genome; returns the folder of its results."""
         folder = self.output / title
-        options = [o for o in overrides if str(o).startswith("--")]
-        keys = [o for o in overrides if not str(o).startswith("--")]
         path = f"configs/visual_genome/{config}.yaml"
+        options = ["--eval-only"] * eval_only
         self.run(title, "train_net.py", "--config-file", path, *options, *keys, "OUTPUT_DIR", folder)
         return folder
 
@@ -194,7 +196,7 @@ def main() -> None:
     stage_2 = runner.train_net("stage_2", "maskx_stage_wise_R_50_FPN", *with_masks, *no_test, *weights)
     weights = ("MODEL.WEIGHTS", stage_2 / "model_final.pth")
     inference = runner.train_net(
-        "inference", "maskx_inference_R_50_FPN", "--eval-only", *with_masks, *weights
+        "inference", "maskx_inference_R_50_FPN", *with_masks, *weights, eval_only=True
     )
     images = sorted((coco / "train2017").iterdir())[: args.pictures]
     runner.run(

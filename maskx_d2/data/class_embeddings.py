@@ -1,14 +1,12 @@
 """Fixed class embeddings: tables of word vectors or of random numbers, a row for each class."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from maskx_d2.data.class_names import name_of_synset
 from maskx_d2.data.files import replacing
-
-_SYNSET_END = re.compile(r"\.[a-z]\.\d+$")
 
 
 def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
@@ -29,7 +27,7 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
     """
     if not vectors.is_file():
         raise FileNotFoundError(f"word vectors {vectors} are no file")
-    words_of = [_SYNSET_END.sub("", name).lower().replace("_", " ").split() for name in class_names]
+    words_of = [name_of_synset(name).lower().replace("_", " ").split() for name in class_names]
     wanted = {word for words in words_of for word in words}
     found: dict[str, np.ndarray] = {}
     with vectors.open(encoding="utf-8", errors="replace") as file:

@@ -1,10 +1,12 @@
 """Lists of class names, and where the classes of one list are in a longer one."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from maskx_d2.data.coco_json import class_names, read_coco
 
+_SENSE = re.compile(r"\.[a-z]\.\d+$")  # part of speech and number
 _CLASS_LISTS = Path(__file__).parent / "class_lists"
 
 
@@ -56,6 +58,11 @@ def read_names(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def name_of_synset(synset: str) -> str:
+    """``fire_truck.n.01`` -> ``fire_truck``; any other name stays as it is."""
+    return _SENSE.sub("", synset)
 
 
 def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) -> list[int]:

@@ -43,28 +43,25 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
     num_classes = len(class_names)
     if split == "all":
         return list(range(num_classes))
-    if split == "voc":
-        what = "split 'voc'"
-        indices = _indices_of(voc_class_names(), class_names, what)
-    elif split == "nonvoc":
-        what = "split 'nonvoc'"
-        voc = _indices_of(voc_class_names(), class_names, what)
-        indices = sorted(set(range(num_classes)) - set(voc))
+    what = f"split {split!r}"
+    if split in ("voc", "nonvoc"):
+        names = voc_class_names()
     elif split == "coco":
-        what = "split 'coco'"
-        indices = _indices_of(coco_class_names(), class_names, what)
+        names = coco_class_names()
     elif split in _RANDOM_SPLITS:
-        what = f"split {split!r}"
         coco = coco_class_names()
-        indices = _indices_of([coco[i] for i in _random_split(split)], class_names, what)
+        names = [coco[i] for i in _random_split(split)]
     elif Path(split).is_file():
         what = f"split file {split}"
-        indices = _indices_of(read_names(Path(split)), class_names, what)
+        names = read_names(Path(split))
     else:
         raise FileNotFoundError(
             f"class split {split!r} is neither a file nor one of all, voc, nonvoc, coco, "
             f"{NAMED_SPLITS[4]} ... {NAMED_SPLITS[-1]}"
         )
+    indices = _indices_of(names, class_names, what)
+    if split == "nonvoc":
+        indices = sorted(set(range(num_classes)) - set(indices))
     if not indices:
         raise ValueError(f"{what} gives masks to no class, expected one at least")
     if len(indices) == num_classes:

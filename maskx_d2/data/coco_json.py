@@ -141,11 +141,17 @@ def ignore_boxes_without_mask(coco: COCO) -> COCO:
 
 
 def class_names(coco: COCO) -> list[str]:
-    """
-    Names of the categories in the order of their contiguous indices, which is that of their ids. A category
-    that says by ``coco_name`` which class of COCO it is has that name.
-    """
-    categories = [coco.cats[category_id] for category_id in sorted(coco.cats)]
+    """:func:`category_names` of an annotation file."""
+    return category_names(in_order(coco.cats.values()))
+
+
+def in_order(categories: Iterable[dict]) -> list[dict]:
+    """Categories in the order of their contiguous indices, which is that of their ids."""
+    return sorted(categories, key=lambda category: category["id"])
+
+
+def category_names(categories: Iterable[dict]) -> list[str]:
+    """Names of categories. One that says by ``coco_name`` which class of COCO it is has that name."""
     return [category.get("coco_name") or category["name"] for category in categories]
 
 
@@ -154,5 +160,5 @@ def instance_counts(coco: COCO) -> list[int] | None:
     How many training instances each category has, in the same order, where all categories say so by
     ``instance_count``, as those of LVIS and of :mod:`maskx_d2.data.visual_genome` do; else None.
     """
-    counts = [coco.cats[category_id].get("instance_count") for category_id in sorted(coco.cats)]
+    counts = [category.get("instance_count") for category in in_order(coco.cats.values())]
     return None if None in counts else counts

@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 
-from maskx_d2.data.class_names import coco_class_names
+from maskx_d2.data.class_names import coco_class_names, name_of_synset
 from maskx_d2.data.files import replacing
 
 SPLITS = ("train", "val", "test")
@@ -177,18 +177,13 @@ def joint_classes(synsets: Sequence[str]) -> list[str]:
     """
     by_name: dict[str, str] = {}
     for synset in synsets:
-        by_name.setdefault(class_name(synset).replace("_", " "), synset)
+        by_name.setdefault(name_of_synset(synset).replace("_", " "), synset)
     of_coco = []
     for name in coco_class_names():
         # The table has the last word, as in the original: "orange" is a fruit there.
         synset = _SYNSET_OF_COCO.get(name) or by_name.get(name)
         of_coco.append(synset or f"{name.replace(' ', '_')}.n.01")
     return of_coco + sorted(set(synsets) - set(of_coco))
-
-
-def class_name(synset: str) -> str:
-    """``truck.n.01`` -> ``truck``."""
-    return synset.rsplit(".", 2)[0]
 
 
 # ---- Reading ----
@@ -324,9 +319,9 @@ def convert(
         category_of[number] = index_in_joint[synsets[number]] + 1
     annotations = _Annotations(columns, category_of, summary)
     splits = _split_images(images, coco_ids)
-    counts = annotations.count_by_category([i.image_id for i in splits["train"]], len(joint))
+    in_training = annotations.count_by_category([i.image_id for i in splits["train"]], len(joint))
     categories = [
-        {"id": i + 1, "name": synset, "instance_count": counts[i]} for i, synset in enumerate(joint)
+        {"id": i + 1, "name": synset, "instance_count": in_training[i]} for i, synset in enumerate(joint)
     ]
     for category, name in zip(categories, coco_class_names(), strict=False):  # the first are those of COCO
         category["coco_name"] = name

@@ -1,12 +1,13 @@
 import json
 
 import pytest
+from plain_visual_genome import plainly
 
 from maskx_d2 import cli
 from maskx_d2.data import visual_genome
-from maskx_d2.data.class_names import coco_class_names, visual_genome_class_names
+from maskx_d2.data.class_names import coco_class_names, name_of_synset, visual_genome_class_names
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.data.visual_genome import class_name, convert, joint_classes
+from maskx_d2.data.visual_genome import convert, joint_classes
 
 from . import genome
 
@@ -44,12 +45,11 @@ def edit(path, change):
 def test_the_files_are_those_of_the_rules_written_down_plainly(tmp_path, num_classes, seed):
     inputs = genome.write(tmp_path, seed=seed)
     summary = convert(*inputs, tmp_path / "out", num_classes=num_classes)
-    expected = genome.plainly(*inputs, num_classes, NUM_TEST)
+    expected = plainly(*inputs, num_classes=num_classes, num_test=NUM_TEST)
     for split, found in read(tmp_path / "out").items():
         assert found["images"] == expected[split]["images"]
         assert found["annotations"] == expected[split]["annotations"]
-        assert [c["name"] for c in found["categories"]] == expected[split]["names"]
-        assert [c["instance_count"] for c in found["categories"]] == expected[split]["counts"]
+        assert found["categories"] == expected[split]["categories"]
         assert [c["id"] for c in found["categories"]] == list(range(1, len(found["categories"]) + 1))
         assert summary.images[split] == len(found["images"]) > 0
         assert summary.annotations[split] == len(found["annotations"]) > 0
@@ -86,7 +86,7 @@ def test_the_coco_part_of_the_originals_list_is_derived():
     ]
     synsets += ["doughnut.n.02", "sign.n.02", "bag.n.04", "bag.n.06"]
     joint = joint_classes(synsets)
-    assert [class_name(synset) for synset in joint[:80]] == expected[:80]
+    assert [name_of_synset(synset) for synset in joint[:80]] == expected[:80]
     # The only class that Visual Genome does not have among its 3,000: which is why they are 3,001.
     assert set(joint[:80]) - set(synsets) == {"hand_blower.n.01"}
 

@@ -1,7 +1,5 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from maskx_d2.method import (
     BoxPredictorWeights,
@@ -11,6 +9,7 @@ from maskx_d2.method import (
     mask_loss,
 )
 
+from ..largest_tensor import LargestTensor
 from . import naive
 
 C, M, F = 6, 8, 5
@@ -145,19 +144,6 @@ def test_last_layer_of_the_mlp_branch_starts_small():
     branch = MLPBranch(8, 14, 28, num_layers=2)
     assert branch.layers[-1].weight.std().item() == pytest.approx(0.001, rel=0.02)
     assert all(layer.bias.abs().sum() == 0 for layer in branch.layers)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the size of the largest tensor that any operation returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in tree_iter(out):
-            if isinstance(x, torch.Tensor):
-                self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
-        return out
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -107,9 +107,12 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
             classes = torch.zeros_like(classes)
         if len(rows) > _MOST_GATHERED * len(features) * len(weight):
             deltas = self.bbox_pred(features).unflatten(1, (-1, 4))[rows, classes]
-            return self.box2box_transform.apply_deltas(deltas, proposal_boxes[rows])
-        deltas = [
-            torch.baddbmm(bias[c].unsqueeze(2), weight[c], features[r].unsqueeze(2)).squeeze(2)
-            for r, c in zip(rows.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True)
-        ]
-        return self.box2box_transform.apply_deltas(cat(deltas), proposal_boxes[rows])
+        else:
+            parts = zip(rows.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True)
+            deltas = cat(
+                [
+                    torch.baddbmm(bias[c].unsqueeze(2), weight[c], features[r].unsqueeze(2)).squeeze(2)
+                    for r, c in parts
+                ]
+            )
+        return self.box2box_transform.apply_deltas(deltas, proposal_boxes[rows])

@@ -29,8 +29,9 @@ def class_names(dataset_name: str) -> list[str]:
 def check_same_classes(dataset_names: Sequence[str]) -> None:
     """Raise ValueError unless the datasets have the same classes in the same order."""
     first, *others = dataset_names
+    expected = class_names(first)
     for name in others:
-        pairs = enumerate(zip_longest(class_names(first), class_names(name)))
+        pairs = enumerate(zip_longest(expected, class_names(name)))
         different = next(((i, a, b) for i, (a, b) in pairs if a != b), None)
         if different is not None:
             number, a, b = different

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,18 @@ from detectron2.data.datasets import load_coco_json
 from maskx_d2.data.class_names import (
     coco_class_names,
     indices_in,
+    name_of_synset,
     read_class_names,
     readable_visual_genome_class_names,
     visual_genome_class_names,
 )
-from maskx_d2.data.coco_json import drop_degenerate_polygons, read_checked_json
-from maskx_d2.data.visual_genome import SPLITS, class_name
+from maskx_d2.data.coco_json import (
+    category_names,
+    drop_degenerate_polygons,
+    in_order,
+    read_checked_json,
+)
+from maskx_d2.data.visual_genome import SPLITS
 from maskx_d2.hosts.detectron2.labelled_classes import pack_classes
 
 
@@ -71,34 +77,32 @@ def register_visual_genome() -> None:
     of, and ``readable_classes``, the class names for people.
     """
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+    classes = visual_genome_class_names()
+    metadata = {
+        "evaluator_type": "coco",
+        "thing_classes": classes,
+        "readable_classes": readable_visual_genome_class_names(),
+        "classes_with_masks": list(range(len(coco_class_names()))),
+    }
+
+    def register(name: str, load: Callable, json_file: Path, images: Path, category_ids: Iterable[int]):
+        """``category_ids`` are those of the first classes, in their order."""
+        if name in DatasetCatalog:
+            return
+        files = {"json_file": str(json_file), "image_root": str(images)}
+        DatasetCatalog.register(name, partial(load, name, **files))
+        index_of = {category_id: i for i, category_id in enumerate(category_ids)}
+        MetadataCatalog.get(name).set(**metadata, **files, thing_dataset_id_to_contiguous_id=index_of)
+
+    genome, coco = root / "visual_genome", root / "coco"
     for split in SPLITS:
-        name = f"vg3k_{split}"
-        genome = root / "visual_genome"
-        json_file, images = str(genome / f"{name}.json"), str(genome)
-        category_ids = range(1, len(visual_genome_class_names()) + 1)
-        _register_with_vg3k_classes(name, _load_visual_genome, json_file, images, category_ids)
+        name, category_ids = f"vg3k_{split}", range(1, len(classes) + 1)
+        register(name, _load_visual_genome, genome / f"{name}.json", genome, category_ids)
     for split in ("train", "val"):
         original = MetadataCatalog.get(f"coco_2017_{split}")
-        json_file = str(root / "coco" / "annotations" / f"instances_{split}2017.json")
-        images = str(root / "coco" / f"{split}2017")
-        category_ids = list(original.thing_dataset_id_to_contiguous_id)
-        _register_with_vg3k_classes(f"{original.name}_vg3k", _load_coco, json_file, images, category_ids)
-
-
-def _register_with_vg3k_classes(name, load, json_file, image_root, category_ids: Sequence[int]) -> None:
-    """``category_ids`` are those of the first classes, in their order."""
-    if name in DatasetCatalog:
-        return
-    DatasetCatalog.register(name, partial(load, name, json_file, image_root))
-    MetadataCatalog.get(name).set(
-        json_file=json_file,
-        image_root=image_root,
-        evaluator_type="coco",
-        thing_classes=visual_genome_class_names(),
-        readable_classes=readable_visual_genome_class_names(),
-        classes_with_masks=list(range(len(coco_class_names()))),
-        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(category_ids)},
-    )
+        json_file = coco / "annotations" / f"instances_{split}2017.json"
+        category_ids = original.thing_dataset_id_to_contiguous_id
+        register(f"{original.name}_vg3k", _load_coco, json_file, coco / f"{split}2017", category_ids)
 
 
 # ---- Loading ----
@@ -118,17 +122,19 @@ class _Checked:
 
     @property
     def class_names(self) -> list[str]:
-        return [category.get("coco_name") or category["name"] for category in self.categories]
+        return category_names(self.categories)
 
 
-def _check(json_file: str, where_from: str = "") -> _Checked:
-    if not Path(json_file).is_file():
-        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
+def _check(json_file: str) -> _Checked:
     content = read_checked_json(Path(json_file))
-    categories = sorted(content["categories"], key=lambda category: category["id"])
     # Detectron2 would drop annotations with no other polygons, their boxes too.
     changed = drop_degenerate_polygons(content["annotations"])
-    return _Checked(json_file, categories, content if changed else None)
+    return _Checked(json_file, in_order(content["categories"]), content if changed else None)
+
+
+def _must_be_there(json_file: str, where_from: str) -> None:
+    if not Path(json_file).is_file():
+        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
 
 
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
@@ -147,9 +153,10 @@ def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | 
 
 
 def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
-    checked = _check(json_file, "maskx prepare vg3k writes it")
+    _must_be_there(json_file, "maskx prepare vg3k writes it")
+    checked = _check(json_file)
     expected = visual_genome_class_names()
-    found = [class_name(category["name"]) for category in checked.categories]
+    found = [name_of_synset(category["name"]) for category in checked.categories]
     if found != expected:
         differing = sum(a != b for a, b in zip(found, expected, strict=False))
         raise ValueError(
@@ -161,7 +168,8 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
 
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
-    checked = _check(json_file, "datasets/README.md tells where it comes from")
+    _must_be_there(json_file, "datasets/README.md tells where it comes from")
+    checked = _check(json_file)
     if checked.class_names != coco_class_names():
         raise ValueError(f"annotation file {json_file} has other classes, expected COCO's 80")
     return _records(name, checked, image_root)

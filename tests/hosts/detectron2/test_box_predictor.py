@@ -4,8 +4,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from maskx_d2.hosts.detectron2 import box_predictor
 from maskx_d2.hosts.detectron2.box_predictor import (
@@ -14,6 +12,7 @@ from maskx_d2.hosts.detectron2.box_predictor import (
 )
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 
+from ...largest_tensor import LargestTensor
 from . import tiny
 
 WIDTH = 32
@@ -110,11 +109,11 @@ def test_the_number_of_pairs_decides_whether_boxes_are_gathered():
     given, features = proposals(64), torch.randn(64, WIDTH)
     for num_pairs, is_gathered in ((20, True), (21, False)):
         rows, classes = torch.arange(num_pairs), torch.arange(num_pairs) % 20
-        with Allocations() as allocations, torch.no_grad():
+        with LargestTensor() as tensor, torch.no_grad():
             ours._boxes(features, given[0].proposal_boxes.tensor, rows, classes)
         # The weights of 20 pairs, or the deltas of all.
-        assert (allocations.largest == 20 * 4 * WIDTH) is is_gathered
-        assert (allocations.largest == 64 * 4 * 20) is not is_gathered
+        assert (tensor.numel == 20 * 4 * WIDTH) is is_gathered
+        assert (tensor.numel == 64 * 4 * 20) is not is_gathered
 
 
 @pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])
@@ -158,27 +157,14 @@ def test_in_training_and_for_all_boxes_it_is_detectron2s():
         torch.testing.assert_close(found, expected)
 
 
-class Allocations(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that an operation gives."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return out
-
-
 def test_regression_outputs_of_all_classes_are_never_computed():
     stock, ours = predictors(400, test_score_thresh=0.3)
     given, features = proposals(100), torch.randn(100, WIDTH)
     largest = {}
     for name, predictor in (("stock", stock), ("ours", ours)):
-        with Allocations() as allocations:
+        with LargestTensor() as tensor:
             detect(predictor, features, given)
-        largest[name] = allocations.largest
+        largest[name] = tensor.numel
     assert largest["stock"] >= 100 * 4 * 400
     # What is left are the class scores, and the weights themselves.
     assert largest["ours"] <= max(100 * 401, 4 * 400 * WIDTH)

@@ -31,6 +31,7 @@ def evaluate(content, results, folder, *, class_index=OWN_INDEX, metadata=None, 
     Run the evaluator on model outputs that say what ``results`` say, by a model that has each category at
     an index of its own.
     """
+    folder.mkdir(exist_ok=True)
     name = f"synthetic_{folder.name}"
     (folder / "truth.json").write_text(json.dumps(content))
     if metadata is None:
@@ -106,7 +107,6 @@ def test_an_annotation_of_id_0_is_matched_like_any_other(tmp_path):
     results = boxes_as_processed(synthetic.detections(content))
     found = []
     for start in (1, 0):
-        (tmp_path / str(start)).mkdir()
         for number, annotation in enumerate(content["annotations"]):
             annotation["id"] = start + number
         found.append(evaluate(content, results, tmp_path / str(start))[1])
@@ -181,13 +181,10 @@ def test_a_dataset_whose_classes_are_in_another_order_than_the_models(tmp_path):
     content = synthetic.ground_truth()
     results = boxes_as_processed(synthetic.detections(content))
     index = {2: 4, 3: 0, 5: 3, 9: 2, 10: 1}
-    (tmp_path / "own").mkdir()
-    (tmp_path / "other").mkdir()
     expected = evaluate(content, results, tmp_path / "own")
     metadata = {
         "thing_classes": ["class 3", "class 10", "class 9", "class 5", "class 2"],
         "thing_dataset_id_to_contiguous_id": index,
-        "labelled_classes": list(range(5)),
     }
     options = {"class_index": index, "metadata": metadata, "classes_with_masks": [0, 1]}
     assert evaluate(content, results, tmp_path / "other", **options) == expected
@@ -198,8 +195,6 @@ def test_on_a_dataset_that_labels_some_classes_detections_of_the_others_are_pass
     content = synthetic.ground_truth()
     results = boxes_as_processed(synthetic.detections(content))
     index = {2: 4, 3: 0, 5: 6, 9: 2, 10: 1}
-    (tmp_path / "own").mkdir()
-    (tmp_path / "among").mkdir()
     expected = evaluate(content, results, tmp_path / "own")
     # Detections of the two classes that the dataset does not label.
     others = [{**r, "category_id": 90 + i % 2, "score": 0.99} for i, r in enumerate(results[::3])]
@@ -211,7 +206,6 @@ def test_on_a_dataset_that_labels_some_classes_detections_of_the_others_are_pass
         metadata={
             "thing_classes": [f"model class {i}" for i in range(7)],
             "thing_dataset_id_to_contiguous_id": index,
-            "labelled_classes": sorted(index.values()),
         },
         classes_with_masks=[0, 1, 3],  # categories 3 and 10, and one that is not labelled
     )

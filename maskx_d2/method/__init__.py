@@ -1,5 +1,6 @@
-"""Mask^X R-CNN itself, in plain torch: it knows no host."""
+"""Mask^X R-CNN itself and what goes beyond it, in plain torch: it knows no host."""
 
+from maskx_d2.method.box_supervision import BoxSupervision
 from maskx_d2.method.class_embeddings import (
     EMBEDDING_KINDS,
     BoxPredictorEmbeddings,
@@ -7,6 +8,7 @@ from maskx_d2.method.class_embeddings import (
     FixedEmbeddings,
     box_embedding_dim,
 )
+from maskx_d2.method.hourglass import HOURGLASSES, Hourglass
 from maskx_d2.method.mask_loss import mask_loss, mask_statistics
 from maskx_d2.method.mask_predictor import (
     PREDICTORS,
@@ -23,12 +25,15 @@ from maskx_d2.method.weight_transfer import ACTIVATIONS, WeightTransfer
 __all__ = [
     "ACTIVATIONS",
     "EMBEDDING_KINDS",
+    "HOURGLASSES",
     "PREDICTORS",
     "BoxPredictorEmbeddings",
     "BoxPredictorWeights",
+    "BoxSupervision",
     "ClassAgnosticMaskPredictor",
     "ClassSpecificMaskPredictor",
     "FixedEmbeddings",
+    "Hourglass",
     "MLPBranch",
     "MaskPredictor",
     "TransferMaskPredictor",

@@ -9,6 +9,7 @@ N RoIs, K classes, C mask-feature channels, M mask side.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskx_d2.method.class_embeddings import (
@@ -166,7 +167,8 @@ class TransferMaskPredictor(MaskPredictor):
     """
     Mask weights predicted from class embeddings by the weight transfer function: Mask^X R-CNN.
 
-    In training T runs over the classes that occur among the RoIs. In inference it runs once over all K
+    In training T runs over the classes that occur among the RoIs. Dropout on the class embeddings, beyond
+    the paper, keeps T from memorising the few that it is trained on. In inference T runs once over all K
     and the result is kept until a weight changes: an optimiser's step, ``load_state_dict``, a move to
     another device or dtype, a switch of the training mode. What torch cannot see does not count: after
     writing to ``parameter.data``, call ``model.eval()``.
@@ -177,10 +179,23 @@ class TransferMaskPredictor(MaskPredictor):
         class_embeddings: BoxPredictorEmbeddings | FixedEmbeddings,
         transfer: WeightTransfer,
         *,
+        embedding_dropout: float = 0.0,
         mlp_branch: MLPBranch | None = None,
     ):
+        """
+        Args:
+            class_embeddings, transfer: what T reads, and T.
+            embedding_dropout: share of a class embedding that is zeroed in training (and the rest scaled
+                up), drawn anew for each class that occurs in a step.
+            mlp_branch: see :class:`MaskPredictor`.
+        """
         super().__init__(mlp_branch=mlp_branch)
+        if not 0 <= embedding_dropout < 1:
+            raise ValueError(
+                f"embedding_dropout is {embedding_dropout}, expected 0 or more and less than 1"
+            )
         self.class_embeddings = class_embeddings
+        self.embedding_dropout = embedding_dropout
         self.transfer = transfer
         self._cached_weights: Tensor | None = None
         self._cached_for: tuple = ()
@@ -189,7 +204,10 @@ class TransferMaskPredictor(MaskPredictor):
         if not self.training:
             return self.all_class_weights()[classes]
         present, index = classes.unique(return_inverse=True)
-        return self.transfer(self.class_embeddings(present))[index]
+        embeddings = self.class_embeddings(present)
+        if self.embedding_dropout > 0:
+            embeddings = F.dropout(embeddings, self.embedding_dropout)
+        return self.transfer(embeddings)[index]
 
     def all_class_weights(self) -> Tensor:
         """(K, C) mask weights of all classes, from the cache where gradients are not asked for."""
@@ -236,6 +254,7 @@ def build_mask_predictor(
     embedding_table: Tensor | None = None,
     box_feature_dim: int = 1024,
     stop_grad: bool = True,
+    embedding_dropout: float = 0.0,
     transfer_layers: int = 2,
     transfer_hidden_dim: int = 256,
     transfer_activation: str = "leaky_relu",
@@ -258,6 +277,7 @@ def build_mask_predictor(
         embedding_table: (K, D) fixed embeddings, for ``"file"``.
         box_feature_dim: F, width of the feature that the box predictor reads.
         stop_grad: see :class:`BoxPredictorEmbeddings`.
+        embedding_dropout: see :class:`TransferMaskPredictor`.
         transfer_layers, transfer_hidden_dim, transfer_activation: see :class:`WeightTransfer`.
         mlp_layers: 0 for no MLP branch; else see :class:`MLPBranch`, as for ``mlp_hidden_dim`` and
             ``mlp_reduced_channels``.
@@ -296,4 +316,6 @@ def build_mask_predictor(
     transfer = WeightTransfer(
         embedding_dim, in_channels, transfer_hidden_dim, transfer_layers, transfer_activation
     )
-    return TransferMaskPredictor(embeddings, transfer, mlp_branch=mlp_branch)
+    return TransferMaskPredictor(
+        embeddings, transfer, embedding_dropout=embedding_dropout, mlp_branch=mlp_branch
+    )

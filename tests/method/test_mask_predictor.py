@@ -324,3 +324,54 @@ def test_errors_name_what_was_found():
         build("transfer", 4, class_embedding="file", embedding_table=torch.randn(5, 3))
     with pytest.raises(ValueError, match="MLP branch must be 1, 2 or 3, found 4"):
         build("agnostic", 4, mlp_layers=4)
+
+
+# ---- Embedding dropout ----
+
+
+def test_dropout_zeroes_and_scales_the_embeddings_of_each_class_by_itself():
+    """T without hidden layers shows what it is given: half of each row zero, the rest doubled."""
+    torch.manual_seed(0)
+    box = Box(3)
+    model = build("transfer", 3, box, class_embedding="cls", transfer_layers=1, embedding_dropout=0.5)
+    model.train()
+    seen = []
+    model.transfer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    for _ in range(200):
+        model(*_swap(rois([2, 0, 2])))
+    ratios = torch.stack(seen) / box.cls.detach()[[0, 2]]
+    is_zero = ratios == 0
+    assert torch.allclose(ratios[~is_zero], torch.tensor(2.0, dtype=torch.float64))
+    assert abs(is_zero.double().mean() - 0.5) < 0.05
+    # A draw of its own for each class and each step.
+    assert (is_zero[:, 0] != is_zero[:, 1]).any() and (is_zero[0] != is_zero[1]).any()
+
+
+def test_rois_of_one_class_share_one_draw():
+    model = build("transfer", 3, Box(3), class_embedding="cls", embedding_dropout=0.5).train()
+    weights = model.class_weights(torch.tensor([1, 2, 1]))
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_is_for_training_alone_and_none_draws_no_random_numbers(dropout):
+    box = Box(3)
+    model = build("transfer", 3, box, class_embedding="cls", embedding_dropout=dropout)
+    classes = torch.tensor([0, 1, 2])
+    expected = model.transfer(box.cls)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().class_weights(classes), expected)
+    state = torch.get_rng_state()
+    model.train().class_weights(classes)
+    assert torch.equal(torch.get_rng_state(), state) is (dropout == 0)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_shares_that_are_none_are_refused(dropout):
+    with pytest.raises(ValueError, match=f"embedding_dropout is {dropout}, expected"):
+        build("transfer", 3, embedding_dropout=dropout)
+
+
+def _swap(inputs):
+    features, trunk_features, classes = inputs
+    return features, classes, trunk_features

@@ -7,9 +7,11 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
-from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, PREDICTORS
+from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
 
 OPTIMIZERS = ("SGD", "AdamW")
+TRAIN_ROIS = ("proposals", "ground_truth", "both")
+TRUNKS = ("convs", *HOURGLASSES)
 
 
 def add_maskx_config(cfg: CfgNode) -> None:
@@ -62,6 +64,8 @@ def add_maskx_config(cfg: CfgNode) -> None:
     _add(head.TRANSFER, "NUM_LAYERS", 2)
     _add(head.TRANSFER, "HIDDEN_DIM", 256)
     _add(head.TRANSFER, "ACTIVATION", "leaky_relu")
+    # Share of a class embedding that is zeroed in training. Not in the paper.
+    _add(head.TRANSFER, "EMBEDDING_DROPOUT", 0.0)
     # The class-agnostic MLP branch; 0 layers for none.
     _add(head, "MLP_BRANCH", CfgNode())
     _add(head.MLP_BRANCH, "NUM_LAYERS", 1)
@@ -69,6 +73,24 @@ def add_maskx_config(cfg: CfgNode) -> None:
     # Above 0, the reduced form for small heads: a 1x1 convolution to so many channels, before the
     # deconvolution, in front of the layers.
     _add(head.MLP_BRANCH, "REDUCED_CHANNELS", 0)
+
+    # ---- Beyond the paper, for MaskXHead with PartiallySupervisedROIHeads ----
+    # Losses for RoIs whose instance has a box and no mask; see maskx_d2/method/box_supervision.py. The
+    # weights of three of them, 0 for none, the iterations before them, and those after these in which they
+    # rise from zero. With SOLVER.REFERENCE_WORLD_SIZE the iterations are scaled as those of SOLVER are.
+    _add(head, "BOX_SUPERVISION", CfgNode())
+    _add(head.BOX_SUPERVISION, "PROJECTION", 0.0)
+    _add(head.BOX_SUPERVISION, "KNOWN_BACKGROUND", 0.0)
+    _add(head.BOX_SUPERVISION, "PAIRWISE", 0.0)
+    _add(head.BOX_SUPERVISION, "START", 0)
+    _add(head.BOX_SUPERVISION, "WARMUP", 0)
+    # The RoIs of the mask head in training: the sampled "proposals", the "ground_truth" boxes, or "both",
+    # and how many of an image at most, drawn at random; 0 for all positive ones.
+    _add(head, "TRAIN_ROIS", "proposals")
+    _add(head, "ROIS_PER_IMAGE", 0)
+    # What is before the deconvolution: NUM_CONV convolutions ("convs"), or "hourglass_20", "hourglass_52"
+    # or "hourglass_100" with n = CONV_DIM (64 in its paper), which needs NORM, and POOLER_RESOLUTION 32.
+    _add(head, "TRUNK", "convs")
 
 
 def check_maskx_config(cfg: CfgNode) -> None:
@@ -107,6 +129,7 @@ def check_maskx_config(cfg: CfgNode) -> None:
     _one_of("MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", head.MLP_BRANCH.NUM_LAYERS, (0, 1, 2, 3))
     _at_least("MODEL.ROI_MASK_HEAD.MLP_BRANCH.HIDDEN_DIM", head.MLP_BRANCH.HIDDEN_DIM, 1)
     _at_least("MODEL.ROI_MASK_HEAD.MLP_BRANCH.REDUCED_CHANNELS", head.MLP_BRANCH.REDUCED_CHANNELS, 0)
+    _check_beyond_the_paper(cfg)
     if head.PREDICTOR != "transfer":
         return
     if head.CLASS_EMBEDDING == "file" and not head.CLASS_EMBEDDING_FILE:
@@ -120,6 +143,44 @@ def check_maskx_config(cfg: CfgNode) -> None:
             f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}, but with "
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True the box predictor has no regression weights "
             "of a class: use 'cls' or class-specific regression"
+        )
+
+
+def _check_beyond_the_paper(cfg: CfgNode) -> None:
+    prefix, head = "MODEL.ROI_MASK_HEAD", cfg.MODEL.ROI_MASK_HEAD
+    dropout = head.TRANSFER.EMBEDDING_DROPOUT
+    if not 0 <= dropout < 1:
+        raise ValueError(
+            f"{prefix}.TRANSFER.EMBEDDING_DROPOUT is {dropout}, expected 0 or more and less than 1"
+        )
+    _one_of(f"{prefix}.TRAIN_ROIS", head.TRAIN_ROIS, TRAIN_ROIS)
+    _at_least(f"{prefix}.ROIS_PER_IMAGE", head.ROIS_PER_IMAGE, 0)
+    _one_of(f"{prefix}.TRUNK", head.TRUNK, TRUNKS)
+    if head.TRUNK != "convs" and not head.NORM:
+        raise ValueError(
+            f"{prefix}.NORM is '', expected a normalisation with {prefix}.TRUNK {head.TRUNK!r}"
+        )
+    weights = ("PROJECTION", "KNOWN_BACKGROUND", "PAIRWISE")
+    for name in (*weights, "START", "WARMUP"):
+        _at_least(f"{prefix}.BOX_SUPERVISION.{name}", head.BOX_SUPERVISION[name], 0)
+    used = {f"{prefix}.BOX_SUPERVISION.{name}": head.BOX_SUPERVISION[name] for name in weights}
+    used = {key: weight for key, weight in used.items() if weight > 0}
+    for key in used:
+        if head.TRAIN_ROIS == "ground_truth" and not key.endswith("KNOWN_BACKGROUND"):
+            raise ValueError(
+                f"{prefix}.TRAIN_ROIS is 'ground_truth', expected 'proposals' or 'both' with {key}: where "
+                "a RoI is the box itself, that loss has nothing to say"
+            )
+    if head.TRAIN_ROIS != "proposals":
+        used[f"{prefix}.TRAIN_ROIS"] = head.TRAIN_ROIS
+    if head.ROIS_PER_IMAGE > 0:
+        used[f"{prefix}.ROIS_PER_IMAGE"] = head.ROIS_PER_IMAGE
+    roi_heads = cfg.MODEL.ROI_HEADS.NAME
+    if used and not _is_partially_supervised(roi_heads):
+        key, value = next(iter(used.items()))
+        raise ValueError(
+            f"{key} is {value!r}, but MODEL.ROI_HEADS.NAME is {roi_heads!r}, expected "
+            "'PartiallySupervisedROIHeads'"
         )
 
 

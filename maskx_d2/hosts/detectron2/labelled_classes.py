@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskx_d2.hosts.detectron2.image_field import ImageField
+
 
 def pack_classes(indices: Iterable[int], num_classes: int) -> np.ndarray:
     """Some of ``num_classes`` classes as bits, (num_classes / 8,) uint8: every image has them."""
@@ -19,11 +21,8 @@ def unpack_classes(packed: np.ndarray, num_classes: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed, count=num_classes).astype(bool))
 
 
-class LabelledClasses:
-    """
-    Which of K classes are labelled in an image. As a field of ``Instances``, for which it has the length
-    of the others, it says so once for all, and for an image without instances too.
-    """
+class LabelledClasses(ImageField):
+    """Which of K classes are labelled in an image, as a field of its ``Instances``."""
 
     def __init__(self, is_labelled: Tensor, num_instances: int):
         """
@@ -31,22 +30,9 @@ class LabelledClasses:
             is_labelled: (K,) bool.
             num_instances: its length as a field.
         """
-        self.is_labelled = is_labelled
-        self._num_instances = num_instances
+        super().__init__(is_labelled, num_instances)
 
-    def __len__(self) -> int:
-        return self._num_instances
-
-    def __getitem__(self, item: slice | Tensor) -> "LabelledClasses":
-        if isinstance(item, slice):
-            count = len(range(len(self))[item])
-        else:
-            count = int(item.count_nonzero()) if item.dtype == torch.bool else len(item)
-        return self.of_length(count)
-
-    def of_length(self, num_instances: int) -> "LabelledClasses":
-        """The same classes as a field of other instances."""
-        return LabelledClasses(self.is_labelled, num_instances)
-
-    def to(self, *args, **kwargs) -> "LabelledClasses":
-        return LabelledClasses(self.is_labelled.to(*args, **kwargs), len(self))
+    @property
+    def is_labelled(self) -> Tensor:
+        """(K,) bool."""
+        return self.value

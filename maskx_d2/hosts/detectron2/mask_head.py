@@ -6,18 +6,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, cat
+from detectron2.layers import ShapeSpec, cat, get_norm
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_inference
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskx_d2.hosts.detectron2.config import check_maskx_config
+from maskx_d2.hosts.detectron2.roi_crops import average_to_cells, covered_cells
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
     BoxPredictorWeights,
+    BoxSupervision,
+    Hourglass,
     MaskPredictor,
     TransferMaskPredictor,
     build_mask_predictor,
@@ -30,7 +33,9 @@ from maskx_d2.method import (
 class MaskXHead(MaskRCNNConvUpsampleHead):
     """
     Convolutions and a deconvolution as in Detectron2's ``MaskRCNNConvUpsampleHead``, under the same
-    parameter names, then a mask predictor: weight transfer, class-agnostic or class-specific.
+    parameter names, then a mask predictor: weight transfer, class-agnostic or class-specific. Beyond the
+    paper, an hourglass may take the place of the convolutions, and RoIs whose instance has a box only may
+    have losses of their own.
     """
 
     @configurable
@@ -41,6 +46,8 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         predictor: MaskPredictor,
         conv_dims: list[int],
         conv_norm: str = "",
+        hourglass: Hourglass | None = None,
+        box_supervision: BoxSupervision | None = None,
         **kwargs,
     ):
         """
@@ -48,11 +55,26 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             input_shape: shape of the RoI feature, (channels, side, side).
             predictor: see :func:`maskx_d2.method.build_mask_predictor`.
             conv_dims: output channels of the convolutions and, last, of the deconvolution.
-            conv_norm: normalisation of the convolutions, as Detectron2's ``get_norm`` knows it.
-            kwargs: ``loss_weight``, ``vis_period`` of Detectron2's ``BaseMaskRCNNHead``.
+            conv_norm: normalisation of the convolutions, as Detectron2's ``get_norm`` knows it; with an
+                hourglass, of the deconvolution.
+            hourglass: the trunk in place of convolutions; ``conv_dims`` is the deconvolution's alone.
+            box_supervision: losses for RoIs whose instance has a box only, by ``gt_has_mask``; without it
+                all RoIs must have a mask.
+            kwargs: ``loss_weight`` (of ``loss_mask``), ``vis_period`` of Detectron2's ``BaseMaskRCNNHead``.
         """
+        if hourglass is not None:
+            if len(conv_dims) != 1:
+                raise ValueError(f"conv_dims is {conv_dims}, expected one number with an hourglass")
+            hourglass.check_side(input_shape.height)
+            input_shape = ShapeSpec(
+                channels=hourglass.out_channels, height=input_shape.height, width=input_shape.width
+            )
         super().__init__(input_shape, num_classes=1, conv_dims=conv_dims, conv_norm=conv_norm, **kwargs)
+        self.hourglass = hourglass
+        with_norm = hourglass is not None and conv_norm
+        self.deconv_norm = get_norm(conv_norm, conv_dims[-1]) if with_norm else nn.Identity()
         self.predictor = predictor
+        self.box_supervision = box_supervision
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -65,6 +87,17 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         ret = super().from_config(cfg, input_shape)
         del ret["num_classes"]
+        trunk_channels = [input_shape.channels, *ret["conv_dims"]][-2]
+        if head.TRUNK != "convs":
+            ret["hourglass"] = Hourglass(
+                head.TRUNK,
+                input_shape.channels,
+                channels=head.CONV_DIM,
+                norm=functools.partial(get_norm, head.NORM),
+            )
+            ret["conv_dims"] = [head.CONV_DIM]
+            trunk_channels = ret["hourglass"].out_channels
+        ret["box_supervision"] = build_box_supervision(cfg)
         table = None
         if head.PREDICTOR == "transfer" and head.CLASS_EMBEDDING == "file":
             table = read_embedding_table(head.CLASS_EMBEDDING_FILE, num_classes)
@@ -73,11 +106,12 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             num_classes=num_classes,
             in_channels=ret["conv_dims"][-1],
             mask_side=2 * input_shape.height,
-            trunk_channels=[input_shape.channels, *ret["conv_dims"]][-2],
+            trunk_channels=trunk_channels,
             class_embedding=head.CLASS_EMBEDDING,
             embedding_table=table,
             box_feature_dim=_box_feature_dim(cfg, input_shape.channels),
             stop_grad=head.STOP_GRAD,
+            embedding_dropout=head.TRANSFER.EMBEDDING_DROPOUT,
             transfer_layers=head.TRANSFER.NUM_LAYERS,
             transfer_hidden_dim=head.TRANSFER.HIDDEN_DIM,
             transfer_activation=head.TRANSFER.ACTIVATION,
@@ -107,17 +141,23 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         """(N, channels, side, side) RoI features and (N,) classes -> (N, M, M) mask logits."""
         for conv in self.conv_norm_relus:
             x = conv(x)
-        return self.predictor(self.deconv_relu(self.deconv(x)), classes, trunk_features=x)
+        if self.hourglass is not None:
+            x = self.hourglass(x)
+        features = self.deconv_relu(self.deconv_norm(self.deconv(x)))
+        return self.predictor(features, classes, trunk_features=x)
 
     def forward(self, x: Tensor, instances: list[Instances]):
         """
         Args:
             x: (N, channels, side, side) features of the RoIs of all images.
             instances: for each image the RoIs: in training with ``proposal_boxes``, ``gt_classes`` and
-                ``gt_masks``, each with a mask; in inference with ``pred_classes``.
+                ``gt_masks``, and for box supervision ``gt_boxes``, ``gt_has_mask``, ``gt_other_masks`` and
+                ``gt_image``, as :class:`PartiallySupervisedROIHeads` gives them; in inference with
+                ``pred_classes``.
 
         Returns:
-            In training ``{"loss_mask": ...}``; in inference ``instances`` with ``pred_masks``.
+            In training ``{"loss_mask": ...}`` and ``"loss_mask_..."`` of box supervision; in inference
+            ``instances`` with ``pred_masks``.
         """
         if not self.training:
             logits = self.layers(x, cat([i.pred_classes for i in instances]))
@@ -126,14 +166,49 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             return instances
 
         logits = self.layers(x, cat([i.gt_classes for i in instances]))
-        with_masks = [i for i in instances if len(i) > 0]
+        losses = {}
+        if self.box_supervision is not None:
+            has_mask = [_has_mask(i) for i in instances]
+            is_masked = cat(has_mask)
+            losses = self._box_supervision_losses(logits[~is_masked], instances, has_mask)
+            logits = logits[is_masked]
+            instances = [i[of_image] for i, of_image in zip(instances, has_mask, strict=True)]
         targets = [
             i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, logits.shape[-1]).to(x.device)
-            for i in with_masks
+            for i in instances
+            if len(i) > 0
         ]
         targets = cat(targets) if targets else torch.zeros_like(logits)
         self._log(logits, targets)
-        return {"loss_mask": mask_loss(logits, targets) * self.loss_weight}
+        return {"loss_mask": mask_loss(logits, targets) * self.loss_weight, **losses}
+
+    def _box_supervision_losses(
+        self, logits: Tensor, instances: list[Instances], has_mask: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Of the RoIs that have no mask, whose (N, M, M) logits are given."""
+        side = logits.shape[-1]
+        with_colours = self.box_supervision.needs_colours
+        rois, boxes = [logits.new_zeros(0, 4)], [logits.new_zeros(0, 4)]
+        other_masks, colours = (
+            [logits.new_zeros(0, side, side).bool()],
+            [logits.new_zeros(0, 3, side, side)],
+        )
+        for of_image, is_masked in zip(instances, has_mask, strict=True):
+            if len(of_image) == 0:  # and then without ground truth
+                continue
+            rois.append(of_image.proposal_boxes.tensor[~is_masked])
+            boxes.append(of_image.gt_boxes.tensor[~is_masked])
+            other_masks.append(covered_cells(of_image.gt_other_masks.value, rois[-1], side))
+            if with_colours:
+                colours.append(average_to_cells(of_image.gt_image.value, rois[-1], side))
+        losses = self.box_supervision(
+            logits,
+            rois=cat(rois),
+            boxes=cat(boxes),
+            other_masks=cat(other_masks),
+            colours=cat(colours) if with_colours else None,
+        )
+        return {f"loss_mask_{name}": loss for name, loss in losses.items()}
 
     def _log(self, logits: Tensor, targets: Tensor) -> None:
         """What Detectron2's mask head logs, under the same names."""
@@ -146,6 +221,13 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             for i, pair in enumerate(pairs):
                 name = f"Left: mask prediction;   Right: mask GT ({i})"
                 storage.put_image(name, pair.expand(3, -1, -1))
+
+
+def build_box_supervision(cfg: CfgNode) -> BoxSupervision | None:
+    """By MODEL.ROI_MASK_HEAD.BOX_SUPERVISION; None if all of its weights are 0."""
+    options = cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
+    supervision = BoxSupervision(**{key.lower(): value for key, value in options.items()})
+    return supervision if supervision.weights else None
 
 
 def read_embedding_table(path: str, num_classes: int) -> Tensor:
@@ -173,6 +255,11 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
             f"({num_classes}, D) for MODEL.ROI_HEADS.NUM_CLASSES {num_classes}"
         )
     return torch.from_numpy(table.astype(np.float32))
+
+
+def _has_mask(rois: Instances) -> Tensor:
+    """(number of RoIs,) bool. Detectron2 hands no fields on where there are no instances."""
+    return rois.gt_has_mask if len(rois) > 0 else rois.gt_classes.bool()
 
 
 def _foreground_weights(box_predictor: FastRCNNOutputLayers) -> BoxPredictorWeights:

@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
     select_foreground_proposals,
 )
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -19,14 +19,18 @@ from maskx_d2.hosts.detectron2.box_predictor import (
     PartiallyLabelledFastRCNNOutputLayers,
 )
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask
+from maskx_d2.hosts.detectron2.config import TRAIN_ROIS
+from maskx_d2.hosts.detectron2.image_field import ImageField
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
+from maskx_d2.hosts.detectron2.roi_crops import ToRGB
 
 
 @ROI_HEADS_REGISTRY.register()
 class PartiallySupervisedROIHeads(StandardROIHeads):
     """
     As Detectron2's ``StandardROIHeads``, but only positive RoIs whose matched instance has a mask reach
-    the mask head; the box losses see everything. It works with any mask head and keypoint head.
+    the mask head; the box losses see everything. It works with any mask head and keypoint head. A
+    :class:`MaskXHead` with box supervision gets the other positive RoIs too.
 
     An instance has a mask if ``gt_has_mask`` says so (:class:`PartiallySupervisedMapper` writes it;
     where it is absent, all instances of an image with ``gt_masks`` have one) and its class is not one
@@ -35,29 +39,66 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
 
     Stage-wise training: a box head, box predictor or keypoint head that is in eval mode while this
     module trains is frozen (as Detectron2's RPN in eval mode, it has no losses). With a frozen box
-    branch only instances with masks take part and only positive RoIs are sampled, as in the
-    original code.
+    branch only instances that the mask head learns from take part and only positive RoIs are sampled, as
+    in the original code.
     """
 
     @configurable
-    def __init__(self, *, get_class_has_mask: Callable[[], Sequence[bool]] | None = None, **kwargs):
+    def __init__(
+        self,
+        *,
+        get_class_has_mask: Callable[[], Sequence[bool]] | None = None,
+        train_rois: str = "proposals",
+        rois_per_image: int = 0,
+        to_rgb: ToRGB | None = None,
+        **kwargs,
+    ):
         """
         Args:
             get_class_has_mask: returns for each class whether its masks may be used; None means all
                 may. It is called at the first training step, when the datasets are known.
+            train_rois: the RoIs of the mask head in training: sampled ``"proposals"``, the
+                ``"ground_truth"`` boxes (Birodkar et al., ICCV 2021), or ``"both"``.
+            rois_per_image: so many of them at most, drawn at random; 0 for all.
+            to_rgb: gives the colours of images, for a mask head whose box supervision reads them.
             kwargs: see ``StandardROIHeads``.
         """
         super().__init__(**kwargs)
+        if train_rois not in TRAIN_ROIS or rois_per_image < 0:
+            raise ValueError(
+                f"train_rois is {train_rois!r} and rois_per_image {rois_per_image}, expected one of "
+                f"{TRAIN_ROIS} and 0 or more"
+            )
         self._get_class_has_mask = get_class_has_mask
         self._class_has_mask: Tensor | None = None
+        self.train_rois = train_rois
+        self.rois_per_image = rois_per_image
+        self._to_rgb = to_rgb
+        self._ground_truth: list[Instances] = []
+        supervision = None
         if self.mask_on and isinstance(self.mask_head, MaskXHead):
             self.mask_head.connect_box_predictor(self.box_predictor)
+            supervision = self.mask_head.box_supervision
+        if supervision is not None:
+            supervision.check_rois(train_rois)
+        self._masks_learn_from_boxes = supervision is not None
+        self._needs_colours = supervision is not None and supervision.needs_colours
+        if self._needs_colours and to_rgb is None:
+            raise ValueError("to_rgb is None, expected ToRGB for the pairwise loss of the box supervision")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
         ret = super().from_config(cfg, input_shape)
         if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
             ret["get_class_has_mask"] = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
+        ret["train_rois"] = cfg.MODEL.ROI_MASK_HEAD.TRAIN_ROIS
+        ret["rois_per_image"] = cfg.MODEL.ROI_MASK_HEAD.ROIS_PER_IMAGE
+        if cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.PAIRWISE > 0:
+            ret["to_rgb"] = ToRGB(
+                pixel_mean=cfg.MODEL.PIXEL_MEAN,
+                pixel_std=cfg.MODEL.PIXEL_STD,
+                image_format=cfg.INPUT.FORMAT,
+            )
         return ret
 
     @classmethod
@@ -77,6 +118,19 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
         """Whether this is stage-wise training."""
         return self.training and not self.box_predictor.training
 
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ):
+        """See ``StandardROIHeads.forward``."""
+        if self.training and self._needs_colours and targets is not None:
+            for image, instances in zip(images, targets, strict=True):
+                instances.gt_image = ImageField(self._to_rgb(image), len(instances))
+        return super().forward(images, features, proposals, targets)
+
     @torch.no_grad()
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
@@ -84,6 +138,13 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
         if self.mask_on:
             for instances in targets:
                 instances.gt_has_mask = self._has_mask(instances)
+                if self._masks_learn_from_boxes:
+                    # Of instances without a mask there is nothing to leave out: all masks are of others.
+                    has_masks = instances.has("gt_masks")
+                    masks = instances.gt_masks[instances.gt_has_mask] if has_masks else None
+                    instances.gt_other_masks = ImageField(masks, len(instances))
+            if self.train_rois != "proposals":
+                self._ground_truth = [_as_rois(instances) for instances in targets]
         if not self.box_branch_is_frozen:
             sampled = super().label_and_sample_proposals(proposals, targets)
             for of_image, instances in zip(sampled, targets, strict=True):
@@ -92,7 +153,8 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
                     labelled = instances.gt_labelled_classes
                     of_image.gt_labelled_classes = labelled.of_length(len(of_image))
             return sampled
-        targets = [instances[instances.gt_has_mask] for instances in targets]
+        if not self._masks_learn_from_boxes:
+            targets = [instances[instances.gt_has_mask] for instances in targets]
         sampled = super().label_and_sample_proposals(proposals, targets)
         return select_foreground_proposals(sampled, self.num_classes)[0]
 
@@ -116,14 +178,49 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
         if self.training and self.mask_on:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-            # An image without annotations has no positive RoIs and no gt_has_mask.
-            instances = [i[i.gt_has_mask] if len(i) > 0 else i for i in instances]
+            instances = self._mask_rois(instances)
             num_rois = np.mean([len(i) for i in instances])
             get_event_storage().put_scalar("roi_head/num_mask_samples", num_rois)
         return super()._forward_mask(features, instances)
+
+    def _mask_rois(self, sampled: list[Instances]) -> list[Instances]:
+        """The RoIs of each image that the mask head is trained on."""
+        rois, _ = select_foreground_proposals(sampled, self.num_classes)
+        if self.train_rois != "proposals":
+            ground_truth, self._ground_truth = self._ground_truth, []
+            rois = (
+                ground_truth
+                if self.train_rois == "ground_truth"
+                else [_joined(*of_image) for of_image in zip(rois, ground_truth, strict=True)]
+            )
+        if not self._masks_learn_from_boxes:
+            # An image without annotations has no positive RoIs and no gt_has_mask.
+            rois = [i[i.gt_has_mask] if len(i) > 0 else i for i in rois]
+        limit = self.rois_per_image
+        return [
+            i[torch.randperm(len(i), device=i.gt_classes.device)[:limit]] if 0 < limit < len(i) else i
+            for i in rois
+        ]
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]):
         if self.training and self.keypoint_on and not self.keypoint_head.training:
             return {}
         return super()._forward_keypoint(features, instances)
+
+
+def _as_rois(targets: Instances) -> Instances:
+    """The ground-truth boxes of an image as if they had been proposed."""
+    rois = Instances(targets.image_size, **targets.get_fields())
+    rois.proposal_boxes = targets.gt_boxes
+    return rois
+
+
+def _joined(sampled: Instances, ground_truth: Instances) -> Instances:
+    """RoIs of an image, one behind the other, with the fields that both have."""
+    if len(sampled) == 0 or len(ground_truth) == 0:
+        return sampled if len(ground_truth) == 0 else ground_truth
+    fields = sampled.get_fields()
+    names = [name for name in ground_truth.get_fields() if name in fields]
+    return Instances.cat(
+        [Instances(i.image_size, **{name: i.get(name) for name in names}) for i in (sampled, ground_truth)]
+    )

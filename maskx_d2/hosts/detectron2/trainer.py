@@ -30,6 +30,9 @@ class Trainer(DefaultTrainer):
     back a few images across the break.)
     """
 
+    def __init__(self, cfg: CfgNode):
+        super().__init__(_scale_box_supervision(cfg, comm.get_world_size()))
+
     def resume_or_load(self, resume: bool = True) -> None:
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         super().resume_or_load(resume)
@@ -82,6 +85,22 @@ def _evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
     """Detectron2's for the first dataset, below it one for each of the others."""
     folder = os.path.join(cfg.OUTPUT_DIR, EVALUATION_FOLDER)
     return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder
+
+
+def _scale_box_supervision(cfg: CfgNode, num_workers: int) -> CfgNode:
+    """What Detectron2 does to SOLVER's iterations where SOLVER.REFERENCE_WORLD_SIZE is another number."""
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference in (0, num_workers):
+        return cfg
+    cfg = cfg.clone()
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    options = cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
+    for name in ("START", "WARMUP"):
+        options[name] = round(options[name] * reference / num_workers)
+    if was_frozen:
+        cfg.freeze()
+    return cfg
 
 
 class _SeedIteration(HookBase):

@@ -1,13 +1,18 @@
 """``MaskXRoIHeads``: torchvision's RoI heads with a mask predictor of the method."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, project_masks_on_boxes
+from torchvision.ops import roi_align
 
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
     BoxPredictorWeights,
+    BoxSupervision,
     ClassSpecificMaskPredictor,
     MaskPredictor,
     TransferMaskPredictor,
@@ -15,6 +20,7 @@ from maskx_d2.method import (
 )
 
 Target = dict[str, Tensor]
+TRAIN_ROIS = ("proposals", "ground_truth", "both")
 
 
 class MaskXPredictor(MaskRCNNPredictor):
@@ -23,14 +29,23 @@ class MaskXPredictor(MaskRCNNPredictor):
     torchvision's ``MaskRCNNPredictor``, whose checkpoints load into a class-specific one.
     """
 
-    def __init__(self, in_channels: int, dim_reduced: int, mask_predictor: MaskPredictor):
+    def __init__(
+        self,
+        in_channels: int,
+        dim_reduced: int,
+        mask_predictor: MaskPredictor,
+        *,
+        norm: Callable[[int], nn.Module] | None = None,
+    ):
         """
         Args:
             in_channels: channels of the feature before the deconvolution.
             dim_reduced: C, channels of the feature behind it.
             mask_predictor: see :func:`maskx_d2.method.build_mask_predictor`.
+            norm: makes the normalisation of so many channels, behind the deconvolution; None for none.
         """
         super().__init__(in_channels, dim_reduced, num_classes=1)
+        self.norm = nn.Identity() if norm is None else norm(dim_reduced)
         self.mask_fcn_logits = mask_predictor
 
     def forward(self, features: Tensor, classes: Tensor) -> Tensor:
@@ -42,7 +57,7 @@ class MaskXPredictor(MaskRCNNPredictor):
         Returns:
             (N, M, M) mask logits.
         """
-        upsampled = self.relu(self.conv5_mask(features))
+        upsampled = self.relu(self.norm(self.conv5_mask(features)))
         return self.mask_fcn_logits(upsampled, classes, trunk_features=features)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
@@ -60,21 +75,36 @@ class MaskXRoIHeads(RoIHeads):
     """
     As torchvision's ``RoIHeads``, but the mask branch computes the map of one class for each RoI, and
     only positive RoIs whose matched instance has a mask reach it in training; the box losses see
-    everything.
+    everything. With box supervision, which goes beyond the paper, the other positive RoIs reach it too,
+    with losses of their own; for its pairwise loss targets must have ``image``, (3, H, W) RGB in [0, 1].
 
     An instance has a mask if the target's ``has_mask`` (bool, one for each box) says so. Without that
     key all instances have one where the target has ``masks``, and none where it has not.
 
     Stage-wise training: a box predictor that is in eval mode while this module trains is frozen. There
-    are no box losses then, only instances with masks take part, and only positive RoIs are sampled, as
-    in the original code.
+    are no box losses then, only instances that the mask branch learns from take part, and only positive
+    RoIs are sampled, as in the original code.
     """
 
-    def __init__(self, *args, mask_roi_pool, mask_head, mask_predictor: MaskXPredictor, **kwargs):
+    def __init__(
+        self,
+        *args,
+        mask_roi_pool,
+        mask_head,
+        mask_predictor: MaskXPredictor,
+        mask_box_supervision: BoxSupervision | None = None,
+        train_rois: str = "proposals",
+        rois_per_image: int = 0,
+        **kwargs,
+    ):
         """
         Args:
             mask_predictor: its class embeddings, if they are read from a box predictor, are read from
                 the one that this module has at the time.
+            mask_box_supervision: losses for RoIs whose instance has a box only; None for none.
+            train_rois: the RoIs of the mask branch in training: sampled ``"proposals"``, the
+                ``"ground_truth"`` boxes (Birodkar et al., ICCV 2021), or ``"both"``.
+            rois_per_image: so many of them at most, drawn at random; 0 for all.
             args, kwargs: see torchvision's ``RoIHeads``.
         """
         super().__init__(
@@ -84,6 +114,13 @@ class MaskXRoIHeads(RoIHeads):
             mask_predictor=mask_predictor,
             **kwargs,
         )
+        if train_rois not in TRAIN_ROIS:
+            raise ValueError(f"train_rois is {train_rois!r}, expected one of {TRAIN_ROIS}")
+        if rois_per_image < 0:
+            raise ValueError(f"rois_per_image is {rois_per_image}, expected 0 or more")
+        self.mask_box_supervision = mask_box_supervision
+        self.train_rois = train_rois
+        self.rois_per_image = rois_per_image
         self._sampled: tuple[list[Tensor], ...] = ()
         predictor = mask_predictor.mask_fcn_logits
         if isinstance(predictor, TransferMaskPredictor) and isinstance(
@@ -92,8 +129,8 @@ class MaskXRoIHeads(RoIHeads):
             predictor.class_embeddings.connect(self._foreground_weights)
 
     @classmethod
-    def from_roi_heads(cls, roi_heads: RoIHeads) -> "MaskXRoIHeads":
-        """These RoI heads with the parts and settings of torchvision's."""
+    def from_roi_heads(cls, roi_heads: RoIHeads, **kwargs) -> "MaskXRoIHeads":
+        """These RoI heads with the parts and settings of torchvision's, and options of their own."""
         return cls(
             roi_heads.box_roi_pool,
             roi_heads.box_head,
@@ -109,6 +146,7 @@ class MaskXRoIHeads(RoIHeads):
             mask_roi_pool=roi_heads.mask_roi_pool,
             mask_head=roi_heads.mask_head,
             mask_predictor=roi_heads.mask_predictor,
+            **kwargs,
         )
 
     @property
@@ -145,37 +183,62 @@ class MaskXRoIHeads(RoIHeads):
             raise ValueError("targets is None, expected a target for each image in training")
         have_mask = [_has_mask(target) for target in targets]
         if self.box_branch_is_frozen:
-            targets = [
-                {key: target[key][has_mask] for key in ("boxes", "labels", "masks") if key in target}
-                for target, has_mask in zip(targets, have_mask, strict=True)
-            ]
-            have_mask = [_has_mask(target) for target in targets]
+            if self.mask_box_supervision is None:
+                targets = [_select(t, has_mask) for t, has_mask in zip(targets, have_mask, strict=True)]
+                have_mask = [_has_mask(target) for target in targets]
             self.select_training_samples(proposals, targets)
             detections, losses = [], {}
         else:
             detections, losses = super().forward(features, proposals, image_shapes, targets)
-        losses["loss_mask"] = self._mask_loss(features, image_shapes, targets, have_mask)
+        losses.update(self._mask_losses(features, image_shapes, targets, have_mask))
         return detections, losses
 
-    def _mask_loss(self, features, image_shapes, targets, have_mask) -> Tensor:
-        boxes, classes, mask_targets = [], [], []
-        side = 2 * self.mask_roi_pool.output_size[0]
-        samples = zip(*self._sampled, targets, have_mask, strict=True)
+    def _mask_losses(self, features, image_shapes, targets, have_mask) -> dict[str, Tensor]:
+        """``loss_mask`` of RoIs whose instance has a mask, and those of box supervision of the others."""
+        sampled = zip(*self._sampled, targets, have_mask, strict=True)
         self._sampled = ()
-        for proposals, matched, labels, target, has_mask in samples:
-            selected = labels > 0
-            # In an image without boxes all proposals are background, and matched to nothing.
-            selected[selected.clone()] = has_mask[matched[selected]]
-            boxes.append(proposals[selected])
-            classes.append(labels[selected] - 1)
-            if selected.any():
-                mask_targets.append(
-                    project_masks_on_boxes(target["masks"], boxes[-1], matched[selected], side)
-                )
-        logits = self._mask_logits(features, boxes, classes, image_shapes)
-        if not mask_targets:
-            return mask_loss(logits, logits)
-        return mask_loss(logits, torch.cat(mask_targets))
+        rois = [self._mask_rois(*of_image) for of_image in sampled]
+        logits = self._mask_logits(
+            features, [r.boxes for r in rois], [r.classes for r in rois], image_shapes
+        )
+        masked = torch.cat([r.is_masked for r in rois])
+        side = logits.shape[-1]
+        mask_targets = [r.mask_targets(side) for r in rois if r.is_masked.any()]
+        of_masks = logits[masked]
+        losses = {"loss_mask": mask_loss(of_masks, torch.cat(mask_targets) if mask_targets else of_masks)}
+        if self.mask_box_supervision is not None:
+            losses.update(self._box_supervision_losses(logits[~masked], [r[~r.is_masked] for r in rois]))
+        return losses
+
+    def _mask_rois(self, proposals, matched, labels, target, has_mask) -> "_MaskRois":
+        """Of the sampled proposals of an image and its boxes those that the mask branch is trained on."""
+        learns = has_mask | (self.mask_box_supervision is not None)
+        # In an image without boxes all proposals are background, and matched to nothing.
+        selected = labels > 0
+        selected[selected.clone()] = learns[matched[selected]]
+        boxes, instances = proposals[selected], matched[selected]
+        if self.train_rois != "proposals":
+            truth = learns.nonzero().flatten()
+            true_boxes = target["boxes"].to(boxes)[truth]
+            both = self.train_rois == "both"
+            boxes = torch.cat([boxes, true_boxes]) if both else true_boxes
+            instances = torch.cat([instances, truth]) if both else truth
+        rois = _MaskRois(target, has_mask, boxes, instances)
+        if 0 < self.rois_per_image < len(boxes):
+            return rois[torch.randperm(len(boxes), device=boxes.device)[: self.rois_per_image]]
+        return rois
+
+    def _box_supervision_losses(self, logits: Tensor, rois: list["_MaskRois"]) -> dict[str, Tensor]:
+        side = logits.shape[-1]
+        supervision = self.mask_box_supervision
+        losses = supervision(
+            logits,
+            rois=torch.cat([r.boxes for r in rois]),
+            boxes=torch.cat([r.true_boxes for r in rois]),
+            other_masks=torch.cat([r.covered_cells(side) for r in rois]),
+            colours=torch.cat([r.colours(side) for r in rois]) if supervision.needs_colours else None,
+        )
+        return {f"loss_mask_{name}": loss for name, loss in losses.items()}
 
     def _add_masks(self, detections: list[dict[str, Tensor]], features, image_shapes) -> None:
         boxes = [detected["boxes"] for detected in detections]
@@ -195,6 +258,69 @@ class MaskXRoIHeads(RoIHeads):
         class_specific = len(regressor.weight) == 4 * num_rows
         box = regressor.weight.reshape(num_rows, 4 * feature_dim)[1:] if class_specific else None
         return BoxPredictorWeights(cls=classifier.weight[1:], box=box)
+
+
+@dataclass(frozen=True)
+class _MaskRois:
+    """RoIs of an image in training, R of them."""
+
+    target: Target
+    has_mask: Tensor
+    """(number of instances of the image,) bool."""
+
+    boxes: Tensor
+    """(R, 4)."""
+
+    instances: Tensor
+    """(R,) indices of the instances that they are matched to."""
+
+    def __getitem__(self, rois: Tensor) -> "_MaskRois":
+        return replace(self, boxes=self.boxes[rois], instances=self.instances[rois])
+
+    @property
+    def classes(self) -> Tensor:
+        """(R,), the background not counted."""
+        return self.target["labels"][self.instances] - 1
+
+    @property
+    def is_masked(self) -> Tensor:
+        """(R,) bool, whether the instance has a mask."""
+        return self.has_mask[self.instances]
+
+    @property
+    def true_boxes(self) -> Tensor:
+        """(R, 4) of the instances."""
+        return self.target["boxes"].to(self.boxes)[self.instances]
+
+    def mask_targets(self, side: int) -> Tensor:
+        """(number of RoIs with a mask, side, side)."""
+        masked = self.is_masked
+        boxes, instances = self.boxes[masked], self.instances[masked]
+        return project_masks_on_boxes(self.target["masks"], boxes, instances, side)
+
+    def covered_cells(self, side: int) -> Tensor:
+        """
+        (R, side, side) bool, the cells that masks of the image cover: for RoIs whose instance has none
+        those of other instances.
+        """
+        if not self.has_mask.any():
+            return self.boxes.new_zeros(len(self.boxes), side, side, dtype=torch.bool)
+        covered = self.target["masks"][self.has_mask].any(0, keepdim=True)
+        return _average_to_cells(covered.to(self.boxes), self.boxes, side)[:, 0] >= 0.5
+
+    def colours(self, side: int) -> Tensor:
+        """(R, 3, side, side) RGB in [0, 1]."""
+        return _average_to_cells(self.target["image"].to(self.boxes), self.boxes, side)
+
+
+def _select(target: Target, instances: Tensor) -> Target:
+    """What the mask branch reads of a target, of some of its instances."""
+    return {key: target[key][instances] for key in ("boxes", "labels", "masks") if key in target}
+
+
+def _average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
+    """(C, H, W), (R, 4) -> (R, C, side, side): means over the cells of each RoI."""
+    return roi_align(image[None], [rois], side, aligned=True)
 
 
 def _has_mask(target: Target) -> Tensor:

@@ -24,11 +24,9 @@ from maskx_d2.hosts.torchvision.checkpoint import read_checkpoint
 from maskx_d2.hosts.torchvision.detections import coco_results
 from maskx_d2.hosts.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn
 
-# Torchvision's names of the losses and those of Detectron2, under which both hosts log them.
+# Where torchvision's names of the losses are not those of Detectron2, under which both hosts log them.
 _LOSS_NAMES = {
     "loss_classifier": "loss_cls",
-    "loss_box_reg": "loss_box_reg",
-    "loss_mask": "loss_mask",
     "loss_objectness": "loss_rpn_cls",
     "loss_rpn_box_reg": "loss_rpn_loc",
 }
@@ -125,7 +123,7 @@ class TrainingModule(LightningModule):
         if not torch.isfinite(total):
             values = {name: loss.item() for name, loss in losses.items()}
             raise FloatingPointError(f"the loss is not finite at step {self.global_step}: {values}")
-        logged = {_LOSS_NAMES[name]: loss.detach() for name, loss in losses.items()}
+        logged = {_LOSS_NAMES.get(name, name): loss.detach() for name, loss in losses.items()}
         learning_rate = self.optimizers().param_groups[0]["lr"]
         self.log_dict({"total_loss": total.detach(), **logged, "lr": learning_rate}, batch_size=len(images))
         return total

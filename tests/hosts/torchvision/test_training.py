@@ -25,6 +25,12 @@ from ...evaluation import synthetic
 from . import tiny
 
 OPTIONS = {name: value for name, value in tiny.MODEL.items() if name != "num_classes"}
+BEYOND_THE_PAPER = {
+    "embedding_dropout": 0.5,
+    "rois_per_image": 4,
+    # Killed after the second of its steps, a run goes on in the middle of the ramp.
+    "box_supervision": '{"projection": 0.3, "known_background": 0.3, "start": 1, "warmup": 4}',
+}
 
 
 def training_module(**options):
@@ -263,7 +269,7 @@ def command(dataset, folder, *options, steps=6):
     settings = {
         **{f"data.{name}": value for name, value in data.items()},
         **{f"trainer.{name}": value for name, value in trainer.items()},
-        **{f"model.{name}": value for name, value in OPTIONS.items()},
+        **{f"model.{name}": value for name, value in {**OPTIONS, **BEYOND_THE_PAPER}.items()},
         "model.warmup_steps": 2,
         "checkpoint_period": 2,
     }
@@ -301,6 +307,7 @@ def test_a_run_leaves_the_files_that_a_run_on_detectron2_leaves(finished):
     }
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     losses = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    losses |= {"loss_mask_projection", "loss_mask_known_background"}
     steps = [line for line in lines if "total_loss" in line]
     assert [line["iteration"] for line in steps] == list(range(6))
     for line in steps:

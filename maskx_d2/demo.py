@@ -1,8 +1,10 @@
 """The demo: train on generated data with more classes than masks, evaluate, and show what came out."""
 
+import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -12,15 +14,24 @@ from tqdm import tqdm
 
 from maskx_d2.data import shapes
 from maskx_d2.data.files import write_json
+from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE
-from maskx_d2.evaluation.tables import Results, comparison_table
+from maskx_d2.evaluation.tables import Results, gain_table, mean_and_deviation
 from maskx_d2.logs import log_to_file
 
 _MARKER = ".maskx_demo"
 _NUM_PICTURES = 12
 _MIN_SCORE = 0.3
-_RUNS = {"class_agnostic": "class-agnostic", "maskx": "Mask^X"}
+BASELINE = "class_agnostic"
+ROWS = {
+    BASELINE: "class-agnostic",
+    "maskx_as_in_the_paper": "Mask^X as in the paper",
+    "maskx": "Mask^X",
+    "maskx_box_supervised": "Mask^X, box-supervised",
+    "oracle": "oracle",
+}
+"""The mask heads and their titles; the second is trained if asked for."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +40,39 @@ class Schedule:
 
     num_train: int = 2000
     num_test: int = 300
-    stage1_iterations: int = 900
+    stage1_iterations: int = 600
     stage2_iterations: int = 500
 
 
 FULL = Schedule()
-QUICK = Schedule(num_train=800, num_test=100, stage1_iterations=180, stage2_iterations=120)
+QUICK = Schedule(num_train=700, num_test=100, stage1_iterations=160, stage2_iterations=110)
+
+
+class FrozenFeatures:
+    """
+    What a frozen backbone has made of images, kept for the next mask head on it: with one seed all mask
+    heads see the same images in the same order, and the backbone is half of the work.
+    """
+
+    def __init__(self) -> None:
+        self._of_images: dict[bytes, object] = {}
+
+    def remember(self, forward: Callable) -> Callable:
+        """
+        Args:
+            forward: of a backbone, from a CPU tensor of images to features that nobody changes.
+
+        Returns:
+            The same, which computes the features of equal images once.
+        """
+
+        def remembered(images):
+            key = hashlib.sha256(images.contiguous().numpy()).digest()
+            if key not in self._of_images:
+                self._of_images[key] = forward(images)
+            return self._of_images[key]
+
+        return remembered
 
 
 @dataclass(frozen=True)
@@ -42,18 +80,40 @@ class Run:
     """A training of the demo."""
 
     name: str
-    """``"stage1"``, the detector, or on it the mask heads ``"class_agnostic"`` and ``"maskx"``."""
+    """``"stage1"``, the detector, or of :data:`ROWS` a mask head on it."""
 
     title: str
     """For the progress bar."""
 
     folder: Path
-    dataset: shapes.ShapesDataset
+    dataset: GeneratedDataset
     iterations: int
     seed: int
 
     detector: Path | None = None
     """The weights that stage 1 has left, for the others."""
+
+    frozen_features: FrozenFeatures = field(default_factory=FrozenFeatures)
+    """Of that detector, shared by the mask heads on it."""
+
+    @property
+    def train_json(self) -> Path:
+        """The annotations; those of the oracle have all masks."""
+        return self.dataset.all_masks_json if self.name == "oracle" else self.dataset.train_json
+
+    @property
+    def classes_with_masks(self) -> str:
+        """Whose masks are used in training."""
+        return "all" if self.name == "oracle" else str(self.dataset.split_file.resolve())
+
+    @property
+    def box_supervision_start(self) -> int:
+        """Iterations before box supervision, and after them those in which it rises: 2 and 1 in 5."""
+        return self.iterations * 2 // 5
+
+    @property
+    def box_supervision_warmup(self) -> int:
+        return self.iterations // 5
 
 
 class Host(Protocol):
@@ -74,44 +134,80 @@ class Host(Protocol):
         """Options of ``maskx predict`` that name the model of a run."""
 
 
-def run_demo(output: Path, *, host: Host, seed: int = 0, schedule: Schedule = FULL) -> dict[str, Results]:
+def run_demo(
+    output: Path, *, host: Host, seeds: Sequence[int] = (0,), schedule: Schedule = FULL, paper: bool = False
+) -> None:
     """
-    Generate the dataset, train stage 1 once and the mask head twice (class-agnostic and Mask^X),
-    evaluate both, print the table, and write ``results.json`` and pictures.
+    For each seed generate the dataset, train stage 1 once and on it the mask heads of :data:`ROWS`,
+    evaluate them, print the table, and write ``results.json`` and pictures. Of several seeds each has a
+    folder ``seed_N``.
+
+    ``results.json`` holds ``{row: {"segm"|"bbox": {"A"|"B"|"all": {metric: value}}}}``; of several seeds
+    these are the means, and ``standard_deviations.json`` is beside it.
 
     Args:
         output: a folder that is new, empty, or of an earlier demo, whose content is replaced.
         host: what to train with.
-        seed: of the data and the training.
+        seeds: of the data and the training.
         schedule: how much of both.
-
-    Returns:
-        What ``results.json`` holds: ``{"class_agnostic"|"maskx": {"segm"|"bbox": {"A"|"B"|"all":
-        {metric: value}}}}``.
+        paper: whether to train Mask^X as the paper has it, too.
     """
     _prepare(output)
+    if len(seeds) == 1:
+        results = _run_seed(output, host=host, seed=seeds[0], schedule=schedule, paper=paper)
+        print(_summary(results, output, host))
+        return
+    of_seeds = []
+    for seed in seeds:
+        folder = output / f"seed_{seed}"
+        folder.mkdir()
+        of_seeds.append(_run_seed(folder, host=host, seed=seed, schedule=schedule, paper=paper))
+        print(f"\nSeed {seed}\n\n{_table([of_seeds[-1]])}", flush=True)
+    mean, deviation = mean_and_deviation(of_seeds)
+    write_json(output / "results.json", mean)
+    write_json(output / "standard_deviations.json", deviation)
+    print(f"\nMean ± standard deviation of {len(seeds)} seeds\n\n{_table(of_seeds)}\n")
+    print(f"Pictures, weights and logs of each:  {output}/seed_{seeds[0]} ...")
+    print(f"All figures:                         {output / 'results.json'}")
+
+
+def _run_seed(
+    output: Path, *, host: Host, seed: int, schedule: Schedule, paper: bool
+) -> dict[str, Results]:
+    names = [name for name in ROWS if paper or name != "maskx_as_in_the_paper"]
+    num_steps = len(names) + 2
     dataset = shapes.generate(
         output / "dataset",
         num_train=schedule.num_train,
         num_test=schedule.num_test,
         seed=seed,
-        progress=partial(tqdm, desc="1/4 dataset", unit="image"),
+        progress=partial(tqdm, desc=f"1/{num_steps} dataset", unit="image"),
     )
 
-    def train(name: str, title: str, iterations: int, detector: Path | None = None) -> Path:
-        run = Run(name, title, output / name, dataset, iterations, seed, detector)
+    frozen_features = FrozenFeatures()
+
+    def train(step: int, name: str, title: str, iterations: int, detector: Path | None = None) -> Path:
+        run = Run(
+            name=name,
+            title=f"{step}/{num_steps} {title}",
+            folder=output / name,
+            dataset=dataset,
+            iterations=iterations,
+            seed=seed,
+            detector=detector,
+            frozen_features=frozen_features,
+        )
         with log_to_file(run.folder / "log.txt"):
             return host.train(run)
 
-    detector = train("stage1", "2/4 boxes of all classes", schedule.stage1_iterations)
-    for step, (name, title) in zip((3, 4), _RUNS.items(), strict=True):
-        train(name, f"{step}/4 masks, {title}", schedule.stage2_iterations, detector)
+    detector = train(2, "stage1", "boxes of all classes", schedule.stage1_iterations)
+    for step, name in enumerate(names, start=3):
+        train(step, name, f"masks, {ROWS[name]}", schedule.stage2_iterations, detector)
     results = {
-        name: json.loads((output / name / EVALUATION_FOLDER / RESULTS_FILE).read_text()) for name in _RUNS
+        name: json.loads((output / name / EVALUATION_FOLDER / RESULTS_FILE).read_text()) for name in names
     }
     write_json(output / "results.json", results)
-    _draw(dataset, output)
-    print(_summary(results, output, host))
+    _draw(dataset, output, names)
     return results
 
 
@@ -122,24 +218,26 @@ def _prepare(output: Path) -> None:
         raise ValueError(f"{output} holds other things than an earlier demo: give a new folder by --output")
     output.mkdir(parents=True, exist_ok=True)
     marker.touch()
-    for part in ("dataset", "stage1", *_RUNS, "pictures"):
-        shutil.rmtree(output / part, ignore_errors=True)
-    (output / "results.json").unlink(missing_ok=True)
+    parts = [output / part for part in ("dataset", "stage1", *ROWS, "pictures")]
+    for part in [*parts, *output.glob("seed_*")]:
+        shutil.rmtree(part, ignore_errors=True)
+    for name in ("results.json", "standard_deviations.json"):
+        (output / name).unlink(missing_ok=True)
 
 
-def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
-    """Pictures with pairs in them: ground truth, class-agnostic and Mask^X side by side."""
+def _draw(dataset: GeneratedDataset, output: Path, names: Sequence[str]) -> None:
+    """Pictures with pairs in them: ground truth and what each mask head finds, side by side."""
     truth = json.loads(dataset.test_json.read_text())
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    boxes_only = {i for i, name in names.items() if name in shapes.BOXES_ONLY}
-    style = ClassStyle(names=names, with_masks=frozenset(set(names) - boxes_only))
+    categories = {category["id"]: category["name"] for category in truth["categories"]}
+    boxes_only = {i for i, name in categories.items() if name in shapes.BOXES_ONLY}
+    style = ClassStyle(names=categories, with_masks=frozenset(set(categories) - boxes_only))
     found: dict[str, dict[int, list[dict]]] = {"ground truth": by_image(truth["annotations"])}
-    for name, title in _RUNS.items():
+    for name in names:
         results = json.loads((output / name / EVALUATION_FOLDER / DETECTIONS_FILE).read_text())
-        found[title] = by_image([d for d in results if d["score"] >= _MIN_SCORE])
+        found[ROWS[name]] = by_image([d for d in results if d["score"] >= _MIN_SCORE])
     folder = output / "pictures"
     folder.mkdir()
-    # First the images with most objects of B: those are what the two runs differ on.
+    # First the images with most objects of B: those are what the mask heads differ on.
     num_boxes_only = {
         image_id: sum(a["category_id"] in boxes_only for a in annotations)
         for image_id, annotations in found["ground truth"].items()
@@ -151,23 +249,29 @@ def _draw(dataset: shapes.ShapesDataset, output: Path) -> None:
         draw_side_by_side(picture, of_image, style, scale=3).save(folder / image["file_name"])
 
 
+def _table(of_seeds: Sequence[dict[str, Results]]) -> str:
+    names = list(of_seeds[0])
+    return gain_table([{ROWS[name]: results[name] for name in names} for results in of_seeds])
+
+
 def _summary(results: dict[str, Results], output: Path, host: Host) -> str:
-    mask_ap = {name: results[name]["segm"]["B"]["AP"] for name in _RUNS}
-    gain = mask_ap["maskx"] - mask_ap["class_agnostic"]
-    table = comparison_table({title: results[name] for name, title in _RUNS.items()})
+    boxes = results["maskx"]["bbox"]
     return f"""
-{table}
+{_table([results])}
 
 A: {len(shapes.CLASS_NAMES) - len(shapes.BOXES_ONLY)} classes trained with masks.  \
-B: {len(shapes.BOXES_ONLY)} classes trained with boxes only.
-On B, Mask^X is {gain:+.1f} mask AP against the class-agnostic baseline.
+B: {len(shapes.BOXES_ONLY)} classes trained with boxes only.  \
+The oracle was trained with all masks.
+All rows stand on one detector, whose box AP is {boxes["A"]["AP"]:.1f} on A and {boxes["B"]["AP"]:.1f} on B.
+Mask^X has embedding dropout, and its box-supervised form losses of boxes without masks: neither is in the
+paper. Its own form is trained too with --paper.
 
-Pictures, both results side by side:  {output / "pictures"}
-All figures:                          {output / "results.json"}
-Weights, logs, TensorBoard:           {output}/stage1, {", ".join(f"{output}/{name}" for name in _RUNS)}
+Pictures, all results side by side:  {output / "pictures"}
+All figures:                         {output / "results.json"}
+Weights, logs, TensorBoard:          {output}/stage1, {", ".join(f"{output}/{name}" for name in results)}
 
 Next: look at any image,
-  maskx predict {host.predict_options(output / "maskx")} \\
+  maskx predict {host.predict_options(output / "maskx_box_supervised")} \\
       {output}/dataset/test --output {output}/predictions
 or train on COCO (datasets/README.md tells where to put it),
   {host.COCO_COMMAND}

@@ -8,18 +8,18 @@ Classes are 4 colours x 8 shapes. The classes (colour k mod 4, shape k) have box
 colour and each shape is seen with masks in other combinations.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import pycocotools.mask as mask_util
-from PIL import Image
 
-from maskx_d2.data.files import write_text
+from maskx_d2.data.generated_dataset import (
+    IMAGE_SIDE,
+    Scenes,
+    boxes_apart,
+    nearly_the_same_box,
+    write_dataset,
+)
 
-IMAGE_SIDE = 128
 COLOURS = {
     "red": (220, 50, 50),
     "green": (50, 190, 60),
@@ -35,157 +35,20 @@ _MARGIN = 6
 _GAP = 10
 
 
-@dataclass(frozen=True)
-class ShapesDataset:
-    """Where the parts of a generated dataset are."""
+class _Shapes(Scenes):
+    """One or two clusters, each a shape or a pair of shapes in nearly one box."""
 
-    root: Path
+    noise = 10
 
-    @property
-    def train_json(self) -> Path:
-        return self.root / "annotations" / "train.json"
+    def boxes(self) -> list[np.ndarray]:
+        count = self.rng.integers(1, 3)
+        return boxes_apart(self.rng, IMAGE_SIDE, count=count, sides=(44, 60), margin=_MARGIN, gap=_GAP)
 
-    @property
-    def test_json(self) -> Path:
-        return self.root / "annotations" / "test.json"
+    def pixels(self, class_name: str, mask: np.ndarray) -> np.ndarray:
+        colour = np.array(COLOURS[class_name.split()[0]])
+        return colour * self.rng.uniform(0.85, 1) + self.rng.uniform(-18, 18, 3)
 
-    @property
-    def train_images(self) -> Path:
-        return self.root / "train"
-
-    @property
-    def test_images(self) -> Path:
-        return self.root / "test"
-
-    @property
-    def split_file(self) -> Path:
-        """The names of the classes with masks, one a line."""
-        return self.root / "classes_with_masks.txt"
-
-
-def generate(
-    root: Path,
-    *,
-    num_train: int = 2000,
-    num_test: int = 300,
-    seed: int = 0,
-    progress: Callable[[range], Iterator[int]] = iter,
-) -> ShapesDataset:
-    """
-    Write the dataset. In the training set the classes :data:`BOXES_ONLY` have no ``segmentation``; in
-    the test set all have.
-
-    Args:
-        root: a folder that is made if need be.
-        num_train, num_test: numbers of images.
-        seed: the same seed gives the same files.
-        progress: wraps the range of image numbers, as ``tqdm`` does.
-    """
-    dataset = ShapesDataset(root)
-    for folder in (dataset.train_images, dataset.test_images, dataset.train_json.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    scenes = _Scenes(np.random.default_rng(seed))
-    train, test = _CocoJson(), _CocoJson()
-    for i in progress(range(num_train + num_test)):
-        image, objects = scenes.draw()
-        if i < num_train:
-            train.add(image, objects, dataset.train_images, without_masks=BOXES_ONLY)
-        else:
-            test.add(image, objects, dataset.test_images)
-    train.write(dataset.train_json)
-    test.write(dataset.test_json)
-    with_masks = [name for name in CLASS_NAMES if name not in BOXES_ONLY]
-    write_text(dataset.split_file, "".join(f"{name}\n" for name in with_masks))
-    return dataset
-
-
-class _CocoJson:
-    """Collects images and annotations in COCO's layout."""
-
-    def __init__(self) -> None:
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-
-    def add(self, image, objects, folder: Path, without_masks: tuple[str, ...] = ()) -> None:
-        image_id = len(self.images) + 1
-        file_name = f"{image_id:06d}.png"
-        Image.fromarray(image).save(folder / file_name)
-        height, width = image.shape[:2]
-        self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for class_name, mask in objects:
-            rle = mask_util.encode(np.asfortranarray(mask))
-            annotation = {
-                "id": len(self.annotations) + 1,
-                "image_id": image_id,
-                "category_id": CLASS_NAMES.index(class_name) + 1,
-                "bbox": mask_util.toBbox(rle).tolist(),
-                "area": int(mask_util.area(rle)),
-                "iscrowd": 0,
-            }
-            if class_name not in without_masks:
-                annotation["segmentation"] = {
-                    "size": rle["size"],
-                    "counts": rle["counts"].decode("ascii"),
-                }
-            self.annotations.append(annotation)
-
-    def write(self, path: Path) -> None:
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
-        write_text(path, json.dumps(content))
-
-
-class _Scenes:
-    """Draws images with one or two clusters, each a shape or a pair of shapes in nearly one box."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-
-    def draw(self) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
-        """An (H, W, 3) uint8 RGB image and, for each object, its class and visible (H, W) mask."""
-        image = self._background()
-        objects: list[tuple[str, np.ndarray]] = []
-        for box in self._cluster_boxes():
-            for class_name, mask in self._cluster(box):
-                # What is drawn later hides what was drawn before.
-                objects = [(name, other & ~mask) for name, other in objects]
-                objects.append((class_name, mask))
-                colour = np.array(COLOURS[class_name.split()[0]])
-                colour = colour * self.rng.uniform(0.85, 1) + self.rng.uniform(-18, 18, 3)
-                image[mask] = colour
-        image += self.rng.normal(0, 10, image.shape)
-        return image.clip(0, 255).astype(np.uint8), objects
-
-    def _background(self) -> np.ndarray:
-        grid = self.rng.uniform(60, 190, (4, 4, 3))
-        grey = grid.mean(axis=2, keepdims=True)
-        grid = (grey + 0.35 * (grid - grey)).astype(np.uint8)
-        image = Image.fromarray(grid).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
-        return np.asarray(image, dtype=np.float64).copy()
-
-    def _cluster_boxes(self) -> list[np.ndarray]:
-        """One or two boxes (x0, y0, x1, y1) that keep their distance from the border and each other."""
-        boxes: list[np.ndarray] = []
-        wanted = self.rng.integers(1, 3)
-        for _ in range(50):
-            if len(boxes) == wanted:
-                break
-            width = self.rng.uniform(44, 60)
-            size = np.array([width, width * self.rng.uniform(0.88, 1.14)])
-            corner = self.rng.uniform(_MARGIN, IMAGE_SIDE - _MARGIN - size)
-            box = np.concatenate([corner, corner + size])
-            apart = all(
-                (box[:2] - other[2:] > _GAP).any() or (other[:2] - box[2:] > _GAP).any() for other in boxes
-            )
-            if apart:
-                boxes.append(box)
-        return boxes
-
-    def _cluster(self, box: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    def cluster(self, box: np.ndarray) -> list[tuple[str, np.ndarray]]:
         colour, shape = self._other(list(COLOURS)), self._other(SHAPES)
         behind = self._mask(shape, box)
         if self.rng.random() > _PAIR_PROBABILITY:
@@ -194,10 +57,7 @@ class _Scenes:
             # A second shape in nearly the same box, until half of the first can be seen.
             other_colour = self._other(list(COLOURS), than=colour)
             other_shape = self._other(SHAPES, than=shape)
-            size = box[2:] - box[:2]
-            centre = (box[:2] + box[2:]) / 2 + self.rng.uniform(-0.08, 0.08, 2) * size
-            half = size * self.rng.uniform(0.9, 1.1, 2) / 2
-            near_box = np.concatenate([centre - half, centre + half]).clip(1, IMAGE_SIDE - 1)
+            near_box = nearly_the_same_box(self.rng, box, IMAGE_SIDE)
             before = self._mask(other_shape, near_box)
             if (behind & ~before).sum() >= behind.sum() / 2:
                 return [
@@ -242,3 +102,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray, stroke: float) -> np.ndarr
     to_side = (v + 1 - 2 * abs(u)) / np.sqrt(5)
     on_outline = (to_side <= stroke) | (v >= inner)
     return in_box & (to_side >= 0) & on_outline
+
+
+generate = partial(write_dataset, scenes=_Shapes, class_names=CLASS_NAMES, boxes_only=BOXES_ONLY)
+"""Write the dataset, see :func:`write_dataset`."""

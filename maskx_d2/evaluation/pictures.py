@@ -13,6 +13,7 @@ BOXES_ONLY_COLOUR = (0, 200, 255)
 _LEGEND = (("trained with masks", WITH_MASKS_COLOUR), ("boxes only", BOXES_ONLY_COLOUR))
 _FONT_SIZE = 14
 _MASK_OPACITY = 0.45
+_SHADES = (1.0, 0.62, 1.5)  # of a colour, for neighbours; towards black below 1, towards white above
 
 _Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
@@ -27,8 +28,11 @@ class ClassStyle:
     with_masks: frozenset[int]
     """Ids of the categories that the model was trained on with masks."""
 
-    def colour(self, category_id: int) -> tuple[int, int, int]:
-        return WITH_MASKS_COLOUR if category_id in self.with_masks else BOXES_ONLY_COLOUR
+    def colour(self, category_id: int, shade: float = 1.0) -> tuple[int, int, int]:
+        """RGB. A shade below 1 is darker, one above 1 is lighter."""
+        colour = WITH_MASKS_COLOUR if category_id in self.with_masks else BOXES_ONLY_COLOUR
+        towards, share = (0, 1 - shade) if shade < 1 else (255, shade - 1)
+        return tuple(round(value + (towards - value) * share) for value in colour)
 
 
 def draw_detections(
@@ -44,30 +48,31 @@ def draw_detections(
         scale: how much larger than the image the result shall be.
 
     Returns:
-        A new RGB picture. The best detections are drawn on top.
+        A new RGB picture. The best detections are drawn on top. Those of one colour whose boxes overlap
+        differ in shade.
     """
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     ordered = sorted(detections, key=lambda d: d.get("score", 1))
-    for detection in ordered:
+    colours = _distinct_colours(ordered, style)
+    for detection, colour in zip(ordered, colours, strict=True):
         if "segmentation" in detection:
             mask = Image.fromarray(mask_util.decode(detection["segmentation"]) * np.uint8(255))
             mask = mask.resize(size, Image.Resampling.BILINEAR).point(lambda v: 255 * (v > 127))
-            _paint_mask(canvas, mask, style.colour(detection["category_id"]))
+            _paint_mask(canvas, mask, colour)
     draw = ImageDraw.Draw(canvas)
-    for detection in ordered:
+    for detection, colour in zip(ordered, colours, strict=True):
         x, y, width, height = (value * scale for value in detection["bbox"])
-        colour = style.colour(detection["category_id"])
         draw.rectangle([x, y, x + width, y + height], outline=colour, width=1)
     taken: list[_Rectangle] = []
-    for detection in reversed(ordered):
+    for detection, colour in zip(reversed(ordered), reversed(colours), strict=True):
         text = style.names[detection["category_id"]]
         if "score" in detection:
             text = f"{text} {detection['score']:.0%}"
         if detection.get("others"):
             text = f"{text} +{detection['others']}"
         box = [value * scale for value in detection["bbox"]]
-        taken.append(_label(draw, box, text, style.colour(detection["category_id"]), canvas.size, taken))
+        taken.append(_label(draw, box, text, colour, canvas.size, taken))
     return canvas
 
 
@@ -119,6 +124,17 @@ def by_image(detections: Iterable[dict]) -> dict[int, list[dict]]:
     for detection in detections:
         of_image.setdefault(detection["image_id"], []).append(detection)
     return of_image
+
+
+def _distinct_colours(detections: Sequence[Mapping], style: ClassStyle) -> list[tuple[int, int, int]]:
+    """For each the first shade of its colour that is free where it is, or else the least used."""
+    corners = [(x, y, x + width, y + height) for x, y, width, height in (d["bbox"] for d in detections)]
+    colours: list[tuple[int, int, int]] = []
+    for detection, box in zip(detections, corners, strict=True):
+        shades = [style.colour(detection["category_id"], shade) for shade in _SHADES]
+        near = [c for c, other in zip(colours, corners, strict=False) if _overlap(box, other)]
+        colours.append(min(shades, key=near.count))
+    return colours
 
 
 def _paint_mask(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:

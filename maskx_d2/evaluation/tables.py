@@ -1,6 +1,8 @@
 """Tables of AP on A, on B and on all classes."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan
+from statistics import fmean, stdev
 
 from tabulate import tabulate
 
@@ -31,16 +33,62 @@ def group_table(results: Results) -> str:
     return _table(rows, headers=["", "classes", *METRICS])
 
 
-def comparison_table(runs: Mapping[str, Results], *, metric: str = "AP") -> str:
-    """Several runs: a row for each, mask and box AP on A, B and all."""
-    rows = [
-        [name, *(results[task][group][metric] for task in TASK_TITLES for group in GROUP_TITLES)]
-        for name, results in runs.items()
-    ]
-    headers = [f"{title} {metric} on {g}" for title in TASK_TITLES.values() for g in GROUP_TITLES]
-    return _table(rows, headers=["", *headers])
+def gain_table(of_seeds: Sequence[Mapping[str, Results]], *, metric: str = "AP") -> str:
+    """
+    Mask AP of several runs on A, B and all, and what each has gained on B over the first; of several seeds
+    mean ± standard deviation.
+
+    Args:
+        of_seeds: for each seed the same runs by title.
+        metric: which of :data:`METRICS`.
+    """
+    groups = list(GROUP_TITLES)
+    first = next(iter(of_seeds[0]))
+    rows = []
+    for title in of_seeds[0]:
+        values = {g: [_number(runs[title]["segm"][g][metric]) for runs in of_seeds] for g in groups}
+        baseline = [_number(runs[first]["segm"]["B"][metric]) for runs in of_seeds]
+        gains = [value - before for value, before in zip(values["B"], baseline, strict=True)]
+        cells = [mean_cell(of_group) for of_group in values.values()]
+        rows.append([title, *cells, "-" if title == first else mean_cell(gains, sign="+")])
+    headers = [f"mask {metric} on {group}" for group in groups]
+    return _table(rows, headers=["", *headers, f"gain on B over {first}"], align="right")
 
 
-def _table(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
+def mean_and_deviation(of_seeds: Sequence[Mapping[str, Results]]) -> tuple[dict, dict]:
+    """
+    Of several seeds' results of the same runs, each ``{run: Results}``: their means and their standard
+    deviations (n - 1), None where a seed has none.
+    """
+    first = of_seeds[0]
+    if not isinstance(first, Mapping):
+        if any(isnan(_number(value)) for value in of_seeds):
+            return None, None
+        return fmean(of_seeds), stdev(of_seeds)
+    parts = {key: mean_and_deviation([of_seed[key] for of_seed in of_seeds]) for key in first}
+    return {key: mean for key, (mean, _) in parts.items()}, {key: d for key, (_, d) in parts.items()}
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def mean_cell(values: Sequence[float], *, sign: str = "") -> str:
+    """``"57.2"``, of several values ``"57.2 ± 1.3"``, a dash if one is NaN; ``sign`` may be ``"+"``."""
+    if any(map(isnan, values)):
+        return "-"
+    mean = f"{fmean(values):{sign}.1f}"
+    return f"{mean} ± {stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _table(rows: Sequence[Sequence], headers: Sequence[str], *, align: str | None = None) -> str:
     shown = [[None if value != value else value for value in row] for row in rows]  # NaN as a dash
-    return tabulate(shown, headers=headers, floatfmt=".1f", tablefmt="github", missingval="-")
+    return tabulate(
+        shown,
+        headers=headers,
+        floatfmt=".1f",
+        tablefmt="github",
+        missingval="-",
+        colalign=None if align is None else ("left", *[align] * (len(headers) - 1)),
+        disable_numparse=align is not None,
+    )

@@ -36,6 +36,14 @@ def test_training_masks_are_those_of_a_alone_and_test_masks_are_complete(dataset
     assert (len(train["images"]), len(test["images"])) == (60, 10)
 
 
+def test_the_oracles_annotations_are_the_same_with_all_masks(dataset):
+    train, complete = load(dataset.train_json), load(dataset.all_masks_json)
+    assert complete["images"] == train["images"] and complete["categories"] == train["categories"]
+    assert all("segmentation" in a for a in complete["annotations"])
+    for annotation, whole in zip(train["annotations"], complete["annotations"], strict=True):
+        assert annotation == {k: v for k, v in whole.items() if k in annotation}
+
+
 def test_boxes_and_areas_are_those_of_the_visible_masks(dataset):
     content = load(dataset.test_json)
     for annotation in content["annotations"]:

@@ -42,6 +42,23 @@ def test_boxes_without_masks_and_an_image_without_detections_can_be_drawn():
     assert draw_detections(image, [box_only], STYLE).getpixel((5, 24)) == BOXES_ONLY_COLOUR
 
 
+def test_neighbours_of_one_side_differ_in_shade_and_others_do_not():
+    def boxes(*corners):
+        return [{"category_id": 1, "bbox": [x, y, 40, 40]} for x, y in corners]
+
+    picture = draw_detections(
+        Image.new("RGB", (200, 200)), boxes((100, 20), (110, 30), (120, 40), (100, 140)), STYLE
+    )
+    corners = [picture.getpixel(place) for place in ((100, 60), (110, 70), (159, 80), (100, 180))]
+    assert len(set(corners[:3])) == 3 and corners[3] == WITH_MASKS_COLOUR
+    # A and B stay apart by hue, however dark.
+    for shade in (0.62, 1.5):
+        red, _, blue = STYLE.colour(1, shade)
+        assert red > blue
+        red, _, blue = STYLE.colour(2, shade)
+        assert blue > red
+
+
 def test_legend_and_panels_keep_the_pictures():
     red, blue = Image.new("RGB", (300, 40), "red"), Image.new("RGB", (300, 40), "blue")
     assert with_legend(red).size[0] == 300 and with_legend(red).getpixel((5, 5)) == (255, 0, 0)

@@ -5,6 +5,7 @@ The Detectron2 host. Importing it registers its components and Visual Genome, an
 
 from detectron2.config.defaults import _C as _detectron2_defaults
 
+from maskx_d2.hosts.detectron2.backbone import build_resnet_fpn_backbone_without_top
 from maskx_d2.hosts.detectron2.box_predictor import (
     GatheredFastRCNNOutputLayers,
     PartiallyLabelledFastRCNNOutputLayers,
@@ -31,6 +32,7 @@ __all__ = [
     "PartiallySupervisedROIHeads",
     "Trainer",
     "add_maskx_config",
+    "build_resnet_fpn_backbone_without_top",
     "build_train_loader",
 ]
 

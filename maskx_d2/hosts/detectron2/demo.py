@@ -7,7 +7,7 @@ from detectron2.utils.env import seed_all_rng
 
 from maskx_d2.config_files import config_file
 from maskx_d2.data.files import write_text
-from maskx_d2.data.shapes import ShapesDataset
+from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import Run
 from maskx_d2.hosts.detectron2.command_line import read_config
 from maskx_d2.hosts.detectron2.progress import ProgressBar
@@ -17,7 +17,10 @@ COCO_COMMAND = "python train_net.py --num-gpus 8 --config-file configs/maskx_R_5
 _CONFIGS = {
     "stage1": "demo/faster_rcnn_R_18_FPN.yaml",
     "class_agnostic": "demo/class_agnostic_R_18_FPN.yaml",
+    "maskx_as_in_the_paper": "demo/maskx_as_in_the_paper_R_18_FPN.yaml",
     "maskx": "demo/maskx_R_18_FPN.yaml",
+    "maskx_box_supervised": "demo/maskx_box_supervised_R_18_FPN.yaml",
+    "oracle": "demo/oracle_R_18_FPN.yaml",
 }
 
 
@@ -28,7 +31,10 @@ def train(run: Run) -> Path:
         *("OUTPUT_DIR", str(run.folder.resolve()), "SEED", run.seed),
         *("SOLVER.MAX_ITER", run.iterations, "MODEL.WEIGHTS", str(run.detector or "")),
         *("DATASETS.REGISTER", registrations(run.dataset)),
-        *("DATASETS.CLASSES_WITH_MASKS", str(run.dataset.split_file.resolve())),
+        *("DATASETS.CLASSES_WITH_MASKS", run.classes_with_masks),
+        *("TEST.CLASS_SPLIT", str(run.dataset.split_file.resolve())),
+        *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.START", run.box_supervision_start),
+        *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", run.box_supervision_warmup),
     ]
     cfg = read_config(str(config_file(_CONFIGS[run.name])), overrides)
     write_text(run.folder / "config.yaml", cfg.dump())
@@ -36,6 +42,9 @@ def train(run: Run) -> Path:
     trainer = Trainer(cfg)
     trainer.register_hooks([ProgressBar(run.title)])
     trainer.resume_or_load(resume=False)
+    if run.detector is not None:
+        backbone = trainer.model.backbone
+        backbone.forward = run.frozen_features.remember(backbone.forward)
     trainer.train()
     return (run.folder / "model_final.pth").resolve()
 
@@ -45,18 +54,19 @@ def predict_options(folder: Path) -> str:
     return f"--config-file {folder}/config.yaml --weights {folder}/model_final.pth"
 
 
-def registrations(dataset: ShapesDataset) -> list[list[str]]:
+def registrations(dataset: GeneratedDataset) -> list[list[str]]:
     """Entries of DATASETS.REGISTER, which hold from wherever the config is used."""
-    root = ShapesDataset(dataset.root.resolve())
+    root = GeneratedDataset(dataset.root.resolve())
     return [
         ["shapes_train", str(root.train_json), str(root.train_images)],
+        ["shapes_train_all_masks", str(root.all_masks_json), str(root.train_images)],
         ["shapes_test", str(root.test_json), str(root.test_images)],
     ]
 
 
 def _forget_datasets() -> None:
     """An earlier demo in this process had its datasets elsewhere."""
-    for name in ("shapes_train", "shapes_test"):
+    for name in ("shapes_train", "shapes_train_all_masks", "shapes_test"):
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)

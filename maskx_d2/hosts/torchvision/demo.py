@@ -20,9 +20,11 @@ _DETECTOR = {
     "depth": 18,
     "norm": "GN",
     "fpn_channels": 64,
-    "anchor_sizes": [[40], [56], [80], [112], [160]],
+    "returned_layers": [1, 2],
+    "anchor_sizes": [[40], [56], [80]],
     "anchor_aspect_ratios": [1.0],
     "box_head_dim": 256,
+    "box_sampling_ratio": 1,  # half the time of RoIAlign's backward on a CPU
     "mask_head_channels": [64, 64, 64, 64],
     "min_size": 128,
     "max_size": 128,
@@ -35,29 +37,43 @@ _DETECTOR = {
     "box_batch_size_per_image": 64,
     "box_positive_fraction": 0.5,
 }
+_TRANSFER = {"predictor": "transfer", "class_embedding": "cls", "embedding_dropout": 0.5}
 _MASK_BRANCHES = {
     "class_agnostic": {"predictor": "agnostic", "mlp_layers": 0},
-    "maskx": {"predictor": "transfer", "mlp_reduced_channels": 8},
+    "maskx": _TRANSFER,
+    "maskx_box_supervised": {
+        **_TRANSFER,
+        "box_supervision": {"projection": 0.3, "known_background": 0.3},
+    },
+    "oracle": {**_TRANSFER, "embedding_dropout": 0.0},
+    "maskx_as_in_the_paper": {"predictor": "transfer"},
 }
 _STAGE_1 = {"learning_rate": 0.02, "warmup_steps": 50}
-_STAGE_2 = {"optimizer": "AdamW", "learning_rate": 0.002, "warmup_steps": 30}
+_STAGE_2 = {
+    "mlp_reduced_channels": 8,
+    "rois_per_image": 4,
+    "optimizer": "AdamW",
+    "learning_rate": 0.002,
+    "warmup_steps": 30,
+}
 
 
 def train(run: Run) -> Path:
     """See :class:`maskx_d2.demo.Host`."""
     is_stage_1 = run.detector is None
     data = CocoDataModule(
-        run.dataset.train_json,
+        run.train_json,
         run.dataset.train_images,
         run.dataset.test_json,
         run.dataset.test_images,
-        classes_with_masks=str(run.dataset.split_file),
-        batch_size=8 if is_stage_1 else 4,
+        classes_with_masks=run.classes_with_masks,
+        class_split=str(run.dataset.split_file),
+        batch_size=8,
         num_workers=0,
         seed=run.seed,
     )
     seed_everything(run.seed, verbose=False)
-    settings = {"predictor": None, **_STAGE_1} if is_stage_1 else {**_MASK_BRANCHES[run.name], **_STAGE_2}
+    settings = {"predictor": None, **_STAGE_1} if is_stage_1 else {**_STAGE_2, **_mask_branch(run)}
     module = TrainingModule(
         class_names=data.class_names,
         category_ids=data.category_ids,
@@ -67,6 +83,9 @@ def train(run: Run) -> Path:
         **_DETECTOR,
         **settings,
     )
+    if not is_stage_1:
+        backbone = module.model.backbone
+        backbone.forward = run.frozen_features.remember(backbone.forward)
     trainer = Trainer(
         default_root_dir=run.folder,
         max_steps=run.iterations,
@@ -88,6 +107,14 @@ def train(run: Run) -> Path:
 def predict_options(folder: Path) -> str:
     """See :class:`maskx_d2.demo.Host`."""
     return f"--weights {folder}/model_final.ckpt"
+
+
+def _mask_branch(run: Run) -> dict:
+    branch = _MASK_BRANCHES[run.name]
+    if "box_supervision" not in branch:
+        return branch
+    ramp = {"start": run.box_supervision_start, "warmup": run.box_supervision_warmup}
+    return {**branch, "box_supervision": {**branch["box_supervision"], **ramp}}
 
 
 class _ProgressBar(Callback):

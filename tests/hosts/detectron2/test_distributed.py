@@ -21,7 +21,14 @@ def _free_port():
         return s.getsockname()[1]
 
 
-def _worker(rank, port, meta_architecture, folder):
+BOX_SUPERVISION = [
+    *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.PROJECTION", 0.3),
+    *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.KNOWN_BACKGROUND", 0.3),
+    *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.PAIRWISE", 0.3, "MODEL.ROI_MASK_HEAD.TRAIN_ROIS", "both"),
+]
+
+
+def _worker(rank, port, meta_architecture, options, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -32,8 +39,10 @@ def _worker(rank, port, meta_architecture, folder):
     )
     # All levels of the FPN are read, as in the COCO configs: DDP wants a gradient for all of them.
     overrides = [
-        *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+        *tiny.ALL_LEVELS,
         *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]),
+        *("MODEL.ROI_HEADS.IN_FEATURES", ["p2"]),
+        *options,
     ]
     model = tiny.build(tiny.model_config(*overrides, meta_architecture=meta_architecture), seed=0)
     model.load_state_dict(model.state_dict())
@@ -61,9 +70,10 @@ def _worker(rank, port, meta_architecture, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("options", [[], BOX_SUPERVISION], ids=["masks", "box supervision"])
 @pytest.mark.parametrize("meta_architecture", ["FrozenDetectorRCNN", "GeneralizedRCNN"])
-def test_a_rank_without_masks_trains_along_and_both_stay_equal(tmp_path, meta_architecture):
-    mp.spawn(_worker, (_free_port(), meta_architecture, str(tmp_path)), nprocs=2)
+def test_a_rank_without_masks_trains_along_and_both_stay_equal(tmp_path, meta_architecture, options):
+    mp.spawn(_worker, (_free_port(), meta_architecture, options, str(tmp_path)), nprocs=2)
     (first, losses, changed), (second, no_losses, _) = (
         torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)
     )

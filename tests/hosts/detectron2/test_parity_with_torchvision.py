@@ -27,7 +27,7 @@ def detectron2_model(predictor, reduced_channels):
     cfg = tiny.model_config(
         *("MODEL.ROI_MASK_HEAD.PREDICTOR", predictor),
         *("MODEL.ROI_MASK_HEAD.MLP_BRANCH.REDUCED_CHANNELS", reduced_channels),
-        *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
+        *tiny.ALL_LEVELS,
         # As torchvision pools: without the half-pixel shift of ROIAlignV2.
         *("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign", "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2),
     )

@@ -145,6 +145,11 @@ def test_killed_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
 ):
     overrides = [
         *("MODEL.META_ARCHITECTURE", meta_architecture, "SOLVER.MAX_ITER", 10),
+        # It is killed in the middle of the ramp of box supervision.
+        *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.PROJECTION", 0.3),
+        *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.START", 2, "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", 6),
+        *("MODEL.ROI_MASK_HEAD.TRANSFER.EMBEDDING_DROPOUT", 0.5),
+        *("MODEL.ROI_MASK_HEAD.ROIS_PER_IMAGE", 4),
         *(
             "SOLVER.CHECKPOINT_PERIOD",
             4,

@@ -94,6 +94,8 @@ def detectron2_calls(model, images: list, objects: list[dict]) -> tuple[Callable
         instances.gt_boxes = Boxes(of_image["boxes"])
         instances.gt_classes = of_image["labels"] - 1
         instances.gt_masks = BitMasks(of_image["masks"].bool())
+        if "has_mask" in of_image:
+            instances.gt_has_mask = of_image["has_mask"]
         inputs.append({"image": image * 255, "instances": instances, "height": height, "width": width})
 
     def losses():

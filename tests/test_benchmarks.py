@@ -47,3 +47,24 @@ def test_from_raw_files_of_visual_genome_to_masks_of_3001_classes(coco_mini, tmp
     assert max(detection["category_id"] for detection in found) > 80
     assert all("segmentation" in detection for detection in found)
     assert len(list((output / "pictures").glob("*.png"))) == 2
+
+
+def test_ingredients_are_compared_on_the_same_detectors(tmp_path):
+    """At the smallest size, where no mask head learns anything: every part of the program runs."""
+    recipes = ["class_agnostic", "r2", "deep_r2", "self_training", "principal_components"]
+    smallest = ["--detector-iterations", "2", "--iterations", "2", "--images", "10", "--test-images", "8"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "unseen_classes.py"),
+        *("--output", str(tmp_path), "--datasets", "textured_forms", "--seeds", "0", "1"),
+        *("--recipes", *recipes, *smallest),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "unseen_classes.json").read_text())["textured_forms"]
+    assert list(results) == recipes
+    assert all(set(of_seeds) == {"0", "1"} for of_seeds in results.values())
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(recipes) and rows[-1].count("±") == 4
+    for name in ("unseen_classes.svg", "unseen_classes.png"):
+        assert (tmp_path / name).stat().st_size > 1000

@@ -303,7 +303,7 @@ class _MaskRois:
         (R, side, side) bool, the cells that masks of the image cover: for RoIs whose instance has none
         those of other instances.
         """
-        if not self.has_mask.any():
+        if len(self.boxes) == 0 or not self.has_mask.any():
             return self.boxes.new_zeros(len(self.boxes), side, side, dtype=torch.bool)
         covered = self.target["masks"][self.has_mask].any(0, keepdim=True)
         return _average_to_cells(covered.to(self.boxes), self.boxes, side)[:, 0] >= 0.5

@@ -355,11 +355,6 @@ def train(
     return heads.eval()
 
 
-def _add_noise(transfer: nn.Module, inputs: tuple[Tensor], *, scale: Tensor) -> Tensor | None:
-    """To the input of T in training."""
-    return inputs[0] + scale * torch.randn_like(inputs[0]) if transfer.training else None
-
-
 def _loss(recipe, frozen, heads, batch: list[Rois], supervision, teacher) -> Tensor:
     side = recipe.roi_side
     has_mask = torch.ones_like(frozen.has_mask) if recipe.all_masks else frozen.has_mask

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
 from maskx_d2.data.coco_problems import MIN_POLYGON, PARTS, find_problems
+from maskx_d2.data.files import load_json
 
 
 def read_json(path: Path) -> dict:
@@ -20,13 +20,7 @@ def read_json(path: Path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON, or has not COCO's parts.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} is no file")
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
+    content = load_json(path, what="annotation file")
     for part in PARTS:
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):

@@ -1,26 +1,66 @@
-"""Writing files so that none is ever half-written."""
+"""Writing files so that none is ever half-written and nothing else is lost by it, and reading JSON."""
 
 import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from PIL import Image
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to, that takes its place if nothing goes wrong."""
-    temporary = path.with_name(path.name + ".partial")
+    """
+    A new file beside ``path`` to write to, that takes its place if nothing goes wrong. Two that write at
+    one time do not meet: the last one's file stays.
+
+    Raises:
+        ValueError: ``path`` is something else than a file: see :func:`check_replaceable`.
+    """
+    check_replaceable(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    # Opened here so that it is never somebody else's, and for the rights that other new files get.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def check_replaceable(path: Path) -> None:
+    """
+    Raises:
+        ValueError: ``path`` is a folder, a device, a pipe or a link, and not a file or nothing.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, expected a file or nothing: give the place that it leads to")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file or nothing")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe, expected a file or nothing")
+
+
+def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """
+    Raises:
+        ValueError: an output would replace an input, which is named.
+    """
+    kept = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in kept:
+            raise ValueError(f"what is made of {path} would overwrite it: give another --output")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name beside ``path``, then rename."""
+    """Write the whole file or leave the old one, see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -28,6 +68,32 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content) -> None:
     """As :func:`write_text`, of JSON for people to read too. JSON has no NaN: it becomes null."""
     write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False))
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """As :func:`write_text`, of a picture."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        picture.save(file, format="PNG")
+
+
+def load_json(path: Path, *, what: str):
+    """
+    Args:
+        path: a JSON file.
+        what: what it is, for the errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or none that Python can read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path} is no file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{what} {path} is nested too deep, expected a few levels") from error
+    except ValueError as error:  # of JSON, of its encoding, and of numbers of thousands of digits
+        raise ValueError(f"{what} {path} is not JSON: {error}") from error
 
 
 def _without_nan(content):

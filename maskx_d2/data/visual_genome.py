@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from maskx_d2.data.class_names import coco_class_names, name_of_synset
-from maskx_d2.data.files import replacing
+from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing
 
 SPLITS = ("train", "val", "test")
 NUM_TEST_IMAGES = 5000
@@ -122,7 +122,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
 def _decode(path: Path, kind: type[_Record]) -> _Record:
     try:
         return msgspec.json.decode(_mapped(path), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not what Visual Genome and COCO have: {error}") from error
 
 
@@ -210,7 +210,7 @@ def _read_objects(
     for raw in progress(raw_images, "reading objects", len(raw_images)):
         try:
             image = decoder.decode(raw)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             where = f"image number {len(seen) + 1} of {path}"
             raise ValueError(f"{where} is not what Visual Genome has: {error}") from error
         known = image.image_id in image_ids
@@ -299,10 +299,12 @@ def convert(
     """
     paths = {split: output / f"vg3k_{split}.json" for split in SPLITS}
     for path in paths.values():
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, expected a file or nothing")
+        check_replaceable(path)
+    check_keeps_inputs(paths.values(), (image_data, objects, coco_val))
     summary = Summary()
     images = _decode(image_data, list[_ImageRecord])
+    if not images:
+        raise ValueError(f"{image_data} has no image, expected those of Visual Genome")
     coco_ids = {image.id for image in _decode(coco_val, _CocoFile).images}
     image_ids = {image.image_id for image in images}
     if len(image_ids) != len(images):

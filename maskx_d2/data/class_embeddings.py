@@ -41,6 +41,8 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
                 raise ValueError(
                     f"word vectors {vectors}: line {number} is {line[:40]!r}, expected a word and numbers"
                 ) from error
+            if not np.isfinite(found[word]).all():
+                raise ValueError(f"word vectors {vectors}: line {number} has numbers that are not finite")
             if len(found) == len(wanted):
                 break
     missing = sorted(wanted - set(found))

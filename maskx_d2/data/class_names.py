@@ -41,7 +41,7 @@ def read_class_names(path: Path | None) -> list[str]:
     """
     if path is None:
         return coco_class_names()
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return class_names(read_coco(path))
     if not path.is_file():
         raise FileNotFoundError(f"class names {path} are no file")

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 
 from maskx_d2.data.class_names import coco_class_names, indices_in, read_names, voc_class_names
 from maskx_d2.data.coco_json import class_names as class_names_of
+from maskx_d2.data.printable import printable
 
 # Name -> number of classes with masks, in the order in which the original code draws them.
 _RANDOM_SPLITS = {f"E{t}_A{n}B{80 - n}": n for t in range(1, 6) for n in (20, 30, 40, 50, 60)}
@@ -97,7 +98,7 @@ def class_split_report(split: str, coco: COCO | None = None, *, as_json: bool = 
             ids = {category_ids[i] for i in indices}
             instances = sum(a["category_id"] in ids for a in coco.dataset["annotations"])
             count += f", {instances} instances"
-        lines.append(f"{title} ({count}): {', '.join(names[i] for i in indices)}")
+        lines.append(f"{title} ({count}): {', '.join(printable(names[i]) for i in indices)}")
     return "\n".join(lines)
 
 

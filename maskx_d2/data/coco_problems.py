@@ -1,18 +1,21 @@
 """What can be wrong, or out of the ordinary, with a dataset in COCO's format, and where."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shown
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from maskx_d2.data.images import read_image
+from maskx_d2.data.printable import printable
+from maskx_d2.data.rle import check_rle, is_image_size
 
 PARTS = ("images", "annotations", "categories")
 MIN_POLYGON = 6  # coordinates of three points
 _MAX_NAMED = 5
+_LARGEST = 2**53  # COCOeval keeps ids in float64
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,14 @@ def _of_categories(categories: list[dict]) -> Iterator[Problem]:
     for category in categories:
         if not isinstance(category.get("name"), str):
             where = f"category {category.get('id')}"
-            yield Problem("categories without name", where, f"has the name {category.get('name')!r}")
+            yield Problem("categories without name", where, f"has the name {shown(category.get('name'))}")
+        if not isinstance(category.get("coco_name"), str | None):
+            detail = f"has the coco_name {shown(category['coco_name'])}, expected a name"
+            yield Problem("categories without name", f"category {category['id']}", detail)
+        count = category.get("instance_count")
+        if count is not None and not (_is_id(count) and count >= 0):
+            detail = f"has the instance_count {shown(count)}, expected a whole number of 0 or more"
+            yield Problem("categories with another instance_count", f"category {category['id']}", detail)
     names = [category["name"] for category in categories if isinstance(category.get("name"), str)]
     for name, count in Counter(names).items():
         if count > 1:
@@ -87,18 +97,18 @@ def _of_images(images: list[dict]) -> Iterator[Problem]:
         where = f"image {image.get('id')}"
         if not isinstance(image.get("file_name"), str):
             yield Problem(
-                "images without file name", where, f"has the file_name {image.get('file_name')!r}"
+                "images without file name", where, f"has the file_name {shown(image.get('file_name'))}"
             )
-        size = image.get("width"), image.get("height")
-        if not all(isinstance(side, int) and side > 0 for side in size):
-            detail = f"has width {size[0]!r} and height {size[1]!r}, expected numbers of pixels"
+        if not _has_size(image):
+            size = f"width {shown(image.get('width'))} and height {shown(image.get('height'))}"
+            detail = f"has {size}, expected numbers of pixels"
             yield Problem("images without size", where, detail)
 
 
 def _ids(what: str, records: list[dict]) -> Iterator[Problem]:
     for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("id"), int):
-            detail = f"has the id {record.get('id')!r}, expected a whole number"
+        if not _is_id(record.get("id")):
+            detail = f"has the id {shown(record.get('id'))}, expected a whole number"
             yield Problem(f"{_plural(what)} without id", f"{what} number {number}", detail)
 
 
@@ -117,20 +127,20 @@ def _duplicates(what: str, records: list[dict]) -> Iterator[Problem]:
 def _of_annotation(annotation: dict, images: dict, category_ids: set) -> Iterator[Problem]:
     where = f"annotation {annotation.get('id')}"
     if not _is_among(annotation.get("category_id"), category_ids):
-        detail = f"has category_id {annotation.get('category_id')!r}, which no category has"
+        detail = f"has category_id {shown(annotation.get('category_id'))}, which no category has"
         yield Problem("annotations of an unknown category", where, detail)
     image = images[annotation["image_id"]] if _is_among(annotation.get("image_id"), images) else None
     if image is None:
-        detail = f"has image_id {annotation.get('image_id')!r}, which no image has"
+        detail = f"has image_id {shown(annotation.get('image_id'))}, which no image has"
         yield Problem("annotations of an unknown image", where, detail)
     yield from _of_box(annotation.get("bbox"), image, where)
     segmentation = annotation.get("segmentation")
     yield from _of_segmentation(segmentation, image, where)
     if annotation.get("iscrowd") not in (None, 0, 1):
-        detail = f"has iscrowd {annotation['iscrowd']!r}, expected 0 or 1"
+        detail = f"has iscrowd {shown(annotation['iscrowd'])}, expected 0 or 1"
         yield Problem("annotations with another iscrowd", where, detail)
     if annotation.get("area") is not None and not _is_number(annotation["area"]):
-        detail = f"has the area {annotation['area']!r}, expected a number of pixels"
+        detail = f"has the area {shown(annotation['area'])}, expected a number of pixels"
         yield Problem("annotations without area", where, detail)
     if annotation.get("iscrowd"):
         yield _remark("crowd regions", where, "not used in training, ignored in evaluation")
@@ -142,7 +152,7 @@ def _of_annotation(annotation: dict, images: dict, category_ids: set) -> Iterato
 def _of_box(box, image: dict | None, where: str) -> Iterator[Problem]:
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         yield Problem(
-            "annotations without box", where, f"has the bbox {box!r}, expected [x, y, width, height]"
+            "annotations without box", where, f"has the bbox {shown(box)}, expected [x, y, width, height]"
         )
         return
     x, y, width, height = box
@@ -179,30 +189,34 @@ def _of_segmentation(segmentation, image: dict | None, where: str) -> Iterator[P
 
 
 def _of_rle(rle: dict, image: dict | None, where: str) -> Iterator[Problem]:
-    counts, size = rle.get("counts"), rle.get("size")
-    if not isinstance(counts, list | str) or not isinstance(size, list) or len(size) != 2:
-        yield Problem("segmentations of an unknown form", where, "has RLE without counts and size")
+    try:
+        check_rle(rle)
+    except ValueError as error:
+        yield Problem("broken RLE masks", where, str(error))
         return
-    if image is not None and _has_size(image) and size != [image["height"], image["width"]]:
-        expected = [image["height"], image["width"]]
-        yield Problem("RLE masks of another size", where, f"has RLE of size {size}, expected {expected}")
-    elif isinstance(counts, list) and (
-        not all(map(_is_number, counts)) or sum(counts) != size[0] * size[1]
-    ):
-        detail = f"has RLE whose counts do not add up to {size[0]} x {size[1]} pixels"
+    size, of_image = list(rle["size"]), None
+    if image is not None and _has_size(image):
+        of_image = [image["height"], image["width"]]
+    if of_image is not None and size != of_image:
+        detail = f"has RLE of size {size}, expected {of_image}"
         yield Problem("RLE masks of another size", where, detail)
 
 
 def _is_among(identifier, known) -> bool:
-    return isinstance(identifier, int) and identifier in known
+    return _is_id(identifier) and identifier in known
 
 
 def _has_size(image: dict) -> bool:
-    return isinstance(image.get("width"), int) and isinstance(image.get("height"), int)
+    return is_image_size(image.get("height"), image.get("width"))
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Of pixels, as a coordinate or an area. NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+
+
+def _is_id(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 # ---- Image files ----
@@ -229,14 +243,12 @@ def find_image_problems(
 
 def _of_image_file(image_root: Path, image: dict) -> Problem | None:
     path = image_root / image["file_name"]
-    if not path.is_file():
-        return Problem("image files that do not exist", image["file_name"], f"is not in {image_root}")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            size = ImageOps.exif_transpose(picture).size
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        return Problem("image files that cannot be read", image["file_name"], str(error))
+        size = read_image(path).size
+    except FileNotFoundError:
+        return Problem("image files that do not exist", image["file_name"], f"is not in {image_root}")
+    except ValueError as error:
+        return Problem("image files that cannot be read", image["file_name"], str(error.__cause__))
     if _has_size(image) and size != (image["width"], image["height"]):
         said = f"{image['width']} x {image['height']}"
         detail = f"has {size[0]} x {size[1]} pixels, but the annotation file says {said}"
@@ -259,7 +271,7 @@ def problem_report(problems: Iterable[Problem]) -> str:
             lines.append(f"{title}:")
         for kind, found in kinds.items():
             lines.append(f"  {len(found)} {kind}")
-            lines += [f"      {p.where}: {p.detail}" for p in found[:_MAX_NAMED]]
+            lines += [f"      {printable(p.where)}: {printable(p.detail)}" for p in found[:_MAX_NAMED]]
             if len(found) > _MAX_NAMED:
                 lines.append(f"      and {len(found) - _MAX_NAMED} more")
     return "\n".join(lines)

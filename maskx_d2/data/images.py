@@ -1,8 +1,13 @@
 """Reading image files."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+# Of sides. What a model resizes to its size would have no pixel left on the shorter one.
+_MAX_RATIO = 100
 
 
 def read_image(path: Path) -> Image.Image:
@@ -11,12 +16,39 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as an image.
+        ValueError: it cannot be read as an image, its pixels have more than 8 bits, of which nobody can
+            tell the range, or it is a strip.
     """
+    with open_image(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """
+    An image whose pixels are not read yet. What reading them fails of is raised as here.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_image`.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"image {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"image {path} does not exist") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+            _check(image)
+            yield image
+    except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def _check(image: Image.Image) -> None:
+    if image.mode == "F" or image.mode.startswith("I"):
+        bits = 16 if image.mode.startswith("I;16") else 32
+        raise ValueError(f"its pixels have {bits} bits, expected 8: scale them by the range that they use")
+    shorter, longer = sorted(image.size)
+    if longer > _MAX_RATIO * shorter:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, expected a longer side of at most {_MAX_RATIO} "
+            "times the shorter one"
+        )

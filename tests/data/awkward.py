@@ -146,6 +146,30 @@ FAILS = {
         _first(segmentation={"size": [50, 80], "counts": [17]}),
         r"annotation 1 has RLE whose counts do not add up to 50 x 80 pixels",
     ),
+    "RLE that is cut off": (
+        _first(segmentation={**compressed_rle(), "counts": compressed_rle()["counts"][:-1]}),
+        r"annotation 1 has (compressed RLE that is cut off|RLE whose counts do not add up to 50 x 80)",
+    ),
+    "RLE of fractions": (
+        _first(segmentation={"size": [50, 80], "counts": [1.5, 3998.5]}),
+        r"annotation 1 has RLE whose counts are not whole numbers of 0 or more",
+    ),
+    "RLE of negative counts": (
+        _first(segmentation={"size": [50, 80], "counts": [4010, -10]}),
+        r"annotation 1 has RLE whose counts are not whole numbers of 0 or more",
+    ),
+    "true as id": (_first(id=True), r"annotation number 1 has the id True, expected a whole number"),
+    "id of 40 digits": (_first(id=10**40), r"annotation number 1 has the id 1000.*, expected a whole"),
+    "box of 400 digits": (_first(bbox=[1, 2, 3, 10**400]), r"annotation 1 has the bbox .*, expected"),
+    "image of 10 billion pixels": (_image(width=10**5, height=10**5), r"image 1 has width 100000 and"),
+    "instance_count as text": (
+        lambda c: c["categories"][0].update(instance_count="9"),
+        r"category 1 has the instance_count '9', expected a whole number of 0 or more",
+    ),
+    "list as coco_name": (
+        lambda c: c["categories"][0].update(coco_name=["cat"]),
+        r"category 1 has the coco_name \['cat'\], expected a name",
+    ),
     "annotation without id": (_first(id=None), r"annotation number 1 has the id None, expected a whole"),
     "image with text as id": (_image(id="a"), r"image number 1 has the id 'a', expected a whole number"),
     "list as category": (

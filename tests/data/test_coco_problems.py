@@ -1,5 +1,8 @@
 import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -101,6 +104,29 @@ def test_all_problems_are_reported_at_once_with_their_counts(tmp_path, capsys):
     for line in ("3 annotations with an empty segmentation", "1 crowd regions", "1 boxes without area"):
         assert line in remarks
     assert "1 images without annotations" in remarks
+
+
+def test_deep_images_pipes_and_loops_are_named_and_nothing_is_waited_for(tmp_path):
+    path = awkward.write(tmp_path)
+    content = read_json(path)
+    names = ("deep.png", "pipe.png", "loop.png")
+    content["images"] = [
+        {"id": i, "file_name": name, "width": 80, "height": 50} for i, name in enumerate(names, start=1)
+    ]
+    Image.fromarray(np.full((50, 80), 300, np.uint16)).save(tmp_path / "deep.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    found = {problem.where: problem for problem in find_image_problems(content, tmp_path)}
+    assert set(found) == set(names)
+    assert "its pixels have 16 bits, expected 8" in found["deep.png"].detail
+
+
+def test_names_are_shown_so_that_they_do_nothing_to_the_terminal():
+    content = awkward.content()
+    content["images"].append({"id": 9, "file_name": "\x1b[2J\n.png", "width": 0, "height": 1})
+    content["categories"].append({"id": 9, "name": "\x1b[31m", "instance_count": "\x1b[0m"})
+    report = problem_report([*find_problems(content), *find_image_problems(content, Path("absent"))])
+    assert "\x1b" not in report and r"\x1b[2J\n.png" in report
 
 
 def test_many_problems_of_a_kind_are_counted_and_a_few_named(tmp_path):

@@ -1,12 +1,17 @@
 """``PartiallySupervisedMapper``: Detectron2's dataset mapper for annotations of which some have no mask."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.utils.file_io import PathManager
 
+from maskx_d2.data.images import open_image
+from maskx_d2.data.rle import check_rle
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses, unpack_classes
 from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
 
@@ -46,16 +51,25 @@ class PartiallySupervisedMapper(DatasetMapper):
         return ret
 
     def __call__(self, dataset_dict: dict) -> dict:
+        file_name = dataset_dict["file_name"]
+        with open_image(Path(PathManager.get_local_path(file_name))):
+            pass  # Detectron2 would let Pillow clip pixels of more than 8 bits.
         try:
             result = super().__call__(dataset_dict)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"image {dataset_dict['file_name']} does not exist") from error
-        except OSError as error:
-            raise ValueError(f"{dataset_dict['file_name']} cannot be read as an image: {error}") from error
+        except (OSError, SyntaxError) as error:  # as Pillow has them
+            raise ValueError(f"{file_name} cannot be read as an image: {error}") from error
         if "instances" in result and "labelled_classes" in result:
             instances, packed = result["instances"], result.pop("labelled_classes")
-            instances.gt_labelled_classes = self._unpack(packed, dataset_dict["file_name"], len(instances))
+            instances.gt_labelled_classes = self._unpack(packed, file_name, len(instances))
         return result
+
+    @staticmethod
+    def _check_rle(rle: dict, file_name: str) -> None:
+        """Also of datasets that Detectron2 read, which checks none."""
+        try:
+            check_rle(rle)
+        except ValueError as error:
+            raise ValueError(f"an annotation of {file_name} {error}") from error
 
     def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
         if self.full_supervision:
@@ -89,6 +103,8 @@ class PartiallySupervisedMapper(DatasetMapper):
                     f"{file_name} has an annotation whose segmentation is RLE, but INPUT.MASK_FORMAT is "
                     "'polygon': use 'bitmask'"
                 )
+            if isinstance(annotation.get("segmentation"), dict):
+                self._check_rle(annotation["segmentation"], file_name)
             if not annotation.get("segmentation"):
                 annotation.pop("segmentation", None)
             utils.transform_instance_annotations(

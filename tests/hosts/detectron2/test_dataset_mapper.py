@@ -136,3 +136,18 @@ def test_roi_heads_that_need_every_mask_are_not_given_empty_ones(image, roi_head
     else:
         with pytest.raises(ValueError, match=r"image.png has 1 annotations without segmentation"):
             from_config(image)
+
+
+def test_pixels_that_detectron2_would_clip_are_refused(image):
+    Image.fromarray(np.full((160, 160), 300, np.uint16)).save(image["file_name"])
+    image["annotations"] = []
+    with pytest.raises(ValueError, match=r"image.png cannot be .*: its pixels have 16 bits, expected 8"):
+        mapper()(image)
+
+
+@pytest.mark.parametrize("length", [1, 5, -1])
+def test_rle_that_is_cut_off_is_refused_whoever_read_the_annotations(image, length):
+    whole = rle(disk(80, 80, 30))
+    image["annotations"] = [annotation({**whole, "counts": whole["counts"][:length]})]
+    with pytest.raises(ValueError, match=r"an annotation of .*image.png has (compressed )?RLE"):
+        mapper()(image)

@@ -1,0 +1,74 @@
+"""
+Run-length encoded masks, checked before pycocotools reads them: of counts that are cut off it makes a mask
+of whatever is in memory behind them.
+"""
+
+from collections.abc import Mapping
+from reprlib import repr as shown
+
+MAX_PIXELS = 178_956_970
+"""Of an image: Pillow reads no larger ones."""
+
+
+def check_rle(rle: Mapping) -> None:
+    """
+    Args:
+        rle: ``{"size": [height, width], "counts": compressed (str or bytes) or a list}``.
+
+    Raises:
+        ValueError: what is wrong with it, as the end of a sentence that names it.
+    """
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(counts, str | bytes | list) or not isinstance(size, list | tuple) or len(size) != 2:
+        raise ValueError("has RLE without counts and size")
+    if not is_image_size(*size):
+        raise ValueError(f"has RLE of the size {shown(size)}, expected [height, width] in pixels")
+    if isinstance(counts, str | bytes):
+        runs = _decompressed(counts)
+    elif all(map(_is_run, counts)):
+        runs = counts
+    else:
+        raise ValueError("has RLE whose counts are not whole numbers of 0 or more")
+    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
+        raise ValueError(f"has RLE whose counts do not add up to {size[0]} x {size[1]} pixels")
+
+
+def is_image_size(height, width) -> bool:
+    """Whether these are numbers of pixels that an image can have."""
+    sides = height, width
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        return False
+    return height * width <= MAX_PIXELS
+
+
+def _is_run(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _decompressed(counts: str | bytes) -> list[int]:
+    """
+    Lengths of the runs. Each character has five bits of a number, the lowest first, and a bit that says
+    whether there are more; from the fourth on, numbers are differences to the last but one
+    (pycocotools' ``rleFrString``).
+    """
+    try:
+        data = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise ValueError("has compressed RLE with characters that no RLE has") from error
+    runs: list[int] = []
+    value = shift = 0
+    for byte in data:
+        code = byte - 48
+        if not 0 <= code < 64 or shift > 30:
+            raise ValueError("has compressed RLE with characters that no RLE has")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("has compressed RLE that is cut off")
+    return runs

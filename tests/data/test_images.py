@@ -1,0 +1,80 @@
+import io
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from maskx_d2.data.images import read_image
+
+
+def test_eight_bits_of_any_mode_become_rgb_upright(tmp_path):
+    for mode in ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK"):
+        path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
+        Image.new(mode, (4, 3)).save(path)
+        assert (read_image(path).mode, read_image(path).size) == ("RGB", (4, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix", "bits"),
+    [(np.uint16, "png", 16), (np.uint16, "tif", 16), (np.int32, "tif", 32), (np.float32, "tif", 32)],
+)
+def test_pixels_whose_range_nobody_knows_are_refused(tmp_path, dtype, suffix, bits):
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(np.full((4, 5), 300, dtype)).save(path)
+    with pytest.raises(ValueError, match=rf"deep.{suffix} cannot be .*: its pixels have {bits} bits, exp"):
+        read_image(path)
+
+
+def test_strips_are_refused(tmp_path):
+    Image.new("RGB", (1, 20_000)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match=r"strip.png cannot be read as an image: it has 1 x 20000 pixels"):
+        read_image(tmp_path / "strip.png")
+    Image.new("RGB", (100, 1)).save(tmp_path / "long.png")
+    assert read_image(tmp_path / "long.png").size == (100, 1)
+
+
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+    Image.new("1", (400, 400)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"bomb.png cannot be read as an image: .*decompression bomb"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe", "loop", "folder", "absent"):
+        with pytest.raises(FileNotFoundError, match=rf"{name}.png (is no file|does not exist)$"):
+            read_image(tmp_path / f"{name}.png")
+
+
+def encoded(suffix):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 14, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format=suffix)
+    return buffer.getvalue()
+
+
+FILES = {suffix: encoded(suffix) for suffix in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")}
+
+
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_a_changed_file_is_an_image_or_one_sentence(tmp_path_factory, suffix, data):
+    content = bytearray(FILES[suffix])
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    path = tmp_path_factory.mktemp("fuzz") / "image"
+    path.write_bytes(content)
+    try:
+        assert read_image(path).mode == "RGB"
+    except ValueError as error:
+        assert str(error).startswith(f"{path} cannot be read as an image: ")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from maskx_d2.data.printable import in_markdown
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.run_files import Run, read_run
 from maskx_d2.evaluation.tables import FREQUENCY_TITLES, GROUP_TITLES, TASK_TITLES
@@ -115,15 +116,16 @@ def markdown_report(comparison: Comparison) -> str:
     """A table for each task and side of the split: a row for each run, its metrics and differences."""
     evaluation = comparison.runs[comparison.baseline].evaluation
     num_a, num_classes = len(evaluation.with_masks), len(evaluation.class_names)
+    annotations, baseline = in_markdown(Path(evaluation.annotations).name), in_markdown(comparison.baseline)
     parts = [
         "# Comparison of runs",
-        f"Evaluated on `{Path(evaluation.annotations).name}`: {num_a} classes with masks (A), "
-        f"{num_classes - num_a} with boxes only (B). In brackets the difference to {comparison.baseline}.",
+        f"Evaluated on {annotations}: {num_a} classes with masks (A), {num_classes - num_a} with boxes "
+        f"only (B). In brackets the difference to {baseline}.",
     ]
     for task in comparison.tasks:
         for group, title in comparison.groups.items():
             rows = [
-                [run, *(_cell(comparison, run, task, group, metric) for metric in METRICS)]
+                [in_markdown(run), *(_cell(comparison, run, task, group, metric) for metric in METRICS)]
                 for run in comparison.runs
             ]
             table = tabulate(rows, headers=["", *METRICS], tablefmt="github", disable_numparse=True)

@@ -8,6 +8,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from maskx_d2.data.printable import printable
+
 WITH_MASKS_COLOUR = (255, 140, 0)
 BOXES_ONLY_COLOUR = (0, 200, 255)
 _LEGEND = (("trained with masks", WITH_MASKS_COLOUR), ("boxes only", BOXES_ONLY_COLOUR))
@@ -66,7 +68,7 @@ def draw_detections(
         draw.rectangle([x, y, x + width, y + height], outline=colour, width=1)
     taken: list[_Rectangle] = []
     for detection, colour in zip(reversed(ordered), reversed(colours), strict=True):
-        text = style.names[detection["category_id"]]
+        text = printable(style.names[detection["category_id"]])
         if "score" in detection:
             text = f"{text} {detection['score']:.0%}"
         if detection.get("others"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
+from maskx_d2.data.printable import in_plot
 from maskx_d2.evaluation.comparison import Comparison
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR
 
@@ -41,7 +42,7 @@ def class_difference_plot(comparison: Comparison, title: str, task: str) -> str 
         color=[_COLOURS[index not in in_a] for index, _ in differences],
     )
     axes.axhline(0, color="black", linewidth=0.8)
-    names = [evaluation.class_names[index] for index, _ in differences]
+    names = [in_plot(evaluation.class_names[index]) for index, _ in differences]
     axes.set_xticks(places, names, rotation=90, fontsize=8)
     axes.margins(x=0.01)
     axes.set_ylabel("AP difference")
@@ -73,7 +74,14 @@ def training_curves_plot(comparison: Comparison) -> str | None:
     for panel in panels[len(losses) :]:
         panel.set_axis_off()
     handles = [matplotlib.lines.Line2D([], [], color=f"C{i}") for i in range(len(metrics))]
-    figure.legend(handles, list(metrics), loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(
+        handles,
+        [in_plot(title) for title in metrics],
+        loc="outside upper center",
+        ncols=3,
+        fontsize=9,
+        frameon=False,
+    )
     return _svg(figure)
 
 

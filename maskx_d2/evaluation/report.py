@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -10,11 +11,14 @@ from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
 from maskx_d2.data.images import read_image
+from maskx_d2.data.printable import printable
+from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.comparison import Comparison
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
+from maskx_d2.evaluation.run_files import DETECTIONS_FILE, file_digest
 from maskx_d2.evaluation.tables import TASK_TITLES
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -29,8 +33,11 @@ def html_report(comparison: Comparison, *, num_images: int = 8, min_score: float
         min_score: detections below it are not drawn.
     """
     evaluation = comparison.runs[comparison.baseline].evaluation
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown_in_page
+    )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    pictures, why_none = _pictures(comparison, num_images, min_score)
     boxes_only = len(evaluation.class_names) - len(evaluation.with_masks)
     return template.render(
         comparison=comparison,
@@ -52,9 +59,14 @@ def html_report(comparison: Comparison, *, num_images: int = 8, min_score: float
             if (pairs := comparison.class_differences(run, task)) and not any(d for _, d in pairs)
         ],
         curves=training_curves_plot(comparison),
-        pictures=_pictures(comparison, num_images, min_score),
-        num_images=num_images,
+        pictures=pictures,
+        why_no_pictures=why_none,
     )
+
+
+def _shown_in_page(value):
+    """Names may hold anything. Plots have a type of their own, which says that they are safe."""
+    return printable(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
 def _table(comparison: Comparison, task: str) -> dict:
@@ -72,12 +84,20 @@ def _table(comparison: Comparison, task: str) -> dict:
     return {"title": TASK_TITLES[task], "rows": rows}
 
 
-def _pictures(comparison: Comparison, num_images: int, min_score: float) -> list[tuple[str, str]]:
-    """(file name, data URL) of pictures with ground truth and all runs side by side."""
+def _pictures(
+    comparison: Comparison, num_images: int, min_score: float
+) -> tuple[list[tuple[str, str]], str | None]:
+    """
+    (file name, data URL) of pictures with ground truth and all runs side by side, or why there are none.
+    """
     evaluation = comparison.runs[comparison.baseline].evaluation
     annotations = Path(evaluation.annotations)
-    if num_images == 0 or evaluation.images is None or not annotations.is_file():
-        return []
+    if num_images == 0:
+        return [], None
+    if evaluation.images is None or not Path(evaluation.images).is_dir() or not annotations.is_file():
+        return [], f"The images that were evaluated on are not where they were: {evaluation.images}."
+    if file_digest(annotations) != evaluation.annotations_sha256:
+        return [], f"The annotations are not those that were evaluated any more: {annotations}."
     truth = read_coco(annotations)
     ids_in_a = frozenset(evaluation.category_ids[i] for i in evaluation.with_masks)
     names = dict(zip(evaluation.category_ids, evaluation.class_names, strict=True))
@@ -93,13 +113,27 @@ def _pictures(comparison: Comparison, num_images: int, min_score: float) -> list
         picture = read_image(Path(evaluation.images) / record["file_name"])
         scale = _PANEL_SIDE / max(picture.size)
         objects = [_with_rle(truth, a) for a in truth.imgToAnns[record["id"]] if not a["iscrowd"]]
-        found = {
-            title: readable_detections(of_run.get(record["id"], []), len(names))
-            for title, of_run in detections.items()
-        }
+        found = {}
+        for title, of_run in detections.items():
+            found[title] = readable_detections(of_run.get(record["id"], []), len(names))
+            _check_masks(found[title], picture, comparison.runs[title].folder)
         drawn = draw_side_by_side(picture, {"ground truth": objects, **found}, style, scale=scale)
         pictures.append((record["file_name"], _data_url(drawn)))
-    return pictures
+    return pictures, None
+
+
+def _check_masks(detections: Sequence[Mapping], picture: Image.Image, run: Path) -> None:
+    """Before pycocotools makes pixels of them."""
+    for mask in (d["segmentation"] for d in detections if "segmentation" in d):
+        try:
+            check_rle(mask)
+        except ValueError as error:
+            raise ValueError(f"{run}: a detection of {DETECTIONS_FILE} {error}") from error
+        if tuple(mask["size"]) != (picture.height, picture.width):
+            raise ValueError(
+                f"{run}: a mask of {DETECTIONS_FILE} is of size {mask['size']}, expected "
+                f"[{picture.height}, {picture.width}], that of its image"
+            )
 
 
 def _with_rle(truth, annotation: dict) -> dict:

@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, TypedDict, TypeVar
 
+import msgspec
 import numpy as np
+from typing_extensions import NotRequired
 
 from maskx_d2.data.files import write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, frequency_thirds
@@ -25,6 +27,24 @@ DETECTIONS_FILE = "coco_instances_results.json"
 
 METRICS_FILE = "metrics.json"
 """Losses, learning rate and results, a line of JSON for each time they were logged."""
+
+
+_Content = TypeVar("_Content")
+
+
+class _Rle(TypedDict):
+    size: list[int]
+    counts: str
+
+
+class Detection(TypedDict):
+    """In COCO's results format. There may be more in it."""
+
+    image_id: int
+    category_id: int
+    score: float
+    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    segmentation: NotRequired[_Rle]
 
 
 @dataclass(frozen=True)
@@ -78,10 +98,9 @@ def evaluation_of(
         task: [values["AP"] for values in average_precision(precision, single).values()]
         for task, precision in precisions.items()
     }
-    digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
     return Evaluation(
         annotations=str(annotations.resolve()),
-        annotations_sha256=digest,
+        annotations_sha256=file_digest(annotations),
         images=images,
         class_names=list(class_names),
         category_ids=list(category_ids),
@@ -104,28 +123,41 @@ class Run:
     folder: Path
     evaluation: Evaluation
 
-    def detections(self) -> list[dict]:
-        """In COCO's results format."""
+    def detections(self) -> list[Detection]:
+        """
+        Raises:
+            ValueError: the file is not what an evaluation writes.
+        """
         path = self.folder / EVALUATION_FOLDER / DETECTIONS_FILE
         if not path.is_file():
             return []
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        found = _decode(path, list[Detection])
+        known = set(self.evaluation.category_ids)
+        unknown = next((d["category_id"] for d in found if d["category_id"] not in known), None)
+        if unknown is not None:
+            raise ValueError(f"{path} has category_id {unknown}, which is not among those evaluated")
+        return found
 
-    def metrics(self) -> list[dict]:
+    def metrics(self) -> list[dict[str, float]]:
         """What was logged, in the order of the iterations; what a resumed run logged again counts."""
         path = self.folder / METRICS_FILE
         if not path.is_file():
             return []
         at: dict[int, dict] = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             # A run that was killed may have left half a line.
-            with contextlib.suppress(json.JSONDecodeError):
-                logged = json.loads(line)
-                at.setdefault(logged["iteration"], {}).update(logged)
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                logged = msgspec.json.decode(line, type=dict[str, object])
+                iteration = logged.get("iteration")
+                if type(iteration) is int and 0 <= iteration < 2**53:
+                    numbers = {n: v for n, v in logged.items() if type(v) in (int, float) and abs(v) < 1e30}
+                    at.setdefault(iteration, {}).update(numbers)
         return [at[iteration] for iteration in sorted(at)]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_run(folder: Path) -> Run:
@@ -139,7 +171,23 @@ def read_run(folder: Path) -> Run:
         raise FileNotFoundError(
             f"{folder} has no {path.relative_to(folder)}, expected the output of a run that was evaluated"
         )
+    evaluation = _decode(path, Evaluation)
+    num_classes = len(evaluation.class_names)
+    lists = {"category_ids": evaluation.category_ids, **evaluation.by_class}
+    for name, values in lists.items():
+        if len(values) != num_classes:
+            raise ValueError(f"{path} has {len(values)} {name} of {num_classes} classes, expected as many")
+    indices = evaluation.with_masks
+    if len(set(indices)) != len(indices) or not set(indices) <= set(range(num_classes)):
+        raise ValueError(f"{path} has with_masks that are no indices of its {num_classes} classes")
+    if len(set(evaluation.category_ids)) != num_classes:
+        raise ValueError(f"{path} has category_ids twice, expected each once")
+    return Run(folder, evaluation)
+
+
+def _decode(path: Path, kind: type[_Content]) -> _Content:
     try:
-        return Run(folder, Evaluation(**json.loads(path.read_text(encoding="utf-8"))))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not what an evaluation writes: {error}") from error
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = "JSON" if type(error) is msgspec.DecodeError else "what an evaluation writes"
+        raise ValueError(f"{path} is not {what}: {error}") from error

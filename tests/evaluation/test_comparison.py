@@ -181,6 +181,49 @@ def test_images_that_are_not_there_are_left_out(tmp_path):
     assert html.count("<img") == 0 and "The images that were evaluated on are not where they were" in html
 
 
+def test_no_pictures_are_made_with_annotations_that_were_not_evaluated(tmp_path):
+    truth = runs.dataset(tmp_path / "data")
+    comparison = compare_runs([runs.run(tmp_path / "run", truth)])
+    truth.write_text(truth.read_text() + "\n")
+    html = html_report(comparison, num_images=20)
+    assert "<img" not in html and "The annotations are not those that were evaluated any more" in html
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"size": [100_000, 100_000], "counts": "PlZ~8"}, r"a detection of .* has RLE of the size"),
+        ({"size": [20, 20], "counts": "P"}, r"a detection of .* has compressed RLE that is cut off"),
+        ({"size": [20, 20], "counts": "`<"}, r"a mask of .* is of size \[20, 20\], expected \[160, 160\]"),
+    ],
+)
+def test_masks_that_pycocotools_would_stumble_over_are_named(tmp_path, mask, message):
+    folder = runs.run(tmp_path / "run", runs.dataset(tmp_path / "data"))
+    path = folder / "inference" / "coco_instances_results.json"
+    found = json.loads(path.read_text())
+    for detection in found:
+        detection["segmentation"] = mask
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=message):
+        html_report(compare_runs([folder]), num_images=1, min_score=0)
+
+
+def test_titles_and_class_names_do_nothing_but_show(tmp_path):
+    truth = runs.dataset(tmp_path / "data")
+    folders = [runs.run(tmp_path / n, truth, seed=i) for i, n in enumerate(("$a_{$|b", "<i>\x1b[2J`c"))]
+    path = folders[0] / "inference" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["class_names"][0] = "$\\frac{<b>\x1b"
+    for folder in folders:
+        (folder / "inference" / "evaluation.json").write_text(json.dumps(content))
+    comparison = compare_runs(folders)
+    markdown, html = markdown_report(comparison), html_report(comparison)
+    for text in (markdown, html):
+        assert "\x1b" not in text and "<i>" not in text and "<b>\\" not in text
+    assert r"\$a_{\$\|b" in markdown and r"\<i\>\\x1b\[2J\`c" in markdown
+    assert "$a_{$|b" in html
+
+
 def test_images_are_shown_upright_as_their_exif_data_say(tmp_path):
     content = synthetic.ground_truth(images=1)
     content["images"][0].update(width=160, height=160, file_name="1.jpg")

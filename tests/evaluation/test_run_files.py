@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -67,3 +68,52 @@ def test_detections_that_are_cut_off_are_named(tmp_path):
     (folder / "inference" / "coco_instances_results.json").write_text('[{"image')
     with pytest.raises(ValueError, match=r"coco_instances_results.json is not JSON"):
         read_run(folder).detections()
+
+
+def changed(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(class_names="ab"), "Expected `array`, got `str` - at `$.class_names`"),
+        (lambda c: c["category_ids"].pop(), "has 4 category_ids of 5 classes, expected as many"),
+        (lambda c: c["by_class"]["segm"].append(1), "has 6 segm of 5 classes, expected as many"),
+        (lambda c: c.update(with_masks=[0, 9]), "has with_masks that are no indices of its 5 classes"),
+        (lambda c: c["category_ids"].__setitem__(0, 3), "has category_ids twice, expected each once"),
+        (lambda c: c["by_group"].update(segm=3), "Expected `object`, got `int`"),
+    ],
+)
+def test_an_evaluation_of_other_types_is_named(tmp_path, change, message):
+    folder = runs.run(tmp_path / "run", runs.dataset(tmp_path / "data"))
+    changed(folder / "inference" / "evaluation.json", change)
+    with pytest.raises(ValueError, match=rf"evaluation.json .*{re.escape(message)}"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[0].update(bbox=[1, 2, 3]), "Expected `array` of length >= 4"),
+        (lambda c: c[0].update(score="1"), "Expected `float`, got `str`"),
+        (lambda c: c[0].update(category_id=77), "has category_id 77, which is not among those evaluated"),
+        (lambda c: c.append(None), "Expected `object`, got `null`"),
+    ],
+)
+def test_detections_of_other_types_are_named(tmp_path, change, message):
+    folder = runs.run(tmp_path / "run", runs.dataset(tmp_path / "data"))
+    changed(folder / "inference" / "coco_instances_results.json", change)
+    with pytest.raises(ValueError, match=rf"coco_instances_results.json .*{re.escape(message)}"):
+        read_run(folder).detections()
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", "{}", '{"iteration": "a"}', "\x80", '{"iteration": true}'])
+def test_lines_of_metrics_that_are_none_are_passed_over(tmp_path, line):
+    folder = runs.run(tmp_path / "run", runs.dataset(tmp_path / "data"))
+    expected = read_run(folder).metrics()
+    with (folder / "metrics.json").open("a", encoding="latin1") as file:
+        file.write(line + "\n")
+    assert read_run(folder).metrics() == expected

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from maskx_d2.data.printable import printable
+from maskx_d2.exits import FOUND_ERRORS, one_sentence
+
 _INSTALL_DETECTRON2 = (
     "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
     "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
@@ -18,19 +21,19 @@ HOSTS = ("detectron2", "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a subcommand; a user's mistake ends with one sentence and exit status 2."""
+    """
+    Run a subcommand. Exit status 1 is that of broken data, 2 of a user's mistake, 3 of anything that was
+    not foreseen, and 128 + its number of a signal; see :mod:`maskx_d2.exits`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["torchvision"]:
+    show_traceback = arguments[:1] == ["--traceback"]
+    if arguments[show_traceback:][:1] == ["torchvision"]:
         # The rest belongs to Lightning's command line, its --help too.
-        args = argparse.Namespace(run=_torchvision, arguments=arguments[1:], traceback=False)
+        args = argparse.Namespace(run=_torchvision, arguments=arguments[show_traceback + 1 :])
     else:
         args = _parser().parse_args(arguments)
-    try:
+    with one_sentence("maskx", show_traceback=show_traceback):
         args.run(args)
-    except (ValueError, OSError) as error:
-        if args.traceback:
-            raise
-        _fail(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the model")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
     predict.add_argument("--output", required=True, type=Path, metavar="DIR")
-    predict.add_argument("--min-score", type=float, default=0.5, metavar="P", help="default 0.5")
+    predict.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
     predict.add_argument(
         "--top",
         type=_at_least(1),
@@ -130,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--baseline", type=Path, metavar="RUN_DIR", help="the first run, if not given")
     compare.add_argument("--output", type=Path, default=Path("output/comparison"), metavar="DIR")
     compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
-    compare.add_argument("--min-score", type=float, default=0.5, metavar="P", help="default 0.5")
+    compare.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
     compare.set_defaults(run=_compare)
 
     check = commands.add_parser(
@@ -225,6 +228,7 @@ def _predict(args: argparse.Namespace) -> None:
     if "://" not in args.weights and not Path(args.weights).is_file():
         raise FileNotFoundError(f"--weights {args.weights} is no file")
     detector = _detector(args)
+    failed: list[str] = []
     with log_to_file(args.output / "log.txt"):
         bar = partial(tqdm, unit="image", file=sys.stderr)
         results = predict(
@@ -235,8 +239,14 @@ def _predict(args: argparse.Namespace) -> None:
             top=args.top,
             merge_iou=args.merge,
             progress=bar,
+            passed_over=lambda path, error: failed.append(str(error)),
         )
-    print(f"{len(images)} pictures in {args.output}, results in COCO format in {results}")
+    print(f"{len(images) - len(failed)} pictures in {args.output}, results in COCO format in {results}")
+    if failed:
+        print(f"maskx: {len(failed)} of {len(images)} images were passed over:", file=sys.stderr)
+        for reason in failed:
+            print(f"  {printable(reason)}", file=sys.stderr)
+        sys.exit(FOUND_ERRORS)
 
 
 def _detector(args: argparse.Namespace):
@@ -303,7 +313,7 @@ def _check_dataset(args: argparse.Namespace) -> None:
     print(f"{args.annotations}: {', '.join(counts)}")
     print(problem_report(problems) or "Nothing to remark.")
     if any(problem.is_error for problem in problems):
-        sys.exit(1)
+        sys.exit(FOUND_ERRORS)
 
 
 def _splits(args: argparse.Namespace) -> None:
@@ -317,7 +327,10 @@ def _splits(args: argparse.Namespace) -> None:
 def _embeddings(args: argparse.Namespace) -> None:
     from maskx_d2.data import class_embeddings
     from maskx_d2.data.class_names import read_class_names
+    from maskx_d2.data.files import check_keeps_inputs
 
+    inputs = (args.classes, args.vectors if args.kind == "glove" else None)
+    check_keeps_inputs([args.output], [path for path in inputs if path is not None])
     names = read_class_names(args.classes)
     if args.kind == "glove":
         table = class_embeddings.glove_embeddings(args.vectors, names)
@@ -339,9 +352,4 @@ def _has_detectron2() -> bool:
 
 def _need_detectron2(what: str) -> None:
     if not _has_detectron2():
-        _fail(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")
-
-
-def _fail(message: str) -> None:
-    print(f"maskx: {message}", file=sys.stderr)
-    sys.exit(2)
+        raise ValueError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")

@@ -8,11 +8,14 @@ from typing import Protocol
 
 from PIL import Image
 
-from maskx_d2.data.files import write_text
+from maskx_d2.data.files import check_keeps_inputs, check_replaceable, write_png, write_text
 from maskx_d2.data.images import read_image
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
+
+UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
+"""In place of :data:`DETECTIONS_FILE` until all images are done: a line with the detections of each."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -37,7 +40,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            # A pipe or a link that leads nowhere is named later, with the images that cannot be read.
+            found = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
+            )
             if not found:
                 raise FileNotFoundError(
                     f"{path} holds no image, expected files ending in {', '.join(IMAGE_SUFFIXES)}"
@@ -59,9 +65,11 @@ def predict(
     top: int | None = None,
     merge_iou: float | None = None,
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+    passed_over: Callable[[Path, Exception], None] | None = None,
 ) -> Path:
     """
-    Detect on images; draw what is found, and write it in COCO's results format.
+    Detect on images; draw what is found, and write it in COCO's results format. What is done is not lost
+    if it is interrupted: pictures, and a line for each in :data:`UNFINISHED_FILE`.
 
     ``image_id`` is the number that the file is named by, as in COCO, or where one is not, the image's
     place in the sequence; ``file_name`` is there too.
@@ -73,31 +81,46 @@ def predict(
         min_score: detections below it are neither drawn nor written.
         top, merge_iou: what is drawn, see :func:`maskx_d2.evaluation.merging.readable_detections`.
         progress: wraps the images, as ``tqdm`` does.
+        passed_over: called with each image that cannot be read, and why; if None, the first ends it.
 
     Returns:
         The path of the JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: an image cannot be read, or something is in the way of the output.
     """
     picture_paths = _picture_paths(images, output)
-    overwritten = {path.resolve() for path in images} & {path.resolve() for path in picture_paths}
-    if overwritten:
-        raise ValueError(f"the picture of {min(overwritten)} would overwrite it: give another --output")
+    check_keeps_inputs(picture_paths, images)
     output.mkdir(parents=True, exist_ok=True)
+    json_path, unfinished = output / DETECTIONS_FILE, output / UNFINISHED_FILE
+    for path in (json_path, unfinished, *picture_paths):
+        check_replaceable(path)
+    json_path.unlink(missing_ok=True)  # it is not of the pictures that will be beside it
     results: list[dict] = []
     places = zip(_image_ids(images), picture_paths, strict=True)
-    for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
-        image = read_image(path)
-        found = [d for d in detector.detect(image, image_id) if d["score"] >= min_score]
-        for detection in found:
-            detection["file_name"] = path.name
-        results += found
-        num_classes = len(detector.style.names)
-        shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
-        with_legend(draw_detections(image, shown, detector.style)).save(picture_path)
-        logging.getLogger(__name__).info(
-            "%s: %d objects, %d drawn -> %s", path, len(found), len(shown), picture_path
-        )
-    write_text(output / DETECTIONS_FILE, json.dumps(results))
-    return output / DETECTIONS_FILE
+    with unfinished.open("w", encoding="utf-8") as lines:
+        for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
+            try:
+                image = read_image(path)
+            except (FileNotFoundError, ValueError) as error:
+                if passed_over is None:
+                    raise
+                passed_over(path, error)
+                continue
+            found = [d for d in detector.detect(image, image_id) if d["score"] >= min_score]
+            for detection in found:
+                detection["file_name"] = path.name
+            results += found
+            num_classes = len(detector.style.names)
+            shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
+            write_png(picture_path, with_legend(draw_detections(image, shown, detector.style)))
+            print(json.dumps(found), file=lines, flush=True)
+            logging.getLogger(__name__).info(
+                "%s: %d objects, %d drawn -> %s", path, len(found), len(shown), picture_path
+            )
+    write_text(json_path, json.dumps(results))
+    unfinished.unlink()
+    return json_path
 
 
 def _image_ids(images: Sequence[Path]) -> list[int]:

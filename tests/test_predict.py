@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ from PIL import Image
 
 from maskx_d2 import predict as predict_module
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.predict import find_images, predict
+from maskx_d2.evaluation.run_files import DETECTIONS_FILE
+from maskx_d2.predict import UNFINISHED_FILE, find_images, predict
 
 
 def test_images_of_a_folder_are_found_in_order(tmp_path):
@@ -30,6 +32,64 @@ class Detector:
             {"bbox": [4 * i, 100, 3, 3], "score": 0.5 + i / 1000, "category_id": 7} for i in range(40)
         ]
         return [{**d, "image_id": image_id} for d in things + region]
+
+
+def images(folder, count):
+    folder.mkdir()
+    for i in range(1, count + 1):
+        Image.new("RGB", (60, 50)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_images_that_cannot_be_read_are_passed_over_and_the_others_are_done(tmp_path):
+    folder = images(tmp_path / "in", 4)
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:50])
+    (folder / "4.png").unlink()
+    os.mkfifo(folder / "4.png")
+    failed = {}
+    results = predict(
+        Detector(10),
+        find_images([folder]),
+        tmp_path / "out",
+        passed_over=lambda path, error: failed.update({path.name: str(error)}),
+    )
+    assert set(failed) == {"2.png", "4.png"}
+    assert "2.png cannot be read as an image: " in failed["2.png"]
+    assert {d["image_id"] for d in json.loads(results.read_text())} == {1, 3}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.png", "3.png", DETECTIONS_FILE]
+
+
+class Stopping(Detector):
+    """Is interrupted at the third image."""
+
+    def detect(self, image, image_id):
+        if image_id == 3:
+            raise KeyboardInterrupt
+        return super().detect(image, image_id)
+
+
+def test_what_was_done_before_an_interruption_stays_and_nothing_older_is_beside_it(tmp_path):
+    folder = images(tmp_path / "in", 4)
+    predict(Detector(10), [folder / "4.png"], tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stopping(10), find_images([folder]), tmp_path / "out")
+    assert not (tmp_path / "out" / DETECTIONS_FILE).exists()
+    lines = (tmp_path / "out" / UNFINISHED_FILE).read_text().splitlines()
+    assert [{d["image_id"] for d in json.loads(line)} for line in lines] == [{1}, {2}]
+    predict(Detector(10), find_images([folder]), tmp_path / "out")
+    assert (tmp_path / "out" / DETECTIONS_FILE).exists()
+    assert not (tmp_path / "out" / UNFINISHED_FILE).exists()
+
+
+def test_a_link_where_a_picture_should_be_ends_it_before_anything_is_written(tmp_path):
+    folder = images(tmp_path / "in", 2)
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "2.png").symlink_to(tmp_path / "kept")
+    with pytest.raises(ValueError, match=r"2.png is a link, expected a file or nothing"):
+        predict(Detector(10), find_images([folder]), tmp_path / "out")
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["2.png"]
 
 
 @pytest.fixture

@@ -1,0 +1,81 @@
+"""How a command ends: in one sentence, and with an exit status that says whose turn it is."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+
+from maskx_d2.data.printable import printable
+
+FOUND_ERRORS = 1
+"""The command did what it was asked for, and some of what it was given is broken."""
+
+MISTAKE = 2
+"""The user's, in options or files."""
+
+FAULT = 3
+"""Nothing that was foreseen: of the program, or of what it runs on."""
+
+_FROM_OTHER_PROCESS = re.compile(r"^Traceback \(most recent call last\)|^Original Traceback", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
+    """
+    Turns errors and signals into exits: a sentence on stderr, and status :data:`MISTAKE`, :data:`FAULT`,
+    or 128 + the signal's number.
+
+    Args:
+        program: what the sentence begins with.
+        show_traceback: whether to print where an error comes from, too.
+    """
+    with _exit_on_signals(program):
+        try:
+            yield
+        except BrokenPipeError:
+            # As of `maskx splits voc | head -1`. Python would stumble over the pipe once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        except Exception as error:
+            foreseen = isinstance(error, ValueError | OSError | FloatingPointError)
+            if show_traceback:
+                traceback.print_exc()
+            sentence = _sentence(error)
+            if not foreseen:
+                sentence = f"{type(error).__name__}: {sentence}".rstrip(": ")
+                sentence += "" if show_traceback else " (--traceback as the first option shows where)"
+            print(f"{program}: {sentence}", file=sys.stderr)
+            sys.exit(MISTAKE if foreseen else FAULT)
+
+
+def _sentence(error: Exception) -> str:
+    """Of an error that another process has handed on with its traceback, the error itself."""
+    text = str(error).strip()
+    if _FROM_OTHER_PROCESS.search(text):
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return printable(text)
+
+
+@contextlib.contextmanager
+def _exit_on_signals(program: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let everything that is open be closed, and files that are half-written go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def leave(number: int, frame) -> None:
+        if os.getpid() == process:  # and not one that loads data for it
+            print(f"\n{program}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskx_d2 import cli
+from maskx_d2.exits import one_sentence
+
+from .data import awkward
+
+
+def ends(capsys, error, *, show_traceback=False):
+    """Exit status and what is printed."""
+    with pytest.raises(SystemExit) as stopped, one_sentence("maskx", show_traceback=show_traceback):
+        raise error
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("a is 3, expected 4"), 2, "maskx: a is 3, expected 4"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "maskx: [Errno 2] No such file: 'x'"),
+        (FloatingPointError("the loss is not finite"), 2, "maskx: the loss is not finite"),
+        (ValueError("two\nlines \x1b[31m"), 2, r"maskx: two\nlines \x1b[31m"),
+        (
+            ValueError(
+                "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+                "last):\n  File ...\nValueError: annotation 7 has no box\n"
+            ),
+            2,
+            "maskx: annotation 7 has no box",
+        ),
+        (
+            KeyError("a"),
+            3,
+            "maskx: KeyError: 'a' (--traceback as the first option shows where)",
+        ),
+        (MemoryError(), 3, "maskx: MemoryError (--traceback as the first option shows where)"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(capsys, error, status, sentence):
+    assert ends(capsys, error) == (status, sentence + "\n")
+
+
+def test_a_traceback_is_shown_to_those_who_ask(capsys):
+    status, printed = ends(capsys, KeyError("a"), show_traceback=True)
+    assert status == 3 and printed.startswith("Traceback (most recent call last)")
+    assert printed.splitlines()[-1] == "maskx: KeyError: 'a'"
+
+
+def test_handlers_of_signals_are_put_back(capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    ends(capsys, ValueError())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_with_its_status_and_no_partial_file(tmp_path, number, status):
+    script = """
+    import sys, time
+    from pathlib import Path
+    from maskx_d2.data.files import replacing
+    from maskx_d2.exits import one_sentence
+    with one_sentence("maskx", show_traceback=False), replacing(Path(sys.argv[1])):
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert printed == f"\nmaskx: stopped by {number.name}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m maskx_d2 splits voc | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+# ---- Commands ----
+
+
+def failure(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1, printed
+    return stopped.value.code, printed[0]
+
+
+def test_outputs_that_are_no_files_or_inputs_are_refused_by_every_command(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    random = ["embeddings", "random", "--output"]
+    assert failure(capsys, *random, "/dev/full") == (
+        2,
+        "maskx: /dev/full is a device or a pipe, expected a file or nothing",
+    )
+    assert failure(capsys, *random, tmp_path / "pipe")[0] == 2
+    names = tmp_path / "names.txt"
+    names.write_text("dog\n")
+    assert "would overwrite it" in failure(capsys, *random, names, "--classes", names)[1]
+    assert names.read_text() == "dog\n"
+    genome = [tmp_path / name for name in ("vg3k_train.json", "objects.json", "coco.json")]
+    for path in genome:
+        path.write_text("[]")
+    status, sentence = failure(
+        capsys,
+        *("prepare", "vg3k", "--image-data", genome[0], "--objects", genome[1]),
+        *("--coco-val", genome[2], "--output", tmp_path),
+    )
+    assert status == 2 and "would overwrite it" in sentence
+    assert genome[0].read_text() == "[]"
+
+
+def test_json_that_python_cannot_read_is_named_by_every_command(capsys, tmp_path):
+    path = tmp_path / "truth.json"
+    genome = ["--image-data", path, "--objects", path, "--coco-val", path]
+    for content in (b"[" * 100_000, b"[1" + b"0" * 5_000 + b"]", b"\xff\xfe", b"{}", b"3"):
+        path.write_bytes(content)
+        for command in (
+            ["splits", "voc", path],
+            ["check-dataset", path, tmp_path],
+            ["embeddings", "random", "--output", tmp_path / "x.npy", "--classes", path],
+            ["prepare", "vg3k", *genome, "--output", tmp_path / "genome"],
+        ):
+            status, sentence = failure(capsys, *command)
+            assert status == 2 and "truth.json" in sentence
+
+
+def test_a_list_of_classes_may_end_in_capitals(capsys, tmp_path):
+    path = awkward.write(tmp_path).rename(tmp_path / "TRUTH.JSON")
+    cli.main(["embeddings", "random", "--output", str(tmp_path / "x.npy"), "--classes", str(path)])
+    assert np.load(tmp_path / "x.npy").shape == (2, 300)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_word_vectors_that_are_not_finite_are_named(capsys, tmp_path, number):
+    (tmp_path / "vectors.txt").write_text(f"cow 1 2\ncat 1 {number}\n")
+    (tmp_path / "names.txt").write_text("cat\n")
+    status, sentence = failure(
+        capsys,
+        *("embeddings", "glove", "--vectors", tmp_path / "vectors.txt"),
+        *("--classes", tmp_path / "names.txt", "--output", tmp_path / "x.npy"),
+    )
+    assert status == 2 and "line 2 has numbers that are not finite" in sentence
+    assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize("command", ["predict --weights a.ckpt --output out image.png", "compare run"])
+def test_a_score_that_is_none_is_refused(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command.split(), "--min-score", "nan"])
+    assert stopped.value.code == 2
+    assert "nan is not between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_picture_in_16_bits_is_passed_over_with_a_sentence_by_check_dataset(capsys, tmp_path):
+    path = awkward.write(tmp_path)
+    Image.fromarray(np.full((50, 80), 300, np.uint16)).save(tmp_path / "1.png")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["check-dataset", str(path), str(tmp_path)])
+    assert stopped.value.code == 1
+    assert "1.png: its pixels have 16 bits, expected 8" in capsys.readouterr().out

@@ -9,7 +9,8 @@ proposes, their features, targets, and its detections on the test images. Detect
 already are used again.
 
 Writes unseen_classes.json, .svg and .png, and prints a table: mean and standard deviation over seeds, and
-differences to the first row, which are paired.
+differences to the first row, which are paired. What --output has in its JSON already is not done again, so
+that seeds can be added.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from maskx_d2.data import shapes, textured_forms
 from maskx_d2.data.class_splits import classes_with_masks
 from maskx_d2.data.coco_json import class_names, read_coco
-from maskx_d2.data.files import write_json
+from maskx_d2.data.files import load_json, write_json
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import FULL, Run
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
@@ -451,12 +452,20 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    results: dict[str, dict[str, dict[str, dict]]] = {
-        dataset: {name: {} for name in args.recipes} for dataset in args.datasets
-    }
+    json_path = args.output / "unseen_classes.json"
+    results: dict[str, dict[str, dict[str, dict]]] = {}
+    if json_path.is_file():
+        results = load_json(json_path, what="results")
+    for dataset in args.datasets:
+        results.setdefault(dataset, {})
+        for name in args.recipes:
+            results[dataset].setdefault(name, {})
     sides = tuple(sorted({RECIPES[name].roi_side for name in args.recipes}))
     for dataset_name in args.datasets:
         for seed in args.seeds:
+            to_do = [name for name in args.recipes if str(seed) not in results[dataset_name][name]]
+            if not to_do:
+                continue
             folder = args.output / dataset_name / f"seed_{seed}"
             dataset = GeneratedDataset(folder / "dataset")
             if not dataset.split_file.is_file():
@@ -466,7 +475,7 @@ def main() -> None:
             weights = detector(dataset, folder / "stage1", seed=seed, iterations=args.detector_iterations)
             frozen = Frozen(dataset, weights, seed=seed, sides=sides)
             trained: dict[str, nn.Module] = {}
-            for name in tqdm(args.recipes, f"{dataset_name}, seed {seed}"):
+            for name in tqdm(to_do, f"{dataset_name}, seed {seed}"):
                 recipe = RECIPES[name]
                 run = functools.partial(train, frozen=frozen, iterations=args.iterations, seed=seed)
                 teacher = None
@@ -476,9 +485,10 @@ def main() -> None:
                 ap = frozen.average_precision(trained[name], recipe.roi_side)
                 results[dataset_name][name][str(seed)] = ap
                 tqdm.write(f"{dataset_name}, seed {seed}, {recipe.title}: {ap['A']:.1f} / {ap['B']:.1f}")
-            write_json(args.output / "unseen_classes.json", results)
+            write_json(json_path, results)
     for dataset_name, of_dataset in results.items():
-        print(f"\n{dataset_name}, {len(args.seeds)} seeds\n\n{table(of_dataset, args.recipes[0])}")
+        first = next(iter(of_dataset))
+        print(f"\n{dataset_name}, {len(of_dataset[first])} seeds\n\n{table(of_dataset, first)}")
     figure = plot(results)
     figure.savefig(args.output / "unseen_classes.svg")
     figure.savefig(args.output / "unseen_classes.png", dpi=100)

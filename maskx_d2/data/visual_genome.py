@@ -22,6 +22,7 @@ from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing
 
 SPLITS = ("train", "val", "test")
 NUM_TEST_IMAGES = 5000
+_UNFINISHED = "vg3k_unfinished"
 _URL_PREFIX = "https://cs.stanford.edu/people/rak248/"
 
 # COCO classes that no synset of Visual Genome is named after.
@@ -298,7 +299,8 @@ def convert(
         ValueError: an input is not what it should be.
     """
     paths = {split: output / f"vg3k_{split}.json" for split in SPLITS}
-    for path in paths.values():
+    unfinished = output / _UNFINISHED
+    for path in (*paths.values(), unfinished):
         check_replaceable(path)
     check_keeps_inputs(paths.values(), (image_data, objects, coco_val))
     summary = Summary()
@@ -333,7 +335,22 @@ def convert(
             path = files.enter_context(replacing(paths[split]))
             summary.images[split] = len(of_split)
             summary.annotations[split] = _write(path, of_split, annotations, categories, split, progress)
+        unfinished.touch()
+    unfinished.unlink()
     return summary
+
+
+def check_finished(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: a conversion into the folder was stopped when some of its files had taken their places,
+            so that they may be of two conversions.
+    """
+    if (folder / _UNFINISHED).exists():
+        raise ValueError(
+            f"{folder / _UNFINISHED} says that the files beside it may not belong together: run maskx "
+            "prepare vg3k again"
+        )
 
 
 class _Annotations:

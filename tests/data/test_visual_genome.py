@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from plain_visual_genome import plainly
@@ -7,7 +8,7 @@ from maskx_d2 import cli
 from maskx_d2.data import visual_genome
 from maskx_d2.data.class_names import coco_class_names, name_of_synset, visual_genome_class_names
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.data.visual_genome import convert, joint_classes
+from maskx_d2.data.visual_genome import SPLITS, check_finished, convert, joint_classes
 
 from . import genome
 
@@ -241,3 +242,28 @@ def test_the_command_converts_and_prints_the_summary(inputs, tmp_path, capsys):
         cli.main(["prepare", "vg3k", *options[:-1], "absent.json", "--output", str(out)])
     assert stopped.value.code == 2
     assert "maskx: absent.json is no file" in capsys.readouterr().err
+
+
+def test_files_of_two_conversions_are_told_apart(tmp_path, monkeypatch):
+    paths = genome.write(tmp_path)
+    output = tmp_path / "out"
+    convert(*paths, output, num_classes=50)
+    check_finished(output)
+    replace, count = os.replace, 0
+
+    def stop_at_the_second(*arguments):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        convert(*paths, output, num_classes=40)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"out/vg3k_unfinished says that the files beside it may not"):
+        check_finished(output)
+    convert(*paths, output, num_classes=40)
+    check_finished(output)
+    assert sorted(path.name for path in output.iterdir()) == sorted(f"vg3k_{s}.json" for s in SPLITS)

@@ -26,7 +26,7 @@ from maskx_d2.data.coco_json import (
     in_order,
     read_checked_json,
 )
-from maskx_d2.data.visual_genome import SPLITS
+from maskx_d2.data.visual_genome import SPLITS, check_finished
 from maskx_d2.hosts.detectron2.labelled_classes import pack_classes
 
 
@@ -154,6 +154,7 @@ def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | 
 
 def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
     _must_be_there(json_file, "maskx prepare vg3k writes it")
+    check_finished(Path(json_file).parent)
     checked = _check(json_file)
     expected = visual_genome_class_names()
     found = [name_of_synset(category["name"]) for category in checked.categories]

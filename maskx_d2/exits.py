@@ -60,6 +60,36 @@ def _sentence(error: Exception) -> str:
     return printable(text)
 
 
+class DeferredSignals:
+    """
+    Ctrl-C and SIGTERM, remembered instead of obeyed, for a training loop that looks at :attr:`number` when
+    it suits it. A second one is obeyed at once.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """Of the signal that has come."""
+
+        self._handlers: dict[int, object] = {}
+
+    def defer(self) -> None:
+        """From now on. Processes that are forked remember theirs."""
+        self.number = None
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def obey(self) -> None:
+        """As before."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _remember(self, number: int, frame) -> None:
+        if self.number is not None:
+            sys.exit(128 + number)
+        self.number = number
+
+
 @contextlib.contextmanager
 def _exit_on_signals(program: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM let everything that is open be closed, and files that are half-written go."""

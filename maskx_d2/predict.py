@@ -97,6 +97,7 @@ def predict(
         check_replaceable(path)
     json_path.unlink(missing_ok=True)  # it is not of the pictures that will be beside it
     results: list[dict] = []
+    unread: list[Exception] = []
     places = zip(_image_ids(images), picture_paths, strict=True)
     with unfinished.open("w", encoding="utf-8") as lines:
         for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
@@ -106,6 +107,7 @@ def predict(
                 if passed_over is None:
                     raise
                 passed_over(path, error)
+                unread.append(error)
                 continue
             found = [d for d in detector.detect(image, image_id) if d["score"] >= min_score]
             for detection in found:
@@ -118,6 +120,9 @@ def predict(
             logging.getLogger(__name__).info(
                 "%s: %d objects, %d drawn -> %s", path, len(found), len(shown), picture_path
             )
+    if len(unread) == len(images):
+        unfinished.unlink()
+        raise ValueError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
     write_text(json_path, json.dumps(results))
     unfinished.unlink()
     return json_path

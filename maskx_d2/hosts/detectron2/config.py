@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
+from maskx_d2.config_files import check_yaml
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -201,6 +202,7 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     """
     if not Path(config_file).is_file():
         raise FileNotFoundError(f"config {config_file!r} is no file")
+    check_yaml(Path(config_file))
     cfg = get_cfg()
     try:
         cfg.merge_from_file(config_file)

@@ -1,16 +1,25 @@
-"""What a run of Lightning needs beside its own: repeatable steps, and ``metrics.json``."""
+"""What a run of Lightning needs beside its own: repeatable steps, whole checkpoints, ``metrics.json``."""
 
 import json
 import math
+import signal
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from maskx_d2.data.files import replacing
 from maskx_d2.evaluation.run_files import METRICS_FILE
+from maskx_d2.exits import DeferredSignals
+
+_STEPS_BETWEEN_AGREEMENTS = 20
 
 
 class RepeatableSteps(Callback):
@@ -39,6 +48,103 @@ class RepeatableSteps(Callback):
         number = trainer.global_step * trainer.accumulate_grad_batches + part
         number = number * trainer.world_size + trainer.global_rank
         torch.manual_seed((self.seed * 1_000_003 + number) % 2**31)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """
+    Writes checkpoints so that each is there whole or not at all. (Lightning moves them from the folder for
+    temporary files, which may be on another disk.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class Checkpoints(Checkpoint):
+    """
+    Writes ``last.ckpt``, from which a run goes on, every few steps, after the last one, and when Ctrl-C or
+    SIGTERM stops it; a second signal stops it at once. A new run takes away what an earlier one has left.
+    """
+
+    def __init__(self, folder: Path, *, period: int):
+        """
+        Args:
+            folder: of the run.
+            period: steps between two checkpoints.
+        """
+        self.path = folder / "last.ckpt"
+        self.period = period
+        self._deferred = DeferredSignals()
+        self._step = 0
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._deferred.defer()
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._deferred.obey()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # It has no steps to wait for.
+        self._deferred.obey()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._deferred.defer()
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = self.path.parent
+        old = [*folder.glob("*.ckpt.*.partial")]  # as a run leaves that is killed
+        if trainer.ckpt_path is None:
+            old += [*folder.glob("*.ckpt"), folder / METRICS_FILE]
+        for path in old:
+            path.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        step, before, self._step = trainer.global_step, self._step, trainer.global_step
+        if step == before:  # of several batches that make one step
+            return
+        number, is_last = self._stopped_by(trainer), step >= trainer.estimated_stepping_batches
+        if is_last:
+            # First, for a run that goes on after its last step writes them no more.
+            module.save_weights()
+        if number or is_last or step % self.period == 0:
+            trainer.save_checkpoint(self.path)
+        if number:
+            self._leave(trainer, number)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        # Between two steps Lightning itself ends all processes of a run that got a SIGTERM.
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            trainer.save_checkpoint(self.path)
+            self._leave(trainer, signal.SIGTERM)
+
+    def _stopped_by(self, trainer: Trainer) -> int | None:
+        """The signal that has come, to any of the processes, which agree on the step."""
+        number = self._deferred.number
+        if trainer.world_size == 1:
+            return number
+        if trainer.global_step % _STEPS_BETWEEN_AGREEMENTS:
+            return None
+        stopped = trainer.strategy.reduce_boolean_decision(number is not None, all=False)
+        return (number or signal.SIGTERM) if stopped else None
+
+    def _leave(self, trainer: Trainer, number: int) -> None:
+        if trainer.is_global_zero:
+            name = signal.Signals(number).name
+            print(
+                f"\nmaskx: stopped by {name} after step {trainer.global_step}: to go on, add --ckpt_path "
+                f"{self.path} to the same command",
+                file=sys.stderr,
+            )
+        sys.exit(128 + number)
 
 
 class MetricsFile(Logger):

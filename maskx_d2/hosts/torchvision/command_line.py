@@ -1,18 +1,24 @@
 """``maskx torchvision``: Lightning's command line for this host."""
 
+import inspect
 import warnings
 from pathlib import Path
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from maskx_d2.hosts.torchvision.callbacks import MetricsFile, RepeatableSteps
-from maskx_d2.hosts.torchvision.checkpoint import read_checkpoint
+from maskx_d2.checkpoints import read_checkpoint
+from maskx_d2.config_files import check_yaml
+from maskx_d2.hosts.torchvision.callbacks import Checkpoints, MetricsFile, RepeatableSteps, WholeFiles
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
-from maskx_d2.hosts.torchvision.training import TrainingModule
+from maskx_d2.hosts.torchvision.model import option_defaults
+from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters
+
+# What a checkpoint has itself, or what led to it.
+_MAY_DIFFER = ("detector", "weights_backbone", "norm", "trainable_backbone_layers")
 
 
 class CommandLine(LightningCLI):
@@ -32,6 +38,10 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--checkpoint_period", type=int, default=5000, help="steps between two checkpoints"
         )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="whether an earlier run in the folder may go"
+        )
+        parser.set_defaults({f"model.{name}": value for name, value in option_defaults().items()})
         parser.link_arguments("seed_everything", "data.seed")
         for source, target in (
             ("class_names", "class_names"),
@@ -40,20 +50,32 @@ class CommandLine(LightningCLI):
         ):
             parser.link_arguments(f"data.{source}", f"model.{target}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path is None:
+            return
+        config.weights_only = True
+        # Before Lightning makes a model by what is in it.
+        checkpoint = read_checkpoint(config.ckpt_path)
+        if "pytorch-lightning_version" not in checkpoint:
+            raise ValueError(f"--ckpt_path {config.ckpt_path} is of no run of this host")
+        if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
+            raise ValueError(
+                f"--ckpt_path {config.ckpt_path} holds weights alone, expected last.ckpt, with the state "
+                "of its training"
+            )
+        _check_not_overruled(config.model.as_dict(), hyper_parameters(config.ckpt_path, checkpoint))
+
     def before_instantiate_classes(self) -> None:
-        checkpoint = self.config[self.subcommand].ckpt_path
+        config = self.config[self.subcommand]
         if self.subcommand == "validate":
-            if checkpoint is None:
+            if config.ckpt_path is None:
                 raise ValueError("--ckpt_path is not given, expected the checkpoint to evaluate")
             # The config of the run stays that of its training.
             self.save_config_callback = None
-            return
-        to_resume = checkpoint is not None and Path(checkpoint).is_file()
-        if to_resume and "optimizer_states" not in read_checkpoint(checkpoint):
-            raise ValueError(
-                f"--ckpt_path {checkpoint} holds weights alone, expected last.ckpt or a model_*.ckpt with "
-                "the state of its training"
-            )
+        elif not config.overwrite:
+            _check_folder(Path(config.trainer.default_root_dir), config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         config = self.config[self.subcommand]
@@ -62,15 +84,44 @@ class CommandLine(LightningCLI):
             return super().instantiate_trainer(logger=False, **kwargs)
         if config.trainer.logger is None:
             kwargs["logger"] = [TensorBoardLogger(folder, name="", version=""), MetricsFile(folder)]
-        checkpoints = ModelCheckpoint(
-            folder,
-            filename="model_{step:07d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=config.checkpoint_period,
-            save_last="link",
-        )
+        if config.trainer.plugins is None:
+            kwargs["plugins"] = [WholeFiles()]
+        checkpoints = Checkpoints(folder, period=config.checkpoint_period)
         self.trainer_defaults["callbacks"] = [RepeatableSteps(config.seed_everything), checkpoints]
         return super().instantiate_trainer(**kwargs)
+
+
+def _check_not_overruled(options: dict, of_checkpoint: dict) -> None:
+    """A run goes on, and a model is evaluated, with the options that the checkpoint was made with."""
+    defaults = {
+        **{n: p.default for n, p in inspect.signature(TrainingModule).parameters.items()},
+        **option_defaults(),
+    }
+    for name, value in options.items():
+        if name in _MAY_DIFFER or name not in of_checkpoint or name not in defaults:
+            continue
+        given, kept = _plain(value), _plain(of_checkpoint[name])
+        if given not in (kept, _plain(defaults[name])):
+            raise ValueError(
+                f"--model.{name} is {given!r}, but the checkpoint goes on with {kept!r}: leave it out, or "
+                "start a new run"
+            )
+
+
+def _plain(value):
+    """Tuples and lists are one here."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_folder(folder: Path, checkpoint: str | None) -> None:
+    """A folder has one run, whose files none other may mix with its own."""
+    earlier = sorted(folder.glob("*.ckpt"))
+    if not earlier or (checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()):
+        return
+    raise ValueError(
+        f"{folder} holds {earlier[0].name} of an earlier run: go on with it by --ckpt_path "
+        f"{folder / 'last.ckpt'}, give another --trainer.default_root_dir, or --overwrite=true"
+    )
 
 
 def main(arguments: list[str]) -> None:
@@ -80,6 +131,10 @@ def main(arguments: list[str]) -> None:
     Raises:
         ValueError, FileNotFoundError: an option does not fit, or a file is not what it should be.
     """
+    for word in arguments:
+        path = Path(word.rpartition("=")[2])
+        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            check_yaml(path)
     try:
         _run(arguments)
     except MisconfigurationException as error:
@@ -93,6 +148,8 @@ def _run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
     # sys.argv stays as it is, for the processes that Lightning starts by it.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    # Where an option may be anything, a class that it names is not made.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
     CommandLine(
         TrainingModule,
         CocoDataModule,

@@ -70,6 +70,16 @@ class CocoDataModule(LightningDataModule):
             raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
         return coco
 
+    def setup(self, stage: str) -> None:
+        # What the evaluation at the end of a long training needs is there.
+        absent = [r["file_name"] for r in self.val_coco.imgs.values() if not self._val_image(r).is_file()]
+        if absent:
+            more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise FileNotFoundError(f"image {Path(self.val_images) / absent[0]} does not exist{more}")
+
+    def _val_image(self, record: dict) -> Path:
+        return Path(self.val_images) / record["file_name"]
+
     @property
     def class_names(self) -> list[str]:
         """Names of the K classes in the order of their contiguous indices."""
@@ -79,6 +89,17 @@ class CocoDataModule(LightningDataModule):
     def category_ids(self) -> list[int]:
         """Category id of each class."""
         return sorted(self.train_coco.cats)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is any mask to train with."""
+        category_ids = self.category_ids
+        with_masks = class_splits.classes_with_masks(self.split, self.class_names)
+        ids = {category_ids[i] for i in with_masks}
+        annotations = self.train_coco.dataset["annotations"]
+        return any(
+            a.get("segmentation") and not a["iscrowd"] and a["category_id"] in ids for a in annotations
+        )
 
     @property
     def evaluated_with_masks(self) -> list[int]:

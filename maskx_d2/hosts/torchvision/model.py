@@ -1,5 +1,6 @@
 """``maskx_rcnn_resnet_fpn``: Mask^X R-CNN as a torchvision detection model."""
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +16,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from typing_extensions import TypedDict, Unpack
 
 from maskx_d2.hosts.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
 from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor
@@ -25,6 +27,43 @@ TRUNKS = ("convs", *HOURGLASSES)
 _BOX_SIDE = 7  # of torchvision's RoIAlign for boxes
 _MASK_ROI_SIDE = 14  # of its RoIAlign for masks
 _HOURGLASS_ROI_SIDE = 32
+
+
+class TorchvisionOptions(TypedDict, total=False):
+    """What torchvision's own models can be told in numbers; see its ``MaskRCNN``."""
+
+    min_size: int | list[int]
+    max_size: int
+    image_mean: list[float] | None
+    image_std: list[float] | None
+    rpn_pre_nms_top_n_train: int
+    rpn_pre_nms_top_n_test: int
+    rpn_post_nms_top_n_train: int
+    rpn_post_nms_top_n_test: int
+    rpn_nms_thresh: float
+    rpn_fg_iou_thresh: float
+    rpn_bg_iou_thresh: float
+    rpn_batch_size_per_image: int
+    rpn_positive_fraction: float
+    rpn_score_thresh: float
+    box_score_thresh: float
+    box_nms_thresh: float
+    box_detections_per_img: int
+    box_fg_iou_thresh: float
+    box_bg_iou_thresh: float
+    box_batch_size_per_image: int
+    box_positive_fraction: float
+    bbox_reg_weights: list[float] | None
+
+
+def option_defaults() -> dict[str, object]:
+    """Options of :func:`maskx_rcnn_resnet_fpn` that can be written in a config, with their defaults."""
+    own = inspect.signature(maskx_rcnn_resnet_fpn).parameters
+    of_torchvision = inspect.signature(FasterRCNN).parameters
+    return {
+        **{name: own[name].default for name in own if name not in ("num_classes", "kwargs")},
+        **{name: of_torchvision[name].default for name in TorchvisionOptions.__annotations__},
+    }
 
 
 class MaskXRCNN(MaskRCNN):
@@ -114,7 +153,7 @@ def maskx_rcnn_resnet_fpn(
     trunk: str = "convs",
     trunk_norm: str = "GN",
     hourglass_channels: int = 64,
-    **kwargs,
+    **kwargs: Unpack[TorchvisionOptions],
 ) -> FasterRCNN:
     """
     Mask^X R-CNN with a ResNet-FPN backbone. The defaults are the paper's final model; what is not the
@@ -156,7 +195,7 @@ def maskx_rcnn_resnet_fpn(
             :class:`maskx_d2.method.Hourglass`.
         trunk_norm: normalisation of an hourglass and of the deconvolution behind it, ``"BN"`` or ``"GN"``.
         hourglass_channels: n of an hourglass. The deconvolution has as many.
-        kwargs: see torchvision's ``MaskRCNN``: ``min_size``, ``box_score_thresh``, ...
+        kwargs: see :class:`TorchvisionOptions`; from Python its modules too, ``mask_roi_pool`` ...
 
     Returns:
         A :class:`MaskXRCNN`; with ``predictor=None`` torchvision's ``FasterRCNN``.

@@ -1,15 +1,18 @@
 """``TrainingModule``: Mask^X R-CNN's losses, schedule and evaluation, for Lightning."""
 
+import inspect
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from maskx_d2.checkpoints import check_classes, check_state, read_checkpoint
 from maskx_d2.data.coco_json import instance_counts
 from maskx_d2.data.files import write_text
 from maskx_d2.evaluation.average_precision import evaluate_coco
@@ -20,9 +23,8 @@ from maskx_d2.evaluation.run_files import (
     write_evaluation,
 )
 from maskx_d2.evaluation.tables import group_table
-from maskx_d2.hosts.torchvision.checkpoint import read_checkpoint
 from maskx_d2.hosts.torchvision.detections import coco_results
-from maskx_d2.hosts.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn
+from maskx_d2.hosts.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
 
 # Where torchvision's names of the losses are not those of Detectron2, under which both hosts log them.
 _LOSS_NAMES = {
@@ -87,6 +89,7 @@ class TrainingModule(LightningModule):
                 )
             self.model.freeze_detector()
         self._results: dict[int, list[dict]] = {}
+        self._weights_are_saved = False
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "TrainingModule":
@@ -98,23 +101,37 @@ class TrainingModule(LightningModule):
             ValueError: it is no checkpoint of this class.
         """
         checkpoint = read_checkpoint(path)
-        expected = "expected one that this host has written"
-        missing = [key for key in ("hyper_parameters", "state_dict") if key not in checkpoint]
-        if missing:
-            raise ValueError(f"checkpoint {path} has no {missing[0]!r}, {expected}")
+        options = hyper_parameters(path, checkpoint)
         try:
-            module = cls(**checkpoint["hyper_parameters"])
+            module = cls(**options)
             module.load_state_dict(checkpoint["state_dict"])
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(f"checkpoint {path} is of another model, {expected}") from error
+        except Exception as error:  # whatever options make torchvision stumble that no one has checked
+            raise ValueError(
+                f"checkpoint {path} is of another model, expected one that this host has written"
+            ) from error
         return module
 
     # ---- Training ----
 
     def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        learns_masks = stage == "fit" and isinstance(self.model, MaskXRCNN)
+        if learns_masks and data is not None and not data.has_masks:
+            raise ValueError(
+                f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
+                f"{data.split!r} leaves, expected one at least to learn masks from"
+            )
         resumes = self.trainer.ckpt_path is not None
         if stage == "fit" and self.hparams.detector is not None and not resumes:
-            load_detector(self.model, self.hparams.detector)
+            classes = list(self.hparams.class_names)
+            load_detector(self.model, self.hparams.detector, class_names=classes)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        path = self.trainer.ckpt_path
+        check_classes(
+            path, list(hyper_parameters(path, checkpoint)["class_names"]), list(self.hparams.class_names)
+        )
+        check_state(f"checkpoint {path}", checkpoint["state_dict"], self.state_dict())
 
     def training_step(self, batch: tuple[list[Tensor], list[dict]], batch_index: int) -> Tensor:
         images, targets = batch
@@ -146,9 +163,22 @@ class TrainingModule(LightningModule):
             return warmup * 0.1 ** sum(step >= milestone for milestone in options.milestones)
         return warmup * 0.5 * (1 + math.cos(math.pi * step / self.trainer.estimated_stepping_batches))
 
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        # Before the evaluation, which may fail.
+        if self.trainer.global_step >= self.trainer.estimated_stepping_batches:
+            self.save_weights()
+
     def on_train_end(self) -> None:
+        # Of a run that --trainer.max_time or the like has ended earlier.
+        self.save_weights()
+
+    def save_weights(self) -> None:
+        """Write ``model_final.ckpt`` into the run's folder, once."""
+        if self._weights_are_saved:
+            return
         path = Path(self.trainer.default_root_dir) / "model_final.ckpt"
         self.trainer.save_checkpoint(path, weights_only=True)
+        self._weights_are_saved = True
 
     # ---- Evaluation ----
 
@@ -195,29 +225,84 @@ class TrainingModule(LightningModule):
         return [result for image_id in sorted(of_image) for result in of_image[image_id]]
 
 
-def load_detector(model: MaskXRCNN, path: str) -> None:
+def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
+    """
+    The options that a checkpoint's :class:`TrainingModule` was built with. They become a model again, so
+    they are what the class saves and nothing else.
+
+    Args:
+        path: where the checkpoint is, for the errors.
+        checkpoint: its content.
+
+    Raises:
+        ValueError: the checkpoint has none, or others than plain values of known names.
+    """
+    for part in ("hyper_parameters", "state_dict"):
+        if not isinstance(checkpoint.get(part), dict):
+            raise ValueError(f"checkpoint {path} has no {part!r}, expected one that this host has written")
+    known = {**inspect.signature(TrainingModule).parameters, **option_defaults()}
+    options = {}
+    for name, value in checkpoint["hyper_parameters"].items():
+        if name in known and _is_plain(value):
+            options[name] = value
+        elif value is not None and name != "_instantiator":  # earlier versions wrote None for modules
+            raise ValueError(
+                f"checkpoint {path} is of another model, expected one that this host has written: it has "
+                f"the option {name!r} of {shown(value)}"
+            )
+    classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
+    if not _are_classes(*classes):
+        raise ValueError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
+    if options.get("weights_backbone") is not None:
+        raise ValueError(
+            f"checkpoint {path} has weights_backbone {options['weights_backbone']!r}, expected none: a "
+            "checkpoint has its weights"
+        )
+    return options
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):  # of box_supervision
+        return all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())
+    return value is None or isinstance(value, bool | int | float | str | Tensor)
+
+
+def _are_classes(names, category_ids, with_masks) -> bool:
+    if not all(isinstance(values, list | tuple) for values in (names, category_ids, with_masks)):
+        return False
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(i, int) for i in (*category_ids, *with_masks))
+        and len(names) == len(set(category_ids)) == len(category_ids)
+        and set(with_masks) <= set(range(len(names)))
+    )
+
+
+def load_detector(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:
     """
     Load all parameters but those of the mask branch.
 
     Args:
         model: the model to load into.
         path: a checkpoint of :class:`TrainingModule`, or a state dict of torchvision's Faster R-CNN.
+        class_names: of the model, if they shall be those of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as data, or does not hold all parameters of the detector with their
-            shapes.
+        ValueError: it cannot be read as data, is of other classes, or does not hold all parameters of the
+            detector with their shapes.
     """
     checkpoint = read_checkpoint(path)
-    state = {
-        name.removeprefix("model."): value
-        for name, value in checkpoint.get("state_dict", checkpoint).items()
-    }
+    if class_names is not None and "hyper_parameters" in checkpoint:
+        check_classes(path, list(hyper_parameters(path, checkpoint)["class_names"]), class_names)
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, dict):
+        raise ValueError(f"detector {path} has no parameters, expected those of a detector")
+    state = {str(name).removeprefix("model."): value for name, value in state.items()}
     expected = {n: v for n, v in model.state_dict().items() if not n.startswith("roi_heads.mask_")}
-    for name, value in expected.items():
-        found = tuple(state[name].shape) if name in state else "nothing"
-        if found != tuple(value.shape):
-            raise ValueError(f"detector {path} has {found} for {name}, expected {tuple(value.shape)}")
+    check_state(f"detector {path}", state, expected)
     model.load_state_dict({name: state[name] for name in expected}, strict=False)
 
 

@@ -109,3 +109,11 @@ def test_data_that_do_not_fit_are_errors(dataset, tmp_path):
         module.train_dataloader()
     with pytest.raises(ValueError, match=r"split 'voc' names"):
         data_module(dataset, classes_with_masks="voc").train_dataloader()
+
+
+def test_it_says_whether_there_is_a_mask_to_train_with(dataset, tmp_path):
+    split = tmp_path / "split.txt"
+    split.write_text("\n".join(shapes.BOXES_ONLY))
+    assert data_module(dataset).has_masks
+    assert data_module(dataset, classes_with_masks=str(dataset.split_file)).has_masks
+    assert not data_module(dataset, classes_with_masks=str(split)).has_masks

@@ -3,15 +3,20 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
+from maskx_d2.evaluation.run_files import METRICS_FILE
+from maskx_d2.exits import one_sentence
+from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
+from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_names
 from maskx_d2.hosts.detectron2.config import load_config
 from maskx_d2.hosts.detectron2.datasets import register_datasets
 from maskx_d2.hosts.detectron2.trainer import Trainer
@@ -33,11 +38,16 @@ def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """What each process of a run does: train and evaluate, or with ``--eval-only`` evaluate."""
     cfg = read_config(args.config_file, args.opts)
+    if not args.eval_only:
+        _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
+        check_evaluation(cfg)
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=args.resume)
+        path = checkpointer.get_checkpoint_file() if args.resume else cfg.MODEL.WEIGHTS
+        check_classes_of_weights(path, class_names(cfg.DATASETS.TEST[0]))
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
@@ -48,16 +58,58 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     return trainer.train()
 
 
+def check_evaluation(cfg: CfgNode) -> None:
+    """
+    Before hours of training, what the evaluation at its end needs.
+
+    Raises:
+        FileNotFoundError: an annotation file or an image of DATASETS.TEST does not exist.
+        ValueError: an annotation file cannot be used, or is of other classes than the model.
+    """
+    for name in cfg.DATASETS.TEST:
+        if name in MetadataCatalog.list() and MetadataCatalog.get(name).get("evaluator_type") != "coco":
+            continue
+        check_num_classes(cfg, name)
+        paths = [record["file_name"] for record in DatasetCatalog.get(name)]
+        absent = [path for path in paths if "://" not in path and not Path(path).is_file()]
+        if absent:
+            more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise FileNotFoundError(f"image {absent[0]} of DATASETS.TEST {name!r} does not exist{more}")
+
+
+def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
+    """A folder has one run, whose files none other may mix with its own."""
+    folder = Path(cfg.OUTPUT_DIR)
+    earlier = [*folder.glob("*.pth"), *folder.glob("last_checkpoint")]
+    if comm.is_main_process():
+        for path in folder.glob("*.pth.*.partial"):  # as a run leaves that is killed
+            path.unlink(missing_ok=True)
+    if resume:
+        return
+    if earlier and not overwrite:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds {earlier[0].name} of an earlier run: go on with it by --resume, "
+            "give another OUTPUT_DIR, or --overwrite"
+        )
+    if comm.is_main_process():
+        for path in (*earlier, folder / METRICS_FILE):
+            path.unlink(missing_ok=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse Detectron2's arguments and launch the processes."""
-    args = default_argument_parser().parse_args(arguments)
+    parser = default_argument_parser()
+    parser.add_argument("--overwrite", action="store_true", help="an earlier run in OUTPUT_DIR may go")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    args = parser.parse_args(arguments)
     if not args.config_file:
         sys.exit("give a config: --config-file configs/maskx_R_50_FPN_1x.yaml")
-    launch(
-        train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    with one_sentence("train_net.py", show_traceback=args.traceback):
+        launch(
+            train_or_evaluate,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )

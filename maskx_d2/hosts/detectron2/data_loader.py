@@ -1,7 +1,7 @@
 """The training data loader."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -33,6 +33,11 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         class_has_mask = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
         remove_masks(arguments["dataset"], class_has_mask())
+    if cfg.MODEL.MASK_ON and not has_masks(arguments["dataset"]):
+        raise ValueError(
+            f"no annotation of {', '.join(cfg.DATASETS.TRAIN)} has a mask that DATASETS.CLASSES_WITH_MASKS "
+            f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
+        )
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
@@ -98,6 +103,11 @@ def remove_masks(dataset: list[dict], class_has_mask: list[bool]) -> None:
         for annotation in image.get("annotations", ()):
             if not class_has_mask[annotation["category_id"]]:
                 annotation.pop("segmentation", None)
+
+
+def has_masks(dataset: Iterable[dict]) -> bool:
+    """Whether any annotation of Detectron2's dicts has a mask."""
+    return any(a.get("segmentation") for image in dataset for a in image.get("annotations", ()))
 
 
 class _SkipFirst(Sampler):

@@ -8,7 +8,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.hosts.detectron2.checkpoint import check_weights
+from maskx_d2.hosts.detectron2.checkpoint import check_classes_of_weights, check_weights
 from maskx_d2.hosts.detectron2.class_split import (
     check_num_classes,
     class_names,
@@ -37,6 +37,7 @@ class Detectron2Detector:
             ),
         )
         check_weights(cfg.MODEL.WEIGHTS)
+        check_classes_of_weights(cfg.MODEL.WEIGHTS, class_names(datasets[0]))
         self._predictor = DefaultPredictor(cfg)
 
     def detect(self, image: Image.Image, image_id: int) -> list[dict]:

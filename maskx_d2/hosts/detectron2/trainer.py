@@ -1,6 +1,10 @@
 """``Trainer``: Detectron2's trainer with this project's data loader, evaluator and optimisers."""
 
 import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -13,10 +17,17 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
-from maskx_d2.hosts.detectron2.checkpoint import check_before_loading
-from maskx_d2.hosts.detectron2.class_split import check_num_classes, evaluated_classes_with_masks
+from maskx_d2.exits import DeferredSignals
+from maskx_d2.hosts.detectron2.checkpoint import ClassList, WholeFiles, check_before_loading
+from maskx_d2.hosts.detectron2.class_split import (
+    check_num_classes,
+    class_names,
+    evaluated_classes_with_masks,
+)
 from maskx_d2.hosts.detectron2.data_loader import build_train_loader
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
+
+_ITERATIONS_BETWEEN_AGREEMENTS = 20
 
 
 class Trainer(DefaultTrainer):
@@ -31,7 +42,11 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
+        self._deferred_signals = DeferredSignals()
         super().__init__(_scale_box_supervision(cfg, comm.get_world_size()))
+        self.checkpointer.path_manager = WholeFiles()
+        classes = ClassList(partial(class_names, cfg.DATASETS.TRAIN[0]), folder=cfg.OUTPUT_DIR)
+        self.checkpointer.add_checkpointable(ClassList.KEY, classes)
 
     def resume_or_load(self, resume: bool = True) -> None:
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
@@ -40,10 +55,14 @@ class Trainer(DefaultTrainer):
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, start_iter=self.start_iter)
             )
+        if self.start_iter >= self.max_iter and not Path(self.cfg.OUTPUT_DIR, "model_final.pth").is_file():
+            # It was killed between its last checkpoint and its final weights, which are the same.
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     def build_hooks(self) -> list[HookBase]:
-        hooks = super().build_hooks()
-        return [_SeedIteration(self.cfg.SEED), *hooks] if self.cfg.SEED >= 0 else hooks
+        seed = [_SeedIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        first, last = _DeferSignals(self._deferred_signals), _StopOnSignal(self._deferred_signals)
+        return [first, *seed, *super().build_hooks(), last]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0):
@@ -101,6 +120,55 @@ def _scale_box_supervision(cfg: CfgNode, num_workers: int) -> CfgNode:
     if was_frozen:
         cfg.freeze()
     return cfg
+
+
+class _DeferSignals(HookBase):
+    """First of the hooks, so that the evaluation after the training can be stopped at once."""
+
+    def __init__(self, deferred: DeferredSignals):
+        self.deferred = deferred
+
+    def before_train(self) -> None:
+        self.deferred.defer()
+
+    def after_train(self) -> None:
+        self.deferred.obey()
+        if self.deferred.number is not None and self.trainer.iter >= self.trainer.max_iter:
+            # It came in the last iteration, whose weights are saved.
+            sys.exit(128 + self.deferred.number)
+
+
+class _StopOnSignal(HookBase):
+    """
+    Saves a checkpoint and ends the process when Ctrl-C or SIGTERM has come. Last of the hooks: what belongs
+    to an iteration is done then.
+    """
+
+    def __init__(self, deferred: DeferredSignals):
+        self.deferred = deferred
+
+    def after_step(self) -> None:
+        number, iteration = self._number(), self.trainer.iter
+        if number is None or iteration + 1 >= self.trainer.max_iter:
+            return
+        self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        if comm.is_main_process():
+            name = signal.Signals(number).name
+            print(
+                f"\ntrain_net.py: stopped by {name} after iteration {iteration}: to go on, add --resume to "
+                "the same command",
+                file=sys.stderr,
+            )
+        sys.exit(128 + number)
+
+    def _number(self) -> int | None:
+        """Of the signal that has come, to any of the processes, which agree on the iteration."""
+        number = self.deferred.number
+        if comm.get_world_size() == 1:
+            return number
+        if self.trainer.iter % _ITERATIONS_BETWEEN_AGREEMENTS:
+            return None
+        return next((n for n in comm.all_gather(number) if n is not None), None)
 
 
 class _SeedIteration(HookBase):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_weights
+from maskx_d2.hosts.detectron2.checkpoint import (
+    ClassList,
+    WholeFiles,
+    check_before_loading,
+    check_classes_of_weights,
+    check_weights,
+)
 from maskx_d2.hosts.detectron2.command_line import train_or_evaluate
 
 from . import tiny
@@ -86,3 +92,64 @@ def test_a_checkpoint_that_is_not_there_or_empty_is_named(tmp_path):
     (tmp_path / "empty.pth").touch()
     with pytest.raises(ValueError, match=r"checkpoint .*empty.pth is empty"):
         check_weights(str(tmp_path / "empty.pth"))
+
+
+def test_what_torch_would_unpickle_is_refused_without_advice_to_load_it_all_the_same(tmp_path):
+    torch.save({"model": {"a": Command(str(tmp_path / "ran"))}}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil.pth is refused: it holds (posix|nt).mkdir") as refused:
+        check_weights(str(tmp_path / "evil.pth"))
+    assert "weights_only" not in str(refused.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_goes_on_reads_its_own_checkpoint_as_data_too(tmp_path):
+    checkpointer = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    checkpointer.save("model_0000009")
+    torch.save({"model": Command(str(tmp_path / "ran"))}, tmp_path / "model_0000009.pth")
+    with pytest.raises(ValueError, match=r"model_0000009.pth is refused"):
+        check_before_loading(checkpointer, "", resume=True)
+    assert not (tmp_path / "ran").exists()
+
+
+class Unwritable:
+    """Fails after the weights have been written for the most part."""
+
+    def state_dict(self):
+        return {"a": torch.zeros(100_000), "b": (i for i in range(3))}
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
+    checkpointer = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    checkpointer.path_manager = WholeFiles()
+    checkpointer.save("first")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name for path in before} == {"first.pth", "last_checkpoint"}
+    checkpointer.add_checkpointable("unwritable", Unwritable())
+    for name in ("first", "second"):
+        with pytest.raises(TypeError, match="cannot pickle 'generator' object"):
+            checkpointer.save(name)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # What Detectron2 reads, it reads as ever.
+    other = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    other.path_manager = WholeFiles()
+    other.resume_or_load("", resume=True)
+    assert torch.equal(other.model.weight, checkpointer.model.weight)
+
+
+def test_a_checkpoint_of_other_classes_is_refused_where_it_says_so(tmp_path):
+    checkpointer = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    checkpointer.save("silent")
+    checkpointer.add_checkpointable(ClassList.KEY, ClassList(lambda: ["cat", "dog"], folder="out"))
+    checkpointer.save("model")
+    check_classes_of_weights(str(tmp_path / "model.pth"), ["cat", "dog"])
+    for path in ("", str(tmp_path / "silent.pth"), "detectron2://a/model.pkl"):
+        check_classes_of_weights(path, ["cow"])
+    message = "knows other classes: number 1 is 'cat', expected 'dog'"
+    with pytest.raises(ValueError, match=message):
+        check_classes_of_weights(str(tmp_path / "model.pth"), ["dog", "cat"])
+    other = DetectionCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    other.add_checkpointable(ClassList.KEY, ClassList(lambda: ["dog", "cat"], folder="out"))
+    with pytest.raises(ValueError, match=message):
+        other.resume_or_load("", resume=True)
+    with pytest.raises(ValueError, match="knows 2 classes, expected 3"):
+        check_classes_of_weights(str(tmp_path / "model.pth"), ["cat", "dog", "cow"])

@@ -41,18 +41,21 @@ def test_instances_of_a_have_masks_and_those_of_b_have_none(shapes_dataset, tmp_
 
 
 def test_the_split_takes_masks_away_as_the_dataset_is_loaded(shapes_dataset, tmp_path):
-    (tmp_path / "one.txt").write_text(shapes.CLASS_NAMES[1] + "\n")
+    (tmp_path / "one.txt").write_text(shapes.CLASS_NAMES[13] + "\n")
     # The test set has masks of all classes.
     cfg = tiny.data_config(
         shapes_dataset,
         tmp_path,
         *("DATASETS.TRAIN", ("shapes_test",), "DATASETS.CLASSES_WITH_MASKS", str(tmp_path / "one.txt")),
     )
+    seen = set()
     for batch in itertools.islice(iter(build_train_loader(cfg)), 8):
         for image in batch:
             instances = image["instances"]
-            assert (instances.gt_has_mask == (instances.gt_classes == 1)).all()
+            assert (instances.gt_has_mask == (instances.gt_classes == 13)).all()
             assert (instances.gt_masks.nonempty() == instances.gt_has_mask).all()
+            seen |= set(instances.gt_has_mask.tolist())
+    assert seen == {True, False}
 
 
 def test_removal_leaves_boxes_and_images_without_annotations():

@@ -123,25 +123,33 @@ from maskx_d2.hosts.detectron2 import Trainer, command_line
 class Kill(HookBase):
     def before_step(self):
         if self.trainer.iter == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(sys.argv[2]))
 
 class KilledTrainer(Trainer):
     def build_hooks(self):
         return [*super().build_hooks(), Kill()]
 
 command_line.Trainer = KilledTrainer
-command_line.main(sys.argv[2:])
+command_line.main(sys.argv[3:])
 """
 
 
-def run(kill_at, config, *flags):
-    command = [sys.executable, "-c", _RUN, str(kill_at), "--config-file", str(config), *flags]
+def run(kill_at, config, *flags, number=signal.SIGKILL):
+    command = [sys.executable, "-c", _RUN, str(kill_at), str(int(number)), "--config-file", str(config)]
+    command += flags
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=dict(os.environ))
 
 
-@pytest.mark.parametrize("meta_architecture", ["GeneralizedRCNN", "FrozenDetectorRCNN"])
-def test_killed_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
-    shapes_dataset, tmp_path, meta_architecture
+@pytest.mark.parametrize(
+    ("meta_architecture", "number", "status"),
+    [
+        ("GeneralizedRCNN", signal.SIGKILL, -signal.SIGKILL),
+        ("FrozenDetectorRCNN", signal.SIGKILL, -signal.SIGKILL),
+        ("FrozenDetectorRCNN", signal.SIGTERM, 143),
+    ],
+)
+def test_stopped_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
+    shapes_dataset, tmp_path, meta_architecture, number, status
 ):
     overrides = [
         *("MODEL.META_ARCHITECTURE", meta_architecture, "SOLVER.MAX_ITER", 10),
@@ -168,12 +176,17 @@ def test_killed_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
 
     done = run(-1, configs["through"])
     assert done.returncode == 0, done.stderr[-3000:]
-    killed = run(6, configs["killed"])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    killed = run(6, configs["killed"], number=number)
+    assert killed.returncode == status, killed.stderr[-3000:]
     assert not (tmp_path / "killed" / "model_final.pth").exists()
+    assert not list((tmp_path / "killed").glob("*.partial"))
+    if number != signal.SIGKILL:
+        assert "Traceback" not in killed.stdout + killed.stderr
+        assert f"stopped by {number.name} after iteration 6: to go on, add --resume" in killed.stderr
     resumed = run(-1, configs["killed"], "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert "Starting training from iteration 4" in resumed.stdout
+    start_iteration = 4 if number == signal.SIGKILL else 7
+    assert f"Starting training from iteration {start_iteration}" in resumed.stdout
 
     through, again = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("through", "killed")

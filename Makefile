@@ -6,7 +6,8 @@
 # Both set up .venv first, once. To use an environment of your own instead: make test PYTHON=python
 #
 # make test-without-detectron2 tests, in .venv-pip, what works where only pip works; make detectron2 tries
-# to install Detectron2 again; make lint checks the style.
+# to install Detectron2 again; make lint checks the style; make fuzz tries random changes to what comes
+# from others for half an hour.
 
 TORCH := torch==2.11.0 torchvision==0.26.0
 DETECTRON2 := detectron2 @ git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
@@ -17,7 +18,7 @@ PYTHON := .venv/bin/python
 SETUP := .venv/installed .venv/detectron2-tried
 endif
 
-.PHONY: demo test test-without-detectron2 lint detectron2
+.PHONY: demo test test-without-detectron2 lint fuzz detectron2
 
 demo: $(SETUP)
 	$(PYTHON) -m maskx_d2 demo
@@ -35,6 +36,10 @@ lint: $(SETUP)
 	$(PYTHON) -m pip install --quiet 'ruff>=0.6'
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+fuzz: $(SETUP)
+	end=$$(( $$(date +%s) + 1800 )); while [ $$(date +%s) -lt $$end ]; do \
+	  MASKX_D2_HYPOTHESIS=fuzz $(PYTHON) -m pytest -q -m fuzz || exit 1; done
 
 .venv-pip/torch:
 	python3 -m venv .venv-pip

@@ -1,6 +1,7 @@
 """Writing files so that none is ever half-written and nothing else is lost by it, and reading JSON."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
+
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -27,9 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # as of a full disk
-            error.filename = str(path)
+    except Exception as error:
+        # torch.save makes an error of its own of it.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and cause.errno in _DISK_IS_FULL:
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,9 +4,11 @@ import resource
 import threading
 
 import pytest
+import torch
 from PIL import Image
 
 from maskx_d2.data.files import check_keeps_inputs, load_json, replacing, write_json, write_png, write_text
+from maskx_d2.hosts.torchvision.callbacks import WholeFiles
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -89,12 +91,20 @@ def test_files_have_the_rights_that_other_new_files_have(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_a_full_disk_is_named_by_the_file_that_it_is_too_full_for(tmp_path):
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "x" * 100_000),
+        lambda path: WholeFiles().save_checkpoint({"a": torch.zeros(100_000)}, path),
+    ],
+    ids=["text", "checkpoint"],
+)
+def test_a_full_disk_is_named_by_the_file_that_it_is_too_full_for(tmp_path, write):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"large.json"):
-            write_text(tmp_path / "large.json", "x" * 100_000)
+        with pytest.raises(OSError, match=r"File too large: '.*/large'$"):
+            write(tmp_path / "large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

@@ -66,6 +66,7 @@ def encoded(suffix):
 FILES = {suffix: encoded(suffix) for suffix in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")}
 
 
+@pytest.mark.fuzz
 @given(st.sampled_from(sorted(FILES)), st.data())
 def test_a_changed_file_is_an_image_or_one_sentence(tmp_path_factory, suffix, data):
     content = bytearray(FILES[suffix])

@@ -30,6 +30,7 @@ def uncompressed(mask):
     return {"size": list(mask.shape), "counts": runs}
 
 
+@pytest.mark.fuzz
 @given(masks())
 def test_every_mask_that_pycocotools_writes_is_accepted_in_both_forms(mask):
     check_rle(compressed(mask))
@@ -37,6 +38,7 @@ def test_every_mask_that_pycocotools_writes_is_accepted_in_both_forms(mask):
     check_rle(uncompressed(mask))
 
 
+@pytest.mark.fuzz
 @given(masks(), st.data())
 def test_counts_that_are_cut_off_at_any_length_are_refused(mask, data):
     rle = compressed(mask)
@@ -45,6 +47,7 @@ def test_counts_that_are_cut_off_at_any_length_are_refused(mask, data):
         check_rle({**rle, "counts": rle["counts"][:length]})
 
 
+@pytest.mark.fuzz
 @given(masks(), st.data())
 def test_of_changed_counts_what_is_accepted_is_the_mask_that_pycocotools_makes_of_it(mask, data):
     rle = compressed(mask)
@@ -62,6 +65,7 @@ def test_of_changed_counts_what_is_accepted_is_the_mask_that_pycocotools_makes_o
     assert mask_util.area(changed) == mask_util.area(again) == mask_util.decode(changed).sum()
 
 
+@pytest.mark.fuzz
 @given(st.text(max_size=12), st.lists(st.integers(-5, 50), min_size=2, max_size=2))
 @example("", [0, 0])
 @example("0" * 9, [3, 3])

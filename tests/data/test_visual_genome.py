@@ -267,3 +267,10 @@ def test_files_of_two_conversions_are_told_apart(tmp_path, monkeypatch):
     convert(*paths, output, num_classes=40)
     check_finished(output)
     assert sorted(path.name for path in output.iterdir()) == sorted(f"vg3k_{s}.json" for s in SPLITS)
+
+
+def test_image_data_without_an_image_is_named(tmp_path):
+    paths = genome.write(tmp_path)
+    paths[0].write_text("[]")
+    with pytest.raises(ValueError, match=r"image_data.json has no image, expected those of Visual Genome"):
+        convert(*paths, tmp_path / "out")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -13,6 +14,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from maskx_d2.config_files import check_yaml
 from maskx_d2.evaluation.run_files import METRICS_FILE
 from maskx_d2.exits import one_sentence
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
@@ -85,6 +87,8 @@ def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
         for path in folder.glob("*.pth.*.partial"):  # as a run leaves that is killed
             path.unlink(missing_ok=True)
     if resume:
+        if earlier:
+            _check_not_overruled(cfg, folder / "config.yaml")
         return
     if earlier and not overwrite:
         raise ValueError(
@@ -94,6 +98,21 @@ def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     if comm.is_main_process():
         for path in (*earlier, folder / METRICS_FILE):
             path.unlink(missing_ok=True)
+
+
+def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
+    """The state of the optimizer, from which a run goes on, has these as they were."""
+    if not config_file.is_file():
+        return
+    check_yaml(config_file)
+    before = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    solver = before.get("SOLVER", {}) if isinstance(before, dict) else {}
+    for name in ("OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
+        if name in solver and solver[name] != cfg.SOLVER[name]:
+            raise ValueError(
+                f"SOLVER.{name} is {cfg.SOLVER[name]}, but the run that --resume goes on with keeps "
+                f"{solver[name]}: leave it so, or start a new run"
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -40,6 +40,17 @@ def test_a_folder_has_one_run(shapes_dataset, tmp_path):
     assert (out / "metrics.json").read_text() == ""
 
 
+def test_an_option_that_the_checkpoint_overrules_is_named(shapes_dataset, tmp_path):
+    out = tmp_path / "out"
+    cfg = tiny.data_config(shapes_dataset, out, "SOLVER.BASE_LR", 0.02)
+    out.mkdir()
+    (out / "config.yaml").write_text(cfg.dump())
+    (out / "last_checkpoint").write_text("model_0000009.pth")
+    changed = arguments(tmp_path, cfg, resume=True, opts=["SOLVER.BASE_LR", 0.5])
+    with pytest.raises(ValueError, match=r"SOLVER.BASE_LR is 0.5, but the run that --resume .* keeps 0.02"):
+        train_or_evaluate(changed)
+
+
 def test_what_evaluation_needs_is_looked_for_before_training(shapes_dataset, tmp_path):
     cfg = tiny.data_config(shapes_dataset, tmp_path / "out")
     first, second, *_ = (record["file_name"] for record in DatasetCatalog.get("shapes_test"))

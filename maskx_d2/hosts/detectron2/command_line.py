@@ -82,7 +82,7 @@ def check_evaluation(cfg: CfgNode) -> None:
 def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     """A folder has one run, whose files none other may mix with its own."""
     folder = Path(cfg.OUTPUT_DIR)
-    earlier = [*folder.glob("*.pth"), *folder.glob("last_checkpoint")]
+    earlier = [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]
     if comm.is_main_process():
         for path in folder.glob("*.pth.*.partial"):  # as a run leaves that is killed
             path.unlink(missing_ok=True)

@@ -50,6 +50,12 @@ class RepeatableSteps(Callback):
         torch.manual_seed((self.seed * 1_000_003 + number) % 2**31)
 
 
+def checkpoints_of_run(folder: Path) -> list[Path]:
+    """What a run has left in its folder."""
+    names = ("last.ckpt", "model_*.ckpt")
+    return sorted(path for name in names for path in folder.glob(name))
+
+
 class WholeFiles(TorchCheckpointIO):
     """
     Writes checkpoints so that each is there whole or not at all. (Lightning moves them from the folder for
@@ -97,8 +103,10 @@ class Checkpoints(Checkpoint):
             return
         folder = self.path.parent
         old = [*folder.glob("*.ckpt.*.partial")]  # as a run leaves that is killed
+        if self.path.is_symlink():  # as earlier versions have made it
+            old.append(self.path)
         if trainer.ckpt_path is None:
-            old += [*folder.glob("*.ckpt"), folder / METRICS_FILE]
+            old += [*checkpoints_of_run(folder), folder / METRICS_FILE]
         for path in old:
             path.unlink(missing_ok=True)
 

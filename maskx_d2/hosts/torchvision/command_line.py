@@ -12,7 +12,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from maskx_d2.checkpoints import read_checkpoint
 from maskx_d2.config_files import check_yaml
-from maskx_d2.hosts.torchvision.callbacks import Checkpoints, MetricsFile, RepeatableSteps, WholeFiles
+from maskx_d2.hosts.torchvision.callbacks import (
+    Checkpoints,
+    MetricsFile,
+    RepeatableSteps,
+    WholeFiles,
+    checkpoints_of_run,
+)
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.model import option_defaults
 from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters
@@ -115,7 +121,7 @@ def _plain(value):
 
 def _check_folder(folder: Path, checkpoint: str | None) -> None:
     """A folder has one run, whose files none other may mix with its own."""
-    earlier = sorted(folder.glob("*.ckpt"))
+    earlier = checkpoints_of_run(folder)
     if not earlier or (checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()):
         return
     raise ValueError(

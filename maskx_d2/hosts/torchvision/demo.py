@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from maskx_d2.config_files import config_file
 from maskx_d2.demo import Run
-from maskx_d2.hosts.torchvision.callbacks import MetricsFile, RepeatableSteps
+from maskx_d2.hosts.torchvision.callbacks import MetricsFile, RepeatableSteps, WholeFiles
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.training import TrainingModule
 
@@ -96,6 +96,7 @@ def train(run: Run) -> Path:
         limit_val_batches=0 if is_stage_1 else None,
         logger=[TensorBoardLogger(run.folder, name="", version=""), MetricsFile(run.folder)],
         callbacks=[RepeatableSteps(run.seed), _ProgressBar(run.title)],
+        plugins=[WholeFiles()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

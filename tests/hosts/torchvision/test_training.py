@@ -18,7 +18,7 @@ from torch import nn
 from maskx_d2 import cli
 from maskx_d2.data import shapes
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.hosts.torchvision.callbacks import RepeatableSteps
+from maskx_d2.hosts.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
 from maskx_d2.hosts.torchvision.training import TrainingModule, load_detector
 
 from ...evaluation import synthetic
@@ -381,7 +381,9 @@ def test_a_folder_has_one_run(finished, dataset, tmp_path, capsys):
         assert stopped.value.code == 2
         assert f"{folder} holds last.ckpt of an earlier run: go on" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / "mine.ckpt").write_text("mine")
     run(command(dataset, folder, "--overwrite=true", steps=1))
+    assert (folder / "mine.ckpt").read_text() == "mine"
     steps = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert {line["iteration"] for line in steps if "total_loss" in line} == {0}
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 1
@@ -427,6 +429,17 @@ def test_validate_needs_a_checkpoint_and_leaves_a_runs_own_files_alone(finished,
     assert "--ckpt_path is not given, expected the checkpoint to evaluate" in capsys.readouterr().err
     cli.main([*words, "--ckpt_path", str(folder / "last.ckpt")])
     assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_what_a_killed_run_and_earlier_versions_have_left_does_not_stop_one_that_goes_on(tmp_path):
+    (tmp_path / "model_0000002.ckpt").write_text("kept")
+    (tmp_path / "last.ckpt").symlink_to("model_0000002.ckpt")
+    (tmp_path / "last.ckpt.0a1b2c3d.partial").touch()
+    trainer = SimpleNamespace(is_global_zero=True, ckpt_path="last.ckpt")
+    Checkpoints(tmp_path, period=1).on_fit_start(trainer, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["model_0000002.ckpt"]
+    WholeFiles().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"a": 1}
 
 
 def test_parts_of_a_step_have_random_numbers_of_their_own():

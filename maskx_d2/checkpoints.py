@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from maskx_d2.data.class_names import first_difference
+
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -64,12 +66,11 @@ def check_classes(path: str | Path, found: Sequence[str], expected: Sequence[str
         ValueError: a checkpoint is of other classes, or of the same in another order: the first difference
             is named.
     """
-    if list(found) == list(expected):
-        return
     if len(found) != len(expected):
         raise ValueError(f"checkpoint {path} knows {len(found)} classes, expected {len(expected)}")
-    number = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
-    raise ValueError(
-        f"checkpoint {path} knows other classes: number {number + 1} is {found[number]!r}, expected "
-        f"{expected[number]!r}"
-    )
+    different = first_difference(found, expected)
+    if different is not None:
+        number, a, b = different
+        raise ValueError(
+            f"checkpoint {path} knows other classes: number {number + 1} is {a!r}, expected {b!r}"
+        )

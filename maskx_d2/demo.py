@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskx_d2.data import shapes
-from maskx_d2.data.files import write_json
+from maskx_d2.data.files import write_json, write_png
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE
@@ -246,7 +246,7 @@ def _draw(dataset: GeneratedDataset, output: Path, names: Sequence[str]) -> None
     for image in order[:_NUM_PICTURES]:
         picture = Image.open(dataset.test_images / image["file_name"])
         of_image = {title: results.get(image["id"], []) for title, results in found.items()}
-        draw_side_by_side(picture, of_image, style, scale=3).save(folder / image["file_name"])
+        write_png(folder / image["file_name"], draw_side_by_side(picture, of_image, style, scale=3))
 
 
 def _table(of_seeds: Sequence[dict[str, Results]]) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from maskx_d2.data.coco_json import class_names, read_coco
@@ -63,6 +64,14 @@ def read_names(path: Path) -> list[str]:
 def name_of_synset(synset: str) -> str:
     """``fire_truck.n.01`` -> ``fire_truck``; any other name stays as it is."""
     return _SENSE.sub("", synset)
+
+
+def first_difference(
+    names: Sequence[str], others: Sequence[str]
+) -> tuple[int, str | None, str | None] | None:
+    """Index and names where two lists of classes differ first (None beyond the end of one), or None."""
+    pairs = enumerate(zip_longest(names, others))
+    return next(((i, a, b) for i, (a, b) in pairs if a != b), None)
 
 
 def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) -> list[int]:

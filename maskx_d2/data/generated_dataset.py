@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from maskx_d2.data.files import write_text
+from maskx_d2.data.files import write_png, write_text
 
 IMAGE_SIDE = 128
 
@@ -140,7 +140,7 @@ class _CocoJson:
     def add(self, image: np.ndarray, objects: list[tuple[str, np.ndarray]], folder: Path) -> None:
         image_id = len(self.images) + 1
         file_name = f"{image_id:06d}.png"
-        Image.fromarray(image).save(folder / file_name)
+        write_png(folder / file_name, Image.fromarray(image))
         height, width = image.shape[:2]
         self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for class_name, mask in objects:

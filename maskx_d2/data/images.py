@@ -1,7 +1,7 @@
 """Reading image files."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -40,6 +40,21 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:
+    """
+    Args:
+        paths: image files.
+        of: for the error, what they belong to if their folder does not say it.
+
+    Raises:
+        FileNotFoundError: some do not exist: the first is named, and the number of the others.
+    """
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise FileNotFoundError(f"image {absent[0]}{of and f' of {of}'} does not exist{more}")
 
 
 def _check(image: Image.Image) -> None:

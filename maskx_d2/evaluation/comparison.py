@@ -10,7 +10,7 @@ from tabulate import tabulate
 from maskx_d2.data.printable import in_markdown
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.run_files import Run, read_run
-from maskx_d2.evaluation.tables import FREQUENCY_TITLES, GROUP_TITLES, TASK_TITLES
+from maskx_d2.evaluation.tables import FREQUENCY_TITLES, GROUP_TITLES, TASK_TITLES, number
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Comparison:
     def value(self, title: str, task: str, group: str, metric: str) -> float:
         """In per cent; NaN where a run or the ground truth has none."""
         by_group = self.runs[title].evaluation.by_group
-        return _number(by_group.get(task, {}).get(group, {}).get(metric))
+        return number(by_group.get(task, {}).get(group, {}).get(metric))
 
     def class_differences(self, title: str, task: str) -> list[tuple[int, float]]:
         """AP of each class against the baseline, as (class index, difference), the largest gain first."""
@@ -51,7 +51,7 @@ class Comparison:
         if baseline is None or run is None:
             return []
         pairs = enumerate(zip(run, baseline, strict=True))
-        differences = [(i, _number(value) - _number(base)) for i, (value, base) in pairs]
+        differences = [(i, number(value) - number(base)) for i, (value, base) in pairs]
         return sorted((d for d in differences if not math.isnan(d[1])), key=lambda d: (-d[1], d[0]))
 
 
@@ -103,10 +103,6 @@ def _check_comparable(first: Run, run: Run) -> None:
             f"{both}: they report on other splits, which differ in {len(other)} classes ({names}); "
             "TEST.CLASS_SPLIT, on torchvision data.class_split, makes a run report on another than its own"
         )
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 # ---- Markdown ----

@@ -46,8 +46,8 @@ def gain_table(of_seeds: Sequence[Mapping[str, Results]], *, metric: str = "AP")
     first = next(iter(of_seeds[0]))
     rows = []
     for title in of_seeds[0]:
-        values = {g: [_number(runs[title]["segm"][g][metric]) for runs in of_seeds] for g in groups}
-        baseline = [_number(runs[first]["segm"]["B"][metric]) for runs in of_seeds]
+        values = {g: [number(runs[title]["segm"][g][metric]) for runs in of_seeds] for g in groups}
+        baseline = [number(runs[first]["segm"]["B"][metric]) for runs in of_seeds]
         gains = [value - before for value, before in zip(values["B"], baseline, strict=True)]
         cells = [mean_cell(of_group) for of_group in values.values()]
         rows.append([title, *cells, "-" if title == first else mean_cell(gains, sign="+")])
@@ -62,14 +62,15 @@ def mean_and_deviation(of_seeds: Sequence[Mapping[str, Results]]) -> tuple[dict,
     """
     first = of_seeds[0]
     if not isinstance(first, Mapping):
-        if any(isnan(_number(value)) for value in of_seeds):
+        if any(isnan(number(value)) for value in of_seeds):
             return None, None
         return fmean(of_seeds), stdev(of_seeds)
     parts = {key: mean_and_deviation([of_seed[key] for of_seed in of_seeds]) for key in first}
     return {key: mean for key, (mean, _) in parts.items()}, {key: d for key, (_, d) in parts.items()}
 
 
-def _number(value: float | None) -> float:
+def number(value: float | None) -> float:
+    """NaN for what is null in JSON."""
     return float("nan") if value is None else value
 
 

@@ -67,10 +67,12 @@ def check_weights(path: str) -> None:
         raise ValueError(f"checkpoint {path} is refused: {error}") from error
 
 
-def check_before_loading(checkpointer: DetectionCheckpointer, path: str, *, resume: bool) -> None:
-    """``check_weights`` of what ``checkpointer.resume_or_load`` is going to read."""
-    goes_on = resume and checkpointer.has_checkpoint()
-    check_weights(checkpointer.get_checkpoint_file() if goes_on else path)
+def check_before_loading(checkpointer: DetectionCheckpointer, path: str, *, resume: bool) -> str:
+    """``check_weights`` of what ``checkpointer.resume_or_load`` is going to read, which is returned."""
+    if resume and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    check_weights(path)
+    return path
 
 
 class WholeFiles:

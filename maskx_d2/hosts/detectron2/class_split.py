@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from maskx_d2.data.class_names import first_difference
 from maskx_d2.data.class_splits import classes_with_masks
 
 
@@ -31,8 +31,7 @@ def check_same_classes(dataset_names: Sequence[str]) -> None:
     first, *others = dataset_names
     expected = class_names(first)
     for name in others:
-        pairs = enumerate(zip_longest(expected, class_names(name)))
-        different = next(((i, a, b) for i, (a, b) in pairs if a != b), None)
+        different = first_difference(expected, class_names(name))
         if different is not None:
             number, a, b = different
             raise ValueError(

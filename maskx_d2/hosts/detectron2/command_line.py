@@ -15,6 +15,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from maskx_d2.config_files import check_yaml
+from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import METRICS_FILE
 from maskx_d2.exits import one_sentence
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
@@ -43,13 +44,14 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     if not args.eval_only:
         _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
         check_evaluation(cfg)
+        _clear_folder(Path(cfg.OUTPUT_DIR), resume=args.resume)
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=args.resume)
-        path = checkpointer.get_checkpoint_file() if args.resume else cfg.MODEL.WEIGHTS
-        check_classes_of_weights(path, class_names(cfg.DATASETS.TEST[0]))
+        path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=args.resume)
+        for name in _coco_datasets(cfg)[:1]:
+            check_classes_of_weights(path, class_names(name))
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
@@ -68,35 +70,42 @@ def check_evaluation(cfg: CfgNode) -> None:
         FileNotFoundError: an annotation file or an image of DATASETS.TEST does not exist.
         ValueError: an annotation file cannot be used, or is of other classes than the model.
     """
-    for name in cfg.DATASETS.TEST:
-        if name in MetadataCatalog.list() and MetadataCatalog.get(name).get("evaluator_type") != "coco":
-            continue
+    for name in _coco_datasets(cfg):
         check_num_classes(cfg, name)
         paths = [record["file_name"] for record in DatasetCatalog.get(name)]
-        absent = [path for path in paths if "://" not in path and not Path(path).is_file()]
-        if absent:
-            more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise FileNotFoundError(f"image {absent[0]} of DATASETS.TEST {name!r} does not exist{more}")
+        local = (Path(path) for path in paths if "://" not in path)
+        check_images_exist(local, of=f"DATASETS.TEST {name!r}")
+
+
+def _coco_datasets(cfg: CfgNode) -> list[str]:
+    """Of DATASETS.TEST those that this project evaluates; one that is not registered is among them."""
+    other = {n for n in MetadataCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") != "coco"}
+    return [name for name in cfg.DATASETS.TEST if name not in other]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What a run has left."""
+    return [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]
 
 
 def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     """A folder has one run, whose files none other may mix with its own."""
     folder = Path(cfg.OUTPUT_DIR)
-    earlier = [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]
-    if comm.is_main_process():
-        for path in folder.glob("*.pth.*.partial"):  # as a run leaves that is killed
-            path.unlink(missing_ok=True)
-    if resume:
-        if earlier:
-            _check_not_overruled(cfg, folder / "config.yaml")
-        return
-    if earlier and not overwrite:
+    earlier = _checkpoints(folder)
+    if earlier and resume:
+        _check_not_overruled(cfg, folder / "config.yaml")
+    elif earlier and not overwrite:
         raise ValueError(
             f"OUTPUT_DIR {folder} holds {earlier[0].name} of an earlier run: go on with it by --resume, "
             "give another OUTPUT_DIR, or --overwrite"
         )
+
+
+def _clear_folder(folder: Path, *, resume: bool) -> None:
+    """Take away what a run has left half-written that was killed, and, but to go on with it, all of it."""
     if comm.is_main_process():
-        for path in (*earlier, folder / METRICS_FILE):
+        old = [*folder.glob("*.pth.*.partial")]
+        for path in old if resume else [*old, *_checkpoints(folder), folder / METRICS_FILE]:
             path.unlink(missing_ok=True)
 
 

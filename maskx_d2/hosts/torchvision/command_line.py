@@ -1,6 +1,5 @@
 """``maskx torchvision``: Lightning's command line for this host."""
 
-import inspect
 import warnings
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from maskx_d2.hosts.torchvision.callbacks import (
 )
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.model import option_defaults
-from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters
+from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters, training_defaults
 
 # What a checkpoint has itself, or what led to it.
 _MAY_DIFFER = ("detector", "weights_backbone", "norm", "trainable_backbone_layers")
@@ -99,10 +98,7 @@ class CommandLine(LightningCLI):
 
 def _check_not_overruled(options: dict, of_checkpoint: dict) -> None:
     """A run goes on, and a model is evaluated, with the options that the checkpoint was made with."""
-    defaults = {
-        **{n: p.default for n, p in inspect.signature(TrainingModule).parameters.items()},
-        **option_defaults(),
-    }
+    defaults = training_defaults()
     for name, value in options.items():
         if name in _MAY_DIFFER or name not in of_checkpoint or name not in defaults:
             continue

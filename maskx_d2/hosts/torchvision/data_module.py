@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from maskx_d2.data import class_splits
 from maskx_d2.data.coco_json import class_names, read_coco
+from maskx_d2.data.images import check_images_exist
 from maskx_d2.hosts.torchvision.dataset import (
     PartiallySupervisedCoco,
     Sample,
@@ -72,13 +73,8 @@ class CocoDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         # What the evaluation at the end of a long training needs is there.
-        absent = [r["file_name"] for r in self.val_coco.imgs.values() if not self._val_image(r).is_file()]
-        if absent:
-            more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise FileNotFoundError(f"image {Path(self.val_images) / absent[0]} does not exist{more}")
-
-    def _val_image(self, record: dict) -> Path:
-        return Path(self.val_images) / record["file_name"]
+        folder = Path(self.val_images)
+        check_images_exist(folder / record["file_name"] for record in self.val_coco.imgs.values())
 
     @property
     def class_names(self) -> list[str]:

@@ -240,7 +240,7 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
     for part in ("hyper_parameters", "state_dict"):
         if not isinstance(checkpoint.get(part), dict):
             raise ValueError(f"checkpoint {path} has no {part!r}, expected one that this host has written")
-    known = {**inspect.signature(TrainingModule).parameters, **option_defaults()}
+    known = training_defaults()
     options = {}
     for name, value in checkpoint["hyper_parameters"].items():
         if name in known and _is_plain(value):
@@ -259,6 +259,12 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
             "checkpoint has its weights"
         )
     return options
+
+
+def training_defaults() -> dict[str, object]:
+    """All options of :class:`TrainingModule`, those of the model too, and what they are if not given."""
+    own = inspect.signature(TrainingModule).parameters.values()
+    return {**{p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}, **option_defaults()}
 
 
 def _is_plain(value) -> bool:

@@ -23,7 +23,10 @@ def config_file(name: str) -> Path:
 
 def check_yaml(path: Path) -> None:
     """
+    Of a config, and of those that it names as ``_BASE_``.
+
     Raises:
+        FileNotFoundError: one of these is no file.
         ValueError: a file is not YAML, or one that grows as its anchors are followed ("billion laughs"),
             which would take all memory.
     """
@@ -31,6 +34,10 @@ def check_yaml(path: Path) -> None:
         # Anchors stand for one node here, however often they are named.
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         size = 0 if root is None else _num_nodes(root, {})
+        for base in _bases(root):
+            if not (path.parent / base).is_file():
+                raise FileNotFoundError(f"config {path} names _BASE_ {base}, which is no file")
+            check_yaml(path.parent / base)
     except RecursionError as error:
         raise ValueError(f"config {path} is nested too deep, or within itself") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -40,6 +47,15 @@ def check_yaml(path: Path) -> None:
             f"config {path} stands for {size:.1g} values, expected at most {_MOST_NODES:,}: its anchors "
             "repeat one another"
         )
+
+
+def _bases(root: yaml.Node | None) -> list[Path]:
+    """Of a config, as Detectron2 reads it: a path, or several; addresses are for Detectron2 to open."""
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    named = [value for key, value in pairs if key.value == "_BASE_"]
+    lists = [node.value if isinstance(node, yaml.SequenceNode) else [node] for node in named]
+    paths = [node.value for nodes in lists for node in nodes if isinstance(node, yaml.ScalarNode)]
+    return [Path(path).expanduser() for path in paths if "://" not in path]
 
 
 def _num_nodes(node: yaml.Node, known: dict[yaml.Node, int]) -> int:

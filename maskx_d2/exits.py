@@ -1,11 +1,14 @@
 """How a command ends: in one sentence, and with an exit status that says whose turn it is."""
 
+import builtins
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 
@@ -20,6 +23,9 @@ MISTAKE = 2
 FAULT = 3
 """Nothing that was foreseen: of the program, or of what it runs on."""
 
+_SECONDS_TOGETHER = 1
+_FORESEEN = (ValueError, OSError, FloatingPointError)
+_WORKER_GONE = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)")
 _FROM_OTHER_PROCESS = re.compile(r"^Traceback \(most recent call last\)|^Original Traceback", re.MULTILINE)
 
 
@@ -41,35 +47,44 @@ def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except Exception as error:
-            foreseen = isinstance(error, ValueError | OSError | FloatingPointError)
             if show_traceback:
                 traceback.print_exc()
-            sentence = _sentence(error)
-            if not foreseen:
-                sentence = f"{type(error).__name__}: {sentence}".rstrip(": ")
+            kind, sentence = _kind_and_sentence(error)
+            foreseen = issubclass(getattr(builtins, kind, type(error)), _FORESEEN)
+            if _WORKER_GONE.search(sentence):
+                sentence += (
+                    " It loaded images. Where memory is short, fewer need less: --data.num_workers, "
+                    "DATALOADER.NUM_WORKERS"
+                )
+            elif not foreseen:
+                sentence = f"{kind}: {sentence}".rstrip(": ")
                 sentence += "" if show_traceback else " (--traceback as the first option shows where)"
             print(f"{program}: {sentence}", file=sys.stderr)
             sys.exit(MISTAKE if foreseen else FAULT)
 
 
-def _sentence(error: Exception) -> str:
-    """Of an error that another process has handed on with its traceback, the error itself."""
-    text = str(error).strip()
+def _kind_and_sentence(error: Exception) -> tuple[str, str]:
+    """Of an error that another process has handed on with its traceback, those of the error itself."""
+    kind, text = type(error).__name__, str(error).strip()
     if _FROM_OTHER_PROCESS.search(text):
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-    return printable(text)
+        text = text.splitlines()[-1]
+        if named := re.match(r"[\w.]*?(\w+(?:Error|Exception)): (.*)", text):
+            kind, text = named.groups()
+    return kind, printable(text)
 
 
 class DeferredSignals:
     """
     Ctrl-C and SIGTERM, remembered instead of obeyed, for a training loop that looks at :attr:`number` when
-    it suits it. A second one is obeyed at once.
+    it suits it. A second one is obeyed at once, unless it comes with the first, as to a process that is
+    told by its parent, and as one of a group.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         """Of the signal that has come."""
 
+        self._since = 0.0
         self._handlers: dict[int, object] = {}
 
     def defer(self) -> None:
@@ -85,9 +100,10 @@ class DeferredSignals:
         self._handlers = {}
 
     def _remember(self, number: int, frame) -> None:
-        if self.number is not None:
+        if self.number is None:
+            self.number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > _SECONDS_TOGETHER:
             sys.exit(128 + number)
-        self.number = number
 
 
 @contextlib.contextmanager
@@ -101,6 +117,9 @@ def _exit_on_signals(program: str) -> Iterator[None]:
     def leave(number: int, frame) -> None:
         if os.getpid() == process:  # and not one that loads data for it
             print(f"\n{program}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+            if number == signal.SIGTERM:  # of Ctrl-C the terminal tells them
+                for child in multiprocessing.active_children():
+                    child.terminate()
         sys.exit(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}

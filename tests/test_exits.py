@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from maskx_d2 import cli
 from maskx_d2.exits import one_sentence
@@ -40,6 +42,19 @@ def ends(capsys, error, *, show_traceback=False):
             KeyError("a"),
             3,
             "maskx: KeyError: 'a' (--traceback as the first option shows where)",
+        ),
+        (
+            RuntimeError(
+                "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):"
+                "\n  File ...\nValueError: SEED is x, expected a number\n"
+            ),
+            2,
+            "maskx: SEED is x, expected a number",
+        ),
+        (
+            RuntimeError("Traceback (most recent call last):\n  File ...\ntorch.cuda.OtherError: no: more"),
+            3,
+            "maskx: OtherError: no: more (--traceback as the first option shows where)",
         ),
         (MemoryError(), 3, "maskx: MemoryError (--traceback as the first option shows where)"),
     ],
@@ -79,6 +94,58 @@ def test_a_signal_ends_a_command_with_its_status_and_no_partial_file(tmp_path, n
     assert process.returncode == status
     assert printed == f"\nmaskx: stopped by {number.name}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+class KillsItsProcess:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_that_loads_images_is_said_with_the_keys_that_help(capsys):
+    with pytest.raises(SystemExit) as stopped, one_sentence("maskx", show_traceback=False):
+        next(iter(DataLoader(KillsItsProcess(), num_workers=1)))
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 3
+    assert re.match(r"maskx: DataLoader worker \(pid.*\) .*memory.*--data.num_workers, DATALOADER", printed)
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0, 0), (1.2, 143)])
+def test_a_second_signal_ends_at_once_what_the_first_did_not_unless_it_came_with_it(seconds, status):
+    script = f"""
+    import os, signal, sys, time
+    from maskx_d2.exits import DeferredSignals
+    deferred = DeferredSignals()
+    deferred.defer()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep({seconds})
+    os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(deferred.number - signal.SIGTERM)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == status
+
+
+def test_processes_of_a_command_are_told_of_sigterm(tmp_path):
+    script = """
+    import multiprocessing, os, signal, time
+    from maskx_d2.exits import one_sentence
+    def wait():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        print("ready", flush=True)
+        time.sleep(60)
+    with one_sentence("maskx", show_traceback=False):
+        child = multiprocessing.get_context("fork").Process(target=wait)
+        child.start()
+        child.join()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    process.communicate(timeout=20)  # that it ends: it waits for its processes
+    assert process.returncode == 143
 
 
 def test_a_closed_pipe_is_no_error():

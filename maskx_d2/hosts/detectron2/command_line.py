@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from maskx_d2.config_files import check_yaml
 from maskx_d2.data.images import check_images_exist
@@ -133,11 +135,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.config_file:
         sys.exit("give a config: --config-file configs/maskx_R_50_FPN_1x.yaml")
     with one_sentence("train_net.py", show_traceback=args.traceback):
-        launch(
-            train_or_evaluate,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        try:
+            launch(
+                train_or_evaluate,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except ProcessExitedException as error:
+            if error.exit_code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                raise
+            sys.exit(error.exit_code)

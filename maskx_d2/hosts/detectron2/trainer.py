@@ -5,6 +5,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from detectron2.config import CfgNode
@@ -134,8 +135,8 @@ class _DeferSignals(HookBase):
     def after_train(self) -> None:
         self.deferred.obey()
         if self.deferred.number is not None and self.trainer.iter >= self.trainer.max_iter:
-            # It came in the last iteration, whose weights are saved.
-            sys.exit(128 + self.deferred.number)
+            # It came before the end of the last iteration, whose weights are saved.
+            _leave(self.deferred.number)
 
 
 class _StopOnSignal(HookBase):
@@ -148,8 +149,12 @@ class _StopOnSignal(HookBase):
         self.deferred = deferred
 
     def after_step(self) -> None:
-        number, iteration = self._number(), self.trainer.iter
-        if number is None or iteration + 1 >= self.trainer.max_iter:
+        iteration = self.trainer.iter
+        is_last = iteration + 1 >= self.trainer.max_iter
+        number = self._number(is_last=is_last)
+        if is_last:
+            self.deferred.number = number
+        if number is None or is_last:
             return
         self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         if comm.is_main_process():
@@ -159,16 +164,24 @@ class _StopOnSignal(HookBase):
                 "the same command",
                 file=sys.stderr,
             )
-        sys.exit(128 + number)
+        _leave(number)
 
-    def _number(self) -> int | None:
+    def _number(self, *, is_last: bool) -> int | None:
         """Of the signal that has come, to any of the processes, which agree on the iteration."""
         number = self.deferred.number
         if comm.get_world_size() == 1:
             return number
-        if self.trainer.iter % _ITERATIONS_BETWEEN_AGREEMENTS:
+        if self.trainer.iter % _ITERATIONS_BETWEEN_AGREEMENTS and not is_last:
             return None
         return next((n for n in comm.all_gather(number) if n is not None), None)
+
+
+def _leave(number: int) -> NoReturn:
+    """Together: the first process that ends takes the others with it."""
+    comm.synchronize()
+    if comm.get_world_size() > 1:
+        torch.distributed.destroy_process_group()
+    sys.exit(128 + number)
 
 
 class _SeedIteration(HookBase):

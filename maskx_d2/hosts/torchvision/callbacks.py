@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from maskx_d2.data.files import replacing
 from maskx_d2.evaluation.run_files import METRICS_FILE
@@ -85,9 +84,6 @@ class Checkpoints(Checkpoint):
         self._deferred = DeferredSignals()
         self._step = 0
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._deferred.defer()
-
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._deferred.obey()
 
@@ -111,6 +107,8 @@ class Checkpoints(Checkpoint):
             path.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # In place of Lightning's own handlers, by which a process leaves while the others wait for it.
+        self._deferred.defer()
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -128,18 +126,13 @@ class Checkpoints(Checkpoint):
         if number:
             self._leave(trainer, number)
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        # Between two steps Lightning itself ends all processes of a run that got a SIGTERM.
-        if isinstance(exception, SIGTERMException) and trainer.training:
-            trainer.save_checkpoint(self.path)
-            self._leave(trainer, signal.SIGTERM)
-
     def _stopped_by(self, trainer: Trainer) -> int | None:
         """The signal that has come, to any of the processes, which agree on the step."""
         number = self._deferred.number
         if trainer.world_size == 1:
             return number
-        if trainer.global_step % _STEPS_BETWEEN_AGREEMENTS:
+        is_last = trainer.global_step >= trainer.estimated_stepping_batches
+        if trainer.global_step % _STEPS_BETWEEN_AGREEMENTS and not is_last:
             return None
         stopped = trainer.strategy.reduce_boolean_decision(number is not None, all=False)
         return (number or signal.SIGTERM) if stopped else None

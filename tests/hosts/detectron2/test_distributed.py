@@ -1,7 +1,10 @@
 """Two processes, of which one never sees a mask, and the other images that are labelled in part."""
 
 import socket
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 from . import tiny
 
 STEPS = 5
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def _free_port():
@@ -81,3 +85,39 @@ def test_a_rank_without_masks_trains_along_and_both_stay_equal(tmp_path, meta_ar
     assert any(name.startswith("roi_heads.mask_head.predictor.transfer") for name in changed)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(("told", "iterations"), [("1", 30), ("parent", 8)])
+def test_a_signal_to_one_process_stops_all_of_them(shapes_dataset, tmp_path, told, iterations):
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path / "run",
+        *("SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", 1000),
+        *("MODEL.WEIGHTS", str(tmp_path / "start.pth"), "INPUT.MIN_SIZE_TRAIN", (64,)),
+    )
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": tiny.build(cfg).state_dict()}, tmp_path / "start.pth")
+    command = [sys.executable, "-m", "tests.hosts.detectron2.two_processes"]
+    options = ["--config-file", str(tmp_path / "config.yaml")]
+    # In the middle of twenty iterations, after which the processes agree.
+    stopped = subprocess.run(
+        [*command, told, "5", *options], capture_output=True, text=True, cwd=REPOSITORY, timeout=120
+    )
+    assert stopped.returncode == 143, stopped.stderr[-3000:]
+    assert "Traceback" not in stopped.stderr
+    checkpoints = {path.name for path in (tmp_path / "run").glob("*.pth")}
+    if iterations == 8:
+        assert checkpoints == {"model_final.pth"} and not (tmp_path / "run" / "inference").exists()
+        return
+    assert "stopped by SIGTERM after iteration 20: to go on, add --resume" in stopped.stderr
+    assert checkpoints == {"model_0000020.pth"}
+    resumed = subprocess.run(
+        [*command, told, "-1", *options, "--resume", "DATASETS.TEST", "()"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=120,
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "Starting training from iteration 21" in resumed.stdout
+    assert (tmp_path / "run" / "model_final.pth").exists()

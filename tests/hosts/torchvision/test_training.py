@@ -461,6 +461,29 @@ def test_two_processes_train_one_model_and_evaluate_every_image_once(dataset, tm
     assert (tmp_path / "ddp" / "model_final.ckpt").exists()
 
 
+def test_a_signal_to_one_process_stops_all_of_them(dataset, tmp_path):
+    folder = tmp_path / "ddp"
+    words = command(dataset, folder, "--trainer.devices=2", "--trainer.strategy=ddp", steps=1000)
+    words += ["--checkpoint_period=1000"]
+    run_process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.json").exists():
+        assert run_process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    (child,) = subprocess.check_output(["pgrep", "-P", str(run_process.pid)], text=True).split()
+    os.kill(int(child), signal.SIGTERM)
+    _, printed = run_process.communicate(timeout=120)
+    assert run_process.returncode == 143, printed
+    step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+    assert step > 0 and step % 20 == 0 and f"stopped by SIGTERM after step {step}: to go on" in printed
+
+
 def test_stage_2_trains_the_mask_branch_on_the_detector_of_stage_1(dataset, tmp_path):
     one, two = tmp_path / "stage1", tmp_path / "stage2"
     run(command(dataset, one, "--model.predictor=null", steps=2))

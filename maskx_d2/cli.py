@@ -286,10 +286,12 @@ def _prepare_vg3k(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from maskx_d2.data.files import write_text
+    from maskx_d2.data.files import check_replaceable, write_text
     from maskx_d2.evaluation.comparison import compare_runs, markdown_report
     from maskx_d2.evaluation.report import html_report
 
+    for name in ("comparison.md", "comparison.html"):
+        check_replaceable(args.output / name)
     comparison = compare_runs(args.runs, baseline=args.baseline)
     markdown = markdown_report(comparison)
     html = html_report(comparison, num_images=args.images, min_score=args.min_score)

@@ -187,6 +187,9 @@ def test_outputs_that_are_no_files_or_inputs_are_refused_by_every_command(capsys
     )
     assert status == 2 and "would overwrite it" in sentence
     assert genome[0].read_text() == "[]"
+    (tmp_path / "comparison.html").mkdir()
+    status, sentence = failure(capsys, "compare", tmp_path / "absent", "--output", tmp_path)
+    assert status == 2 and "comparison.html is a folder, expected a file or nothing" in sentence
 
 
 def test_json_that_python_cannot_read_is_named_by_every_command(capsys, tmp_path):

@@ -18,19 +18,23 @@ PYTHON := .venv/bin/python
 SETUP := .venv/installed .venv/detectron2-tried
 endif
 
+# Two processes of one thread each: as fast as two cores allow, and no more on a large machine.
+PYTEST := -m pytest -n 2 --dist loadgroup
+test test-without-detectron2: export OMP_NUM_THREADS := 1
+
 .PHONY: demo test test-without-detectron2 lint fuzz detectron2
 
 demo: $(SETUP)
 	$(PYTHON) -m maskx_d2 demo
 
 test: $(SETUP)
-	$(PYTHON) -m pytest
+	$(PYTHON) $(PYTEST)
 
 # As somebody has it who only has pip: a second environment, and the package installed into it.
 test-without-detectron2: .venv-pip/torch
 	rm -rf build
 	.venv-pip/bin/python -m pip install '.[test]'
-	.venv-pip/bin/python -m pytest
+	.venv-pip/bin/python $(PYTEST)
 
 lint: $(SETUP)
 	$(PYTHON) -m pip install --quiet 'ruff>=0.6'

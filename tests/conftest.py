@@ -32,6 +32,17 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line("Detectron2 is installed: its tests ran.")
 
 
+def pytest_collection_modifyitems(items):
+    """
+    Of a suite that several processes run (``-n``), the tests of a file stay together, for what they share;
+    those that share the demo are first, for it is the longest.
+    """
+    items.sort(key=lambda item: "quick_demo" not in item.fixturenames)
+    for item in items:
+        group = "demo" if "quick_demo" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory):
     """

@@ -26,7 +26,17 @@ _CONFIGS = {
 
 def train(run: Run) -> Path:
     """See :class:`maskx_d2.demo.Host`. It is what train_net.py does, with a progress bar for its log."""
-    _forget_datasets()
+    try:
+        return _train(run)
+    finally:
+        # Another demo in this process has its own elsewhere.
+        for name in ("shapes_train", "shapes_train_all_masks", "shapes_test"):
+            if name in DatasetCatalog:
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+
+def _train(run: Run) -> Path:
     overrides = [
         *("OUTPUT_DIR", str(run.folder.resolve()), "SEED", run.seed),
         *("SOLVER.MAX_ITER", run.iterations, "MODEL.WEIGHTS", str(run.detector or "")),
@@ -62,11 +72,3 @@ def registrations(dataset: GeneratedDataset) -> list[list[str]]:
         ["shapes_train_all_masks", str(root.all_masks_json), str(root.train_images)],
         ["shapes_test", str(root.test_json), str(root.test_images)],
     ]
-
-
-def _forget_datasets() -> None:
-    """An earlier demo in this process had its datasets elsewhere."""
-    for name in ("shapes_train", "shapes_train_all_masks", "shapes_test"):
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)

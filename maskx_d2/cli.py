@@ -78,12 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Detect on images, draw what is found, and write it as COCO results. Orange classes "
         "were trained with masks, blue ones with boxes only.",
     )
-    predict.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="config of the model; a .ckpt of the torchvision host needs none",
-    )
-    predict.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the model")
+    _add_model_arguments(predict)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
     predict.add_argument("--output", required=True, type=Path, metavar="DIR")
     predict.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
@@ -100,10 +95,37 @@ def _parser() -> argparse.ArgumentParser:
         help="draw only the best of detections whose boxes overlap by more than this, and say how many "
         "others there are; 1 draws all. 0.8 for a model of more than 100 classes, else 1, if not given",
     )
-    predict.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to override"
-    )
+    _add_overrides(predict)
     predict.set_defaults(run=_predict)
+
+    fill = commands.add_parser(
+        "fill-masks",
+        help="masks for annotations that have a box only",
+        description="Predict a mask for every annotation that has none, in its box and for its class. All "
+        "else in the file stays as it is. Killed and started again it goes on where it was.",
+    )
+    fill.add_argument("annotations", type=Path, metavar="JSON", help="in COCO's format")
+    fill.add_argument("images", type=Path, metavar="IMAGES", help="the folder of its images")
+    _add_model_arguments(fill)
+    fill.add_argument("--output", required=True, type=Path, metavar="JSON")
+    fill.add_argument("--format", choices=("rle", "polygon"), default="rle", help="default rle")
+    fill.add_argument(
+        "--min-mask-score",
+        type=_from_0_to_1,
+        default=0.0,
+        metavar="P",
+        help="leave annotations whose mask has a lower score as they are; default 0",
+    )
+    fill.add_argument(
+        "--also-replace",
+        action="store_true",
+        help="predict for annotations that have masks too, and print how well both agree",
+    )
+    fill.add_argument(
+        "--batch-size", type=_at_least(1), default=4, metavar="N", help="images at one time, default 4"
+    )
+    _add_overrides(fill)
+    fill.set_defaults(run=_fill_masks)
 
     prepare = commands.add_parser("prepare", help="bring a dataset into COCO's format")
     datasets = prepare.add_subparsers(dest="dataset", required=True, metavar="DATASET")
@@ -186,6 +208,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="config of the model; a .ckpt of the torchvision host needs none",
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the model")
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Last, for they take all the words that are left."""
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to override"
+    )
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     """The type of a whole number that may not be smaller."""
 
@@ -225,8 +263,6 @@ def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.predict import find_images, predict
 
     images = find_images(args.images)
-    if "://" not in args.weights and not Path(args.weights).is_file():
-        raise FileNotFoundError(f"--weights {args.weights} is no file")
     detector = _detector(args)
     failed: list[str] = []
     with log_to_file(args.output / "log.txt"):
@@ -242,14 +278,46 @@ def _predict(args: argparse.Namespace) -> None:
             passed_over=lambda path, error: failed.append(str(error)),
         )
     print(f"{len(images) - len(failed)} pictures in {args.output}, results in COCO format in {results}")
+    _exit_if_passed_over(failed)
+
+
+def _fill_masks(args: argparse.Namespace) -> None:
+    from maskx_d2.data.files import file_digest
+    from maskx_d2.fill_masks import fill_masks, summary
+
+    detector = _detector(args)
+    of_model = [path for path in (args.config_file, args.weights) if path and Path(path).is_file()]
+    filled = fill_masks(
+        detector,
+        args.annotations,
+        args.images,
+        args.output,
+        model=[args.weights, *(file_digest(Path(path)) for path in of_model), *args.opts],
+        form=args.format,
+        min_score=args.min_mask_score,
+        also_replace=args.also_replace,
+        batch_size=args.batch_size,
+        progress=partial(tqdm, unit="image", file=sys.stderr),
+    )
+    print(f"{args.output}: {summary(filled, detector.style)}")
+    _exit_if_passed_over(filled.passed_over)
+
+
+def _exit_if_passed_over(failed: list[str]) -> None:
+    """
+    Args:
+        failed: why images could not be read.
+    """
     if failed:
-        print(f"maskx: {len(failed)} of {len(images)} images were passed over:", file=sys.stderr)
+        print(f"maskx: {len(failed)} images were passed over:", file=sys.stderr)
         for reason in failed:
             print(f"  {printable(reason)}", file=sys.stderr)
         sys.exit(FOUND_ERRORS)
 
 
 def _detector(args: argparse.Namespace):
+    if "://" not in args.weights and not Path(args.weights).is_file():
+        raise FileNotFoundError(f"--weights {args.weights} is no file")
     if args.config_file is not None:
         _need_detectron2("maskx predict --config-file")
         from maskx_d2.hosts.detectron2.command_line import read_config

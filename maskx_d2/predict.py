@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,25 @@ UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
+@dataclass(frozen=True)
+class KnownObjects:
+    """Of an image, N of them."""
+
+    boxes: list[list[float]]
+    """x0, y0, x1, y1 in its pixels."""
+
+    category_ids: list[int]
+
+
+@dataclass(frozen=True)
+class PredictedMask:
+    rle: dict
+    """Compressed RLE of the image's size."""
+
+    score: float
+    """See :func:`maskx_d2.method.expected_iou`."""
+
+
 class Detector(Protocol):
     """A model of any host."""
 
@@ -28,6 +48,17 @@ class Detector(Protocol):
 
     def detect(self, image: Image.Image, image_id: int) -> list[dict]:
         """All detections in an RGB image, in COCO's results format."""
+
+    def masks_in_boxes(
+        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
+    ) -> Sequence[Sequence[PredictedMask | None]]:
+        """
+        Masks of objects whose boxes and classes are known: for each image and each of its objects a mask,
+        or None where the box is too small for one.
+
+        Raises:
+            ValueError: the model has no mask head.
+        """
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

@@ -71,10 +71,15 @@ def _create_index(coco: COCO) -> None:
         coco.createIndex()
 
 
+def polygons_with_area(polygons: list[list[float]]) -> list[list[float]]:
+    """Those of three points or more: pycocotools cannot read others."""
+    return [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON]
+
+
 def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
     """
-    Take polygons of fewer than three points, which pycocotools cannot read, out of annotations, in
-    place. One of which nothing is left keeps its box.
+    Take polygons of fewer than three points out of annotations, in place. One of which nothing is left
+    keeps its box.
 
     Returns:
         How many annotations were changed.
@@ -84,7 +89,7 @@ def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
         polygons = annotation.get("segmentation")
         if not isinstance(polygons, list):
             continue
-        kept = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON]
+        kept = polygons_with_area(polygons)
         if len(kept) < len(polygons):
             annotation["segmentation"] = kept
             changed += 1

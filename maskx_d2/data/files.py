@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -99,6 +100,15 @@ def load_json(path: Path, *, what: str):
         raise ValueError(f"{what} {path} is nested too deep, expected a few levels") from error
     except ValueError as error:  # of JSON, of its encoding, and of numbers of thousands of digits
         raise ValueError(f"{what} {path} is not JSON: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _without_nan(content):

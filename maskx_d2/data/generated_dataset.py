@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 from PIL import Image
 
 from maskx_d2.data.files import write_png, write_text
+from maskx_d2.data.rle import encode
 
 IMAGE_SIDE = 128
 
@@ -144,7 +145,7 @@ class _CocoJson:
         height, width = image.shape[:2]
         self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for class_name, mask in objects:
-            rle = mask_util.encode(np.asfortranarray(mask))
+            rle = encode(mask)
             self.annotations.append(
                 {
                     "id": len(self.annotations) + 1,
@@ -153,7 +154,7 @@ class _CocoJson:
                     "bbox": mask_util.toBbox(rle).tolist(),
                     "area": int(mask_util.area(rle)),
                     "iscrowd": 0,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                    "segmentation": rle,
                 }
             )
 

@@ -1,13 +1,16 @@
 """Reading image files."""
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 # Of sides. What a model resizes to its size would have no pixel left on the shorter one.
 _MAX_RATIO = 100
+_READ_AHEAD = 4
 
 
 def read_image(path: Path) -> Image.Image:
@@ -21,6 +24,22 @@ def read_image(path: Path) -> Image.Image:
     """
     with open_image(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Future[Image.Image]]]:
+    """
+    Paths, with images that are read in another thread while the one before is worked on.
+
+    Yields:
+        A path, and what gives its image or raises as :func:`read_image`.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[tuple[Path, Future[Image.Image]]] = deque()
+        for path in paths:
+            ahead.append((path, thread.submit(read_image, path)))
+            if len(ahead) > _READ_AHEAD:
+                yield ahead.popleft()
+        yield from ahead
 
 
 @contextlib.contextmanager

@@ -6,8 +6,23 @@ of whatever is in memory behind them.
 from collections.abc import Mapping
 from reprlib import repr as shown
 
+import numpy as np
+import pycocotools.mask as mask_util
+
 MAX_PIXELS = 178_956_970
 """Of an image: Pillow reads no larger ones."""
+
+
+def encode(mask: np.ndarray) -> dict:
+    """
+    Args:
+        mask: (H, W), of which what is not 0 belongs to the object.
+
+    Returns:
+        Compressed RLE as JSON has it.
+    """
+    rle = mask_util.encode(np.asfortranarray(mask.astype(bool), dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
 def check_rle(rle: Mapping) -> None:

@@ -10,6 +10,7 @@ import jinja2
 from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.files import file_digest
 from maskx_d2.data.images import read_image
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
@@ -18,7 +19,7 @@ from maskx_d2.evaluation.comparison import Comparison
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
-from maskx_d2.evaluation.run_files import DETECTIONS_FILE, file_digest
+from maskx_d2.evaluation.run_files import DETECTIONS_FILE
 from maskx_d2.evaluation.tables import TASK_TITLES
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"

@@ -1,7 +1,6 @@
 """The files that a training run leaves, whichever its host: writing and reading them."""
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import msgspec
 import numpy as np
 from typing_extensions import NotRequired
 
-from maskx_d2.data.files import write_json
+from maskx_d2.data.files import file_digest, write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, frequency_thirds
 from maskx_d2.evaluation.tables import Results
 
@@ -153,11 +152,6 @@ class Run:
                     numbers = {n: v for n, v in logged.items() if type(v) in (int, float) and abs(v) < 1e30}
                     at.setdefault(iteration, {}).update(numbers)
         return [at[iteration] for iteration in sorted(at)]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_run(folder: Path) -> Run:

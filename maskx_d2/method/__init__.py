@@ -8,6 +8,7 @@ from maskx_d2.method.class_embeddings import (
     FixedEmbeddings,
     box_embedding_dim,
 )
+from maskx_d2.method.expected_iou import expected_iou
 from maskx_d2.method.hourglass import HOURGLASSES, Hourglass
 from maskx_d2.method.mask_loss import mask_loss, mask_statistics
 from maskx_d2.method.mask_predictor import (
@@ -41,6 +42,7 @@ __all__ = [
     "box_embedding_dim",
     "build_mask_predictor",
     "class_mask_logits",
+    "expected_iou",
     "mask_loss",
     "mask_statistics",
 ]

@@ -1,12 +1,18 @@
 """``Detectron2Detector``: a model of this host for ``maskx predict``."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import GeneralizedRCNN, detector_postprocess
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.hosts.detectron2.checkpoint import check_classes_of_weights, check_weights
 from maskx_d2.hosts.detectron2.class_split import (
@@ -14,6 +20,8 @@ from maskx_d2.hosts.detectron2.class_split import (
     class_names,
     evaluated_classes_with_masks,
 )
+from maskx_d2.method import expected_iou
+from maskx_d2.predict import KnownObjects, PredictedMask
 
 
 class Detectron2Detector:
@@ -47,6 +55,50 @@ class Detectron2Detector:
         for detection in found:
             detection["category_id"] = self._category_ids[detection["category_id"]]
         return found
+
+    @torch.no_grad()
+    def masks_in_boxes(
+        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
+    ) -> list[list[PredictedMask | None]]:
+        model = self._predictor.model
+        if not isinstance(model, GeneralizedRCNN) or not getattr(model.roi_heads, "mask_on", True):
+            raise ValueError(
+                f"the model is a {type(model).__name__} without a mask head, expected a GeneralizedRCNN "
+                "with one"
+            )
+        classes = {category_id: number for number, category_id in enumerate(self._category_ids)}
+        inputs, known = [], []
+        for image, of_image in zip(images, objects, strict=True):
+            pixels = np.asarray(image)
+            if self._predictor.input_format == "BGR":
+                pixels = pixels[:, :, ::-1]
+            resize = self._predictor.aug.get_transform(pixels)
+            pixels = resize.apply_image(pixels)
+            inputs.append({"image": torch.from_numpy(pixels.transpose(2, 0, 1).astype("float32"))})
+            known.append(
+                Instances(
+                    pixels.shape[:2],
+                    pred_boxes=Boxes(resize.apply_box(np.array(of_image.boxes))),
+                    pred_classes=torch.tensor([classes[i] for i in of_image.category_ids]),
+                    place=torch.arange(len(of_image.boxes)),
+                )
+            )
+        found = model.inference(inputs, known, do_postprocess=False)
+        return [
+            _predicted_masks(of_image, image.size) for of_image, image in zip(found, images, strict=True)
+        ]
+
+
+def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedMask | None]:
+    """Of an image; None for a box in which Detectron2 sees no pixel."""
+    found.mask_scores = expected_iou(found.pred_masks[:, 0])
+    masks: list[PredictedMask | None] = [None] * len(found)
+    width, height = size
+    pasted = detector_postprocess(found, height, width)
+    columns = pasted.place.tolist(), pasted.pred_masks, pasted.mask_scores.tolist()
+    for place, mask, score in zip(*columns, strict=True):
+        masks[place] = PredictedMask(encode(mask.cpu().numpy()), score)
+    return masks
 
 
 def _category_ids(dataset_name: str, num_classes: int) -> list[int]:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pycocotools.mask as mask_util
 from torch import Tensor
+
+from maskx_d2.data.rle import encode
 
 _MASK_THRESHOLD = 0.5
 
@@ -28,8 +29,11 @@ def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Seq
         for box, label, score in zip(*columns, strict=True)
     ]
     if "masks" in detections:
-        masks = (detections["masks"][:, 0] > _MASK_THRESHOLD).cpu().numpy().astype(np.uint8)
-        for result, mask in zip(results, masks, strict=True):
-            rle = mask_util.encode(np.asfortranarray(mask))
-            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        for result, mask in zip(results, binary_masks(detections), strict=True):
+            result["segmentation"] = encode(mask)
     return results
+
+
+def binary_masks(detections: dict[str, Tensor]) -> np.ndarray:
+    """(N, H, W) bool, of the ``masks`` of an image."""
+    return (detections["masks"][:, 0] > _MASK_THRESHOLD).cpu().numpy()

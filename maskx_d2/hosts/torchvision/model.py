@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
@@ -19,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from typing_extensions import TypedDict, Unpack
 
 from maskx_d2.hosts.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
-from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor
+from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor, expected_iou
 
 DEPTHS = (18, 34, 50, 101, 152)
 NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d, "GN": partial(nn.GroupNorm, 32)}
@@ -110,6 +111,31 @@ class MaskXRCNN(MaskRCNN):
         for part in self._detector_parts():
             part.requires_grad_(False)
         self.train(self.training)
+
+    @torch.inference_mode()
+    def masks_in_boxes(
+        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """
+        Masks of objects whose boxes and classes are known.
+
+        Args:
+            images: (3, H, W) each, as the model is called with; it must be in eval mode.
+            boxes: of each image (N, 4), x0, y0, x1, y1 in its pixels.
+            labels: of each image (N,), where the first class is 1.
+
+        Returns:
+            For each image ``boxes``, ``labels``, ``masks`` as of detections, (N, 1, H, W), and
+            ``mask_scores``, (N,): see :func:`maskx_d2.method.expected_iou`.
+        """
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        known = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
+        resized, known = self.transform(images, known)
+        found = [{"boxes": of_image["boxes"], "labels": of_image["labels"]} for of_image in known]
+        self.roi_heads.add_masks(found, self.backbone(resized.tensors), resized.image_sizes)
+        for of_image in found:
+            of_image["mask_scores"] = expected_iou(of_image["masks"][:, 0])
+        return self.transform.postprocess(found, resized.image_sizes, sizes)
 
     def train(self, mode: bool = True) -> "MaskXRCNN":
         super().train(mode)

@@ -1,14 +1,19 @@
 """``TorchvisionDetector``: a model of this host for ``maskx predict``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
+from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.hosts.torchvision.detections import coco_results
+from maskx_d2.hosts.torchvision.detections import binary_masks, coco_results
+from maskx_d2.hosts.torchvision.model import MaskXRCNN
 from maskx_d2.hosts.torchvision.training import TrainingModule
+from maskx_d2.predict import KnownObjects, PredictedMask
 
 
 class TorchvisionDetector:
@@ -32,7 +37,28 @@ class TorchvisionDetector:
 
     @torch.inference_mode()
     def detect(self, image: Image.Image, image_id: int) -> list[dict]:
-        pixels = v2.functional.pil_to_tensor(image)
-        pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True).to(self._device)
-        (detections,) = self._model([pixels])
+        (detections,) = self._model([self._pixels(image)])
         return coco_results(detections, image_id, self._category_ids)
+
+    def masks_in_boxes(
+        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
+    ) -> list[list[PredictedMask]]:
+        if not isinstance(self._model, MaskXRCNN):
+            raise ValueError("the model has no mask head: it was trained with predictor=null")
+        labels = {category_id: label for label, category_id in enumerate(self._category_ids, start=1)}
+        found = self._model.masks_in_boxes(
+            [self._pixels(image) for image in images],
+            [torch.tensor(of_image.boxes, device=self._device) for of_image in objects],
+            [
+                torch.tensor([labels[i] for i in of_image.category_ids], device=self._device)
+                for of_image in objects
+            ],
+        )
+        return [
+            list(map(PredictedMask, map(encode, binary_masks(of_image)), of_image["mask_scores"].tolist()))
+            for of_image in found
+        ]
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels = v2.functional.pil_to_tensor(image)
+        return v2.functional.to_dtype(pixels, torch.float32, scale=True).to(self._device)

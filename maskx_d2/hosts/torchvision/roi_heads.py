@@ -177,7 +177,7 @@ class MaskXRoIHeads(RoIHeads):
         """See torchvision's ``RoIHeads.forward``."""
         if not self.training:
             detections, losses = super().forward(features, proposals, image_shapes)
-            self._add_masks(detections, features, image_shapes)
+            self.add_masks(detections, features, image_shapes)
             return detections, losses
         if targets is None:
             raise ValueError("targets is None, expected a target for each image in training")
@@ -240,7 +240,15 @@ class MaskXRoIHeads(RoIHeads):
         )
         return {f"loss_mask_{name}": loss for name, loss in losses.items()}
 
-    def _add_masks(self, detections: list[dict[str, Tensor]], features, image_shapes) -> None:
+    def add_masks(
+        self,
+        detections: list[dict[str, Tensor]],
+        features: dict[str, Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> None:
+        """
+        Give the ``boxes`` and ``labels`` of each image ``masks``, (number of boxes, 1, M, M) probabilities.
+        """
         boxes = [detected["boxes"] for detected in detections]
         classes = [detected["labels"] - 1 for detected in detections]
         masks = self._mask_logits(features, boxes, classes, image_shapes).sigmoid().unsqueeze(1)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,9 @@ from PIL import Image
 from maskx_d2 import cli
 from maskx_d2.data import shapes
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
+from maskx_d2.hosts.detectron2.command_line import read_config
 from maskx_d2.hosts.detectron2.predict import Detectron2Detector
+from maskx_d2.predict import KnownObjects
 
 from . import tiny
 
@@ -32,6 +35,41 @@ def model(shapes_dataset, tmp_path_factory):
     (folder / "config.yaml").write_text(cfg.dump())
     torch.save({"model": tiny.build(cfg).state_dict()}, folder / "weights.pth")
     return ["--config-file", folder / "config.yaml", "--weights", folder / "weights.pth"]
+
+
+def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(model, shapes_dataset):
+    detector = Detectron2Detector(read_config(str(model[1]), ["MODEL.WEIGHTS", str(model[3])]))
+    images = [Image.open(path) for path in sorted(shapes_dataset.test_images.iterdir())[:2]]
+    images[1] = images[1].crop((0, 0, 90, 110))
+    for image in images:
+        detections = detector.detect(image, 1)
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in (d["bbox"] for d in detections)]
+        known = KnownObjects(boxes, [d["category_id"] for d in detections])
+        (masks,) = detector.masks_in_boxes([image], [known])
+        assert len(masks) == len(detections) > 5
+        for mask, detection in zip(masks, detections, strict=True):
+            areas = mask_util.area(mask.rle), mask_util.area(detection["segmentation"])
+            assert mask_util.iou([mask.rle], [detection["segmentation"]], [0]) > 0.97 or max(areas) == 0
+            assert 0 <= mask.score <= 1
+    inside, outside = [10.0, 10.0, 40.0, 40.0], [500.0, 10.0, 540.0, 40.0]
+    (masks,) = detector.masks_in_boxes([images[0]], [KnownObjects([inside, outside, inside], [1, 1, 1])])
+    assert masks[1] is None and masks[0] == masks[2]
+
+
+def test_the_command_fills_masks(model, shapes_dataset, tmp_path):
+    words = ["fill-masks", shapes_dataset.train_json, shapes_dataset.train_images, *model]
+    done = maskx(*words, "--output", tmp_path / "filled.json")
+    assert done.returncode == 0, done.stderr
+    before = json.loads(shapes_dataset.train_json.read_text())["annotations"]
+    after = json.loads((tmp_path / "filled.json").read_text())["annotations"]
+    for old, now in zip(before, after, strict=True):
+        assert now == old if "segmentation" in old else {k: now[k] for k in old} == old
+    without = [o["id"] for o in before if "segmentation" not in o]
+    filled = [a["id"] for a in after if a.get("segmentation_source") == "predicted"]
+    assert set(filled) <= set(without) and len(filled) > 0
+    done = maskx(*words, "--output", tmp_path / "no.json", "--opts", "MODEL.MASK_ON", "False")
+    assert done.returncode == 2 and "without a mask head, expected" in done.stderr
+    assert not (tmp_path / "no.json").exists()
 
 
 def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):

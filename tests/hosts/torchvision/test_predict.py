@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +9,9 @@ from PIL import Image
 from maskx_d2 import cli
 from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 from maskx_d2.hosts.torchvision.training import TrainingModule
+from maskx_d2.predict import KnownObjects
 
+from ...data import awkward
 from . import tiny
 
 
@@ -47,6 +50,62 @@ def test_detections_are_those_of_the_model_in_coco_format(checkpoint):
         assert result["category_id"] == [3, 5, 7, 9][label - 1]
         assert result["score"] == pytest.approx(score.item())
         assert result["image_id"] == 42 and result["segmentation"]["size"] == [70, 90]
+
+
+def known(results):
+    """Boxes and classes of detections."""
+    boxes = [[x, y, x + width, y + height] for x, y, width, height in (r["bbox"] for r in results)]
+    return KnownObjects(boxes, [r["category_id"] for r in results])
+
+
+def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(checkpoint):
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (h, 90, 3), dtype=np.uint8)) for h in (70, 110)]
+    detector = TorchvisionDetector(checkpoint)
+    detections = [detector.detect(image, 1) for image in images]
+    # One image at a time, as they were detected: a batch is as large as the largest image in it.
+    for image, expected in zip(images, detections, strict=True):
+        (masks,) = detector.masks_in_boxes([image], [known(expected)])
+        assert len(masks) == len(expected) > 5
+        for mask, detection in zip(masks, expected, strict=True):
+            areas = mask_util.area(mask.rle), mask_util.area(detection["segmentation"])
+            assert mask_util.iou([mask.rle], [detection["segmentation"]], [0]) > 0.97 or max(areas) == 0
+            assert 0 <= mask.score <= 1
+    together = detector.masks_in_boxes(images, list(map(known, detections)))
+    assert [len(masks) for masks in together] == [len(of_image) for of_image in detections]
+
+
+def test_a_model_without_a_mask_head_fills_no_masks(tmp_path):
+    options = {**tiny.MODEL, "class_names": ["cat", "dog", "cow", "hen"], "category_ids": [3, 5, 7, 9]}
+    options |= {"classes_with_masks": [0, 2], "predictor": None}
+    module = TrainingModule(**options)
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": options}, tmp_path / "detector.ckpt")
+    detector = TorchvisionDetector(tmp_path / "detector.ckpt")
+    with pytest.raises(ValueError, match="the model has no mask head"):
+        detector.masks_in_boxes([Image.new("RGB", (64, 64))], [KnownObjects([[1.0, 1.0, 9.0, 9.0]], [3])])
+
+
+def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
+    path = awkward.write(tmp_path)
+    content = json.loads(path.read_text())
+    for category, name in zip(content["categories"], ("cat", "dog"), strict=True):
+        category["name"] = name
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation", None)
+    path.write_text(json.dumps(content))
+    out = tmp_path / "filled.json"
+    words = ["fill-masks", str(path), str(tmp_path), "--weights", str(checkpoint), "--output", str(out)]
+    cli.main([*words, "--format", "polygon", "--batch-size", "2"])
+    assert f"{out}: " in capsys.readouterr().out
+    filled = json.loads(out.read_text())
+    assert any(a.get("segmentation_source") == "predicted" for a in filled["annotations"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words[:-1], str(path)])
+    assert stopped.value.code == 2 and "would overwrite it" in capsys.readouterr().err
+    next(tmp_path.glob("*.png")).unlink()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 1 and "images were passed over:" in capsys.readouterr().err
 
 
 def test_the_command_draws_and_writes_what_is_found(checkpoint, tmp_path, capsys):

@@ -194,12 +194,21 @@ class Detections:
 class Frozen:
     """A dataset as a trained detector sees it."""
 
-    def __init__(self, dataset: GeneratedDataset, weights: Path, *, seed: int, sides: tuple[int, ...]):
+    def __init__(
+        self,
+        dataset: GeneratedDataset,
+        weights: Path,
+        *,
+        seed: int,
+        sides: tuple[int, ...],
+        masks: Path | None = None,
+    ):
         """
         Args:
             weights: of the detector.
             seed: of the choice of RoIs.
             sides: of RoI features that are wanted.
+            masks: the annotations whose masks are the true ones in training; the dataset's own if None.
         """
         self.ground_truth = read_coco(dataset.test_json)
         self.category_ids = sorted(self.ground_truth.cats)
@@ -215,7 +224,9 @@ class Frozen:
         self.poolers = {side: MultiScaleRoIAlign(["0", "1", "2", "3"], side, 2) for side in sides}
         torch.manual_seed(seed)
         train = PartiallySupervisedCoco(
-            read_coco(dataset.all_masks_json), dataset.train_images, transforms=evaluation_transforms()
+            read_coco(masks or dataset.all_masks_json),
+            dataset.train_images,
+            transforms=evaluation_transforms(),
         )
         self.train = [
             tuple(self._rois(model.train(), *_mirrored(*sample) if mirror else sample) for mirror in (0, 1))

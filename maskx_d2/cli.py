@@ -127,6 +127,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(fill)
     fill.set_defaults(run=_fill_masks)
 
+    convert = commands.add_parser(
+        "convert",
+        help="the models of the paper's authors",
+        description="Turn a checkpoint of seg_every_thing, the paper's code on Caffe2, into "
+        "model_final.pth and config.yaml for maskx predict. All sizes are those of the file.",
+    )
+    convert.add_argument("checkpoint", type=Path, metavar="FILE", help="the .pkl")
+    convert.add_argument("--output", required=True, type=Path, metavar="DIR")
+    convert.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="class list of a model that has neither Visual Genome's 3,001 classes nor COCO's 80",
+    )
+    convert.add_argument(
+        "--classes-with-masks",
+        metavar="SPLIT",
+        help="the split that the model was trained with: voc, nonvoc, ..., or a file. If not given, COCO's "
+        "classes for a model that has these, and all for one with --classes",
+    )
+    convert.set_defaults(run=_convert)
+
     prepare = commands.add_parser("prepare", help="bring a dataset into COCO's format")
     datasets = prepare.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     vg3k = datasets.add_parser(
@@ -335,6 +357,20 @@ def _detector(args: argparse.Namespace):
     from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(args.weights))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    _need_detectron2("maskx convert")
+    from maskx_d2.hosts.detectron2.convert import convert
+
+    config = convert(
+        args.checkpoint,
+        args.output,
+        classes=args.classes,
+        classes_with_masks=args.classes_with_masks,
+    )
+    weights = config.with_name("model_final.pth")
+    print(f"maskx predict --config-file {config} --weights {weights} --output output/predictions IMAGE")
 
 
 def _prepare_vg3k(args: argparse.Namespace) -> None:

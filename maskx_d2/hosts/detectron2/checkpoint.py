@@ -57,12 +57,26 @@ def check_weights(path: str) -> None:
             raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path} is no file")
         if Path(path).stat().st_size == 0:
             raise ValueError(f"checkpoint {path} is empty")
-    if not path.endswith(".pkl"):
-        read_checkpoint(PathManager.get_local_path(path))
-        return
+    local = Path(PathManager.get_local_path(path))
+    if path.endswith(".pkl"):
+        read_pickle(local)
+    else:
+        read_checkpoint(local)
+
+
+def read_pickle(path: Path):
+    """
+    What is in a pickle of arrays and plain values, Python 2's too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no pickle, or holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} is no file")
     try:
-        with PathManager.open(path, "rb") as file:
-            _ArrayUnpickler(file, encoding="latin1").load()
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
     except Exception as error:  # whatever a file that is no pickle makes the unpickler stumble over
         raise ValueError(f"checkpoint {path} is refused: {error}") from error
 

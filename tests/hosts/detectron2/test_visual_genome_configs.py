@@ -26,6 +26,7 @@ SCHEDULES = {
     "maskx_stage_wise_R_101_FPN": STAGE_1,
     "maskx_inference_R_50_FPN": STAGE_2,
     "maskx_inference_R_101_FPN": STAGE_2,
+    "authors_R_50_FPN": STAGE_2,
     "maskx_end_to_end_R_50_FPN": {**STAGE_1, "batch": 16, "rate": 0.02},
 }
 

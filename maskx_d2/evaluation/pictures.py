@@ -1,14 +1,20 @@
 """Pictures of detections: masks, boxes, names and scores, coloured by what their class was trained with."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pycocotools.mask as mask_util
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from maskx_d2.data.printable import printable
+
+with warnings.catch_warnings():
+    # It advises OpenCV, without which pictures take as long.
+    warnings.filterwarnings("ignore", "OpenCV")
+    import supervision
 
 WITH_MASKS_COLOUR = (255, 140, 0)
 BOXES_ONLY_COLOUR = (0, 200, 255)
@@ -50,32 +56,52 @@ def draw_detections(
         scale: how much larger than the image the result shall be.
 
     Returns:
-        A new RGB picture. The best detections are drawn on top. Those of one colour whose boxes overlap
-        differ in shade.
+        A new RGB picture. Boxes of the best detections are drawn on top, and the smallest masks. Detections
+        of one colour whose boxes overlap differ in shade; labels make room for each other.
     """
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    if not detections:
+        return canvas
     ordered = sorted(detections, key=lambda d: d.get("score", 1))
-    colours = _distinct_colours(ordered, style)
-    for detection, colour in zip(ordered, colours, strict=True):
-        if "segmentation" in detection:
-            mask = Image.fromarray(mask_util.decode(detection["segmentation"]) * np.uint8(255))
-            mask = mask.resize(size, Image.Resampling.BILINEAR).point(lambda v: 255 * (v > 127))
-            _paint_mask(canvas, mask, colour)
-    draw = ImageDraw.Draw(canvas)
-    for detection, colour in zip(ordered, colours, strict=True):
-        x, y, width, height = (value * scale for value in detection["bbox"])
-        draw.rectangle([x, y, x + width, y + height], outline=colour, width=1)
-    taken: list[_Rectangle] = []
-    for detection, colour in zip(reversed(ordered), reversed(colours), strict=True):
-        text = printable(style.names[detection["category_id"]])
-        if "score" in detection:
-            text = f"{text} {detection['score']:.0%}"
-        if detection.get("others"):
-            text = f"{text} +{detection['others']}"
-        box = [value * scale for value in detection["bbox"]]
-        taken.append(_label(draw, box, text, colour, canvas.size, taken))
-    return canvas
+    corners = [(x, y, x + width, y + height) for x, y, width, height in (d["bbox"] for d in ordered)]
+    found = supervision.Detections(
+        xyxy=np.array(corners, dtype=float) * scale,
+        class_id=np.array([d["category_id"] for d in ordered]),
+    )
+    colours = [supervision.Color(*rgb) for rgb in _distinct_colours(ordered, corners, style)]
+    options = {"color": supervision.ColorPalette(colours), "color_lookup": supervision.ColorLookup.INDEX}
+    masked = [i for i, d in enumerate(ordered) if "segmentation" in d]
+    if masked:
+        with_masks, indices = found[masked], np.array(masked)
+        with_masks.mask = np.stack([_mask(ordered[i]["segmentation"], size) for i in masked])
+        for annotator in (
+            supervision.MaskAnnotator(opacity=_MASK_OPACITY, **options),
+            supervision.PolygonAnnotator(thickness=1, **options),
+        ):
+            canvas = annotator.annotate(canvas, with_masks, custom_color_lookup=indices)
+    canvas = supervision.BoxAnnotator(thickness=1, **options).annotate(canvas, found)
+    labels = supervision.RichLabelAnnotator(
+        text_color=supervision.Color.BLACK,
+        font_size=_FONT_SIZE,
+        text_padding=2,
+        smart_position=True,
+        **options,
+    )
+    return labels.annotate(canvas, found, labels=[_text(detection, style) for detection in ordered])
+
+
+def _mask(rle: Mapping, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool, as large as the picture."""
+    mask = Image.fromarray(mask_util.decode(rle) * np.uint8(255))
+    return np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
+
+
+def _text(detection: Mapping, style: ClassStyle) -> str:
+    text = printable(style.names[detection["category_id"]])
+    if "score" in detection:
+        text = f"{text} {detection['score']:.0%}"
+    return f"{text} +{detection['others']}" if detection.get("others") else text
 
 
 def with_legend(picture: Image.Image) -> Image.Image:
@@ -128,39 +154,16 @@ def by_image(detections: Iterable[dict]) -> dict[int, list[dict]]:
     return of_image
 
 
-def _distinct_colours(detections: Sequence[Mapping], style: ClassStyle) -> list[tuple[int, int, int]]:
+def _distinct_colours(
+    detections: Sequence[Mapping], corners: Sequence[_Rectangle], style: ClassStyle
+) -> list[tuple[int, int, int]]:
     """For each the first shade of its colour that is free where it is, or else the least used."""
-    corners = [(x, y, x + width, y + height) for x, y, width, height in (d["bbox"] for d in detections)]
     colours: list[tuple[int, int, int]] = []
     for detection, box in zip(detections, corners, strict=True):
         shades = [style.colour(detection["category_id"], shade) for shade in _SHADES]
         near = [c for c, other in zip(colours, corners, strict=False) if _overlap(box, other)]
         colours.append(min(shades, key=near.count))
     return colours
-
-
-def _paint_mask(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:
-    fill = Image.new("RGB", canvas.size, colour)
-    canvas.paste(fill, mask=mask.point(lambda v: round(v * _MASK_OPACITY)))
-    # The outline is what the erosion takes away.
-    eroded = mask.filter(ImageFilter.MinFilter(3))
-    outline = np.asarray(mask) & ~np.asarray(eroded)
-    canvas.paste(fill, mask=Image.fromarray(outline))
-
-
-def _label(draw, box, text: str, colour, canvas_size, taken: Sequence[_Rectangle]) -> _Rectangle:
-    """Write a box's label above it, or where that is taken below or inside it."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, _font())
-    width, height = right - left + 4, bottom - top + 4
-    x = min(max(box[0], 0), max(canvas_size[0] - width, 0))
-    places = []
-    for y in (box[1] - height, box[1] + box[3], box[1], box[1] + box[3] - height):
-        y = min(max(y, 0), max(canvas_size[1] - height, 0))
-        places.append((x, y, x + width, y + height))
-    place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
-    draw.rectangle(place, fill=colour)
-    draw.text((place[0] + 2 - left, place[1] + 2 - top), text, "black", _font())
-    return place
 
 
 def _overlap(a: _Rectangle, b: _Rectangle) -> bool:

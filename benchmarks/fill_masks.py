@@ -25,8 +25,8 @@ from unseen_classes import RECIPES, Frozen, train
 from maskx_d2.data.files import file_digest
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import FULL
+from maskx_d2.detector import Detector, load_detector
 from maskx_d2.fill_masks import fill_masks
-from maskx_d2.predict import Detector
 
 ROWS = {
     "class_agnostic": "class-agnostic",
@@ -39,15 +39,9 @@ ROWS = {
 def read_detector(folder: Path) -> tuple[Detector, Path]:
     """The model of a run of either host, and its weights."""
     if (weights := folder / "model_final.ckpt").is_file():
-        from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
-
-        return TorchvisionDetector(weights), weights
-    from maskx_d2.hosts.detectron2.command_line import read_config
-    from maskx_d2.hosts.detectron2.predict import Detectron2Detector
-
+        return load_detector(weights), weights
     weights = folder / "model_final.pth"
-    cfg = read_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(weights)])
-    return Detectron2Detector(cfg), weights
+    return load_detector(weights, folder / "config.yaml"), weights
 
 
 def quality(filled: Path, truth: Path) -> tuple[float, float, int]:

@@ -13,4 +13,13 @@ __version__ = "0.1.0"
 if find_spec("detectron2") is not None:
     from maskx_d2.hosts.detectron2 import add_maskx_config, build_train_loader
 
-    __all__ = ["add_maskx_config", "build_train_loader"]
+    __all__ = ["add_maskx_config", "build_train_loader", "load_detector"]
+
+
+def __getattr__(name: str):
+    # What draws pictures takes a while to import.
+    if name == "load_detector":
+        from maskx_d2.detector import load_detector
+
+        return load_detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

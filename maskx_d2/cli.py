@@ -5,18 +5,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
 
 from maskx_d2.data.printable import printable
 from maskx_d2.exits import FOUND_ERRORS, one_sentence
+from maskx_d2.requirements import has_detectron2, need_detectron2
 
-_INSTALL_DETECTRON2 = (
-    "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
-    "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
-)
 HOSTS = ("detectron2", "torchvision")
 
 
@@ -268,8 +264,8 @@ def _demo(args: argparse.Namespace) -> None:
     from maskx_d2 import demo
 
     if args.host == "detectron2":
-        _need_detectron2("maskx demo --host detectron2")
-    host = args.host or ("detectron2" if _has_detectron2() else "torchvision")
+        need_detectron2("maskx demo --host detectron2")
+    host = args.host or ("detectron2" if has_detectron2() else "torchvision")
     print(f"Training with {host}.", file=sys.stderr)
     demo.run_demo(
         args.output,
@@ -338,29 +334,13 @@ def _exit_if_passed_over(failed: list[str]) -> None:
 
 
 def _detector(args: argparse.Namespace):
-    if "://" not in args.weights and not Path(args.weights).is_file():
-        raise FileNotFoundError(f"--weights {args.weights} is no file")
-    if args.config_file is not None:
-        _need_detectron2("maskx predict --config-file")
-        from maskx_d2.hosts.detectron2.command_line import read_config
-        from maskx_d2.hosts.detectron2.predict import Detectron2Detector
+    from maskx_d2.detector import load_detector
 
-        return Detectron2Detector(
-            read_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
-        )
-    if not args.weights.endswith(".ckpt"):
-        raise ValueError(
-            f"--weights {args.weights} is no .ckpt of the torchvision host, expected --config-file too"
-        )
-    if args.opts:
-        raise ValueError("--opts are config keys, expected --config-file too")
-    from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
-
-    return TorchvisionDetector(Path(args.weights))
+    return load_detector(args.weights, args.config_file, overrides=args.opts)
 
 
 def _convert(args: argparse.Namespace) -> None:
-    _need_detectron2("maskx convert")
+    need_detectron2("maskx convert")
     from maskx_d2.hosts.detectron2.convert import convert
 
     config = convert(
@@ -450,12 +430,3 @@ def _torchvision(args: argparse.Namespace) -> None:
     from maskx_d2.hosts.torchvision.command_line import main
 
     main(args.arguments)
-
-
-def _has_detectron2() -> bool:
-    return find_spec("detectron2") is not None
-
-
-def _need_detectron2(what: str) -> None:
-    if not _has_detectron2():
-        raise ValueError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")

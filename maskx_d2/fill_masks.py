@@ -20,8 +20,8 @@ from maskx_d2.data.journal import open_journal
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
+from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.predict import Detector, KnownObjects, PredictedMask
 
 FORMATS = ("rle", "polygon")
 _MOST_AT_ONCE = 100  # objects of an image: each has a mask of the image's size

@@ -3,62 +3,19 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from PIL import Image
 
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, write_png, write_text
 from maskx_d2.data.images import read_image
+from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
-from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legend
+from maskx_d2.evaluation.pictures import draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
 
 UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
 """In place of :data:`DETECTIONS_FILE` until all images are done: a line with the detections of each."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-
-@dataclass(frozen=True)
-class KnownObjects:
-    """Of an image, N of them."""
-
-    boxes: list[list[float]]
-    """x0, y0, x1, y1 in its pixels."""
-
-    category_ids: list[int]
-
-
-@dataclass(frozen=True)
-class PredictedMask:
-    rle: dict
-    """Compressed RLE of the image's size."""
-
-    score: float
-    """See :func:`maskx_d2.method.expected_iou`."""
-
-
-class Detector(Protocol):
-    """A model of any host."""
-
-    style: ClassStyle
-    """Its classes. A is what the split that evaluation reports on gives masks in training."""
-
-    def detect(self, image: Image.Image, image_id: int) -> list[dict]:
-        """All detections in an RGB image, in COCO's results format."""
-
-    def masks_in_boxes(
-        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
-    ) -> Sequence[Sequence[PredictedMask | None]]:
-        """
-        Masks of objects whose boxes and classes are known: for each image and each of its objects a mask,
-        or None where the box is too small for one.
-
-        Raises:
-            ValueError: the model has no mask head.
-        """
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -140,7 +97,7 @@ def predict(
                 passed_over(path, error)
                 unread.append(error)
                 continue
-            found = [d for d in detector.detect(image, image_id) if d["score"] >= min_score]
+            found = [d for d in detector.coco_results(image, image_id) if d["score"] >= min_score]
             for detection in found:
                 detection["file_name"] = path.name
             results += found

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from maskx_d2 import cli
+from maskx_d2 import cli, requirements
 
 CATEGORIES = [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 9, "name": "cow"}]
 
@@ -109,10 +109,12 @@ def test_users_mistakes_end_with_one_sentence(capsys, annotations, tmp_path):
 
 
 def test_a_host_that_is_not_installed_is_named_with_its_install_command(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_has_detectron2", lambda: False)
+    monkeypatch.setattr(requirements, "has_detectron2", lambda: False)
     for arguments in (
         ["demo", "--host", "detectron2"],
         ["predict", "--config-file", "a.yaml", "--weights", __file__, "--output", "out", __file__],
+        ["fill-masks", "--config-file=a.yaml", f"--weights={__file__}", "--output=o", __file__, "."],
+        ["convert", __file__, "--output", "out"],
     ):
         line = failure(capsys, *arguments)
         assert "needs Detectron2, which is not installed: pip install --no-build-isolation" in line

@@ -7,9 +7,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from maskx_d2.data.rle import encode
+from maskx_d2.detector import PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.fill_masks import fill_masks, summary
-from maskx_d2.predict import PredictedMask
 
 WIDTH, HEIGHT = 60, 50
 

@@ -85,6 +85,8 @@ def test_hosts_do_not_know_each_other(host):
         "maskx_d2.cli",
         "maskx_d2.demo",
         "maskx_d2.predict",
+        "maskx_d2.detector",
+        "maskx_d2.fill_masks",
         "maskx_d2.hosts.torchvision.demo",
     ],
 )

@@ -24,7 +24,7 @@ class Detector:
     def __init__(self, num_classes):
         self.style = ClassStyle(names={i: f"name {i}" for i in range(num_classes)}, with_masks=frozenset())
 
-    def detect(self, image, image_id):
+    def coco_results(self, image, image_id):
         region = [
             {"bbox": [10, 10 + i / 10, 60, 60], "score": 0.9 - i / 100, "category_id": i} for i in range(5)
         ]
@@ -62,10 +62,10 @@ def test_images_that_cannot_be_read_are_passed_over_and_the_others_are_done(tmp_
 class Stopping(Detector):
     """Is interrupted at the third image."""
 
-    def detect(self, image, image_id):
+    def coco_results(self, image, image_id):
         if image_id == 3:
             raise KeyboardInterrupt
-        return super().detect(image, image_id)
+        return super().coco_results(image, image_id)
 
 
 def test_what_was_done_before_an_interruption_stays_and_nothing_older_is_beside_it(tmp_path):

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from maskx_d2.data.rle import encode
+from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.hosts.detectron2.checkpoint import check_classes_of_weights, check_weights
 from maskx_d2.hosts.detectron2.class_split import (
@@ -21,11 +22,10 @@ from maskx_d2.hosts.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.method import expected_iou
-from maskx_d2.predict import KnownObjects, PredictedMask
 
 
-class Detectron2Detector:
-    """See :class:`maskx_d2.predict.Detector`."""
+class Detectron2Detector(Detector):
+    """See :class:`maskx_d2.detector.Detector`."""
 
     def __init__(self, cfg: CfgNode):
         """
@@ -48,7 +48,7 @@ class Detectron2Detector:
         check_classes_of_weights(cfg.MODEL.WEIGHTS, class_names(datasets[0]))
         self._predictor = DefaultPredictor(cfg)
 
-    def detect(self, image: Image.Image, image_id: int) -> list[dict]:
+    def coco_results(self, image: Image.Image, image_id: int) -> list[dict]:
         # DefaultPredictor takes BGR, whatever the model takes.
         instances = self._predictor(np.asarray(image)[:, :, ::-1])["instances"].to("cpu")
         found = instances_to_coco_json(instances, image_id)

@@ -9,15 +9,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from maskx_d2.data.rle import encode
+from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.hosts.torchvision.detections import binary_masks, coco_results
 from maskx_d2.hosts.torchvision.model import MaskXRCNN
 from maskx_d2.hosts.torchvision.training import TrainingModule
-from maskx_d2.predict import KnownObjects, PredictedMask
 
 
-class TorchvisionDetector:
-    """See :class:`maskx_d2.predict.Detector`."""
+class TorchvisionDetector(Detector):
+    """See :class:`maskx_d2.detector.Detector`."""
 
     def __init__(self, checkpoint: Path):
         """
@@ -36,7 +36,7 @@ class TorchvisionDetector:
         )
 
     @torch.inference_mode()
-    def detect(self, image: Image.Image, image_id: int) -> list[dict]:
+    def coco_results(self, image: Image.Image, image_id: int) -> list[dict]:
         (detections,) = self._model([self._pixels(image)])
         return coco_results(detections, image_id, self._category_ids)
 

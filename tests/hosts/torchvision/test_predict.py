@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+import maskx_d2
 from maskx_d2 import cli
+from maskx_d2.detector import KnownObjects
 from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 from maskx_d2.hosts.torchvision.training import TrainingModule
-from maskx_d2.predict import KnownObjects
 
 from ...data import awkward
 from . import tiny
@@ -37,7 +38,7 @@ def test_detections_are_those_of_the_model_in_coco_format(checkpoint):
     detector = TorchvisionDetector(checkpoint)
     assert detector.style.names == {3: "cat", 5: "dog", 7: "cow", 9: "hen"}
     assert detector.style.with_masks == {3, 7}
-    results = detector.detect(Image.fromarray(pixels), 42)
+    results = detector.coco_results(Image.fromarray(pixels), 42)
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     with torch.no_grad():
         (expected,) = TrainingModule.from_checkpoint(checkpoint).model.eval()([image])
@@ -52,6 +53,28 @@ def test_detections_are_those_of_the_model_in_coco_format(checkpoint):
         assert result["image_id"] == 42 and result["segmentation"]["size"] == [70, 90]
 
 
+def test_detections_for_python_are_those_in_coco_format(checkpoint, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    detector = maskx_d2.load_detector(checkpoint)
+    results = detector.coco_results(Image.fromarray(pixels), 1)
+    scores = sorted((r["score"] for r in results), reverse=True)
+    results = [r for r in results if r["score"] >= scores[5]]
+    for image in (tmp_path / "1.png", str(tmp_path / "1.png"), Image.fromarray(pixels)):
+        found = detector.detect(image, min_score=scores[5])
+        assert len(found) == len(results) == 6
+        assert found.class_id.tolist() == [r["category_id"] for r in results]
+        assert found["class_name"].tolist() == [detector.style.names[r["category_id"]] for r in results]
+        assert found["trained_with_masks"].tolist() == [r["category_id"] in (3, 7) for r in results]
+        for box, mask, score, result in zip(found.xyxy, found.mask, found.confidence, results, strict=True):
+            x, y, width, height = result["bbox"]
+            assert box.tolist() == pytest.approx([x, y, x + width, y + height])
+            assert score == result["score"]
+            assert np.array_equal(mask, mask_util.decode(result["segmentation"]))
+    nothing = detector.detect(Image.fromarray(pixels), min_score=1)
+    assert len(nothing) == 0 and nothing.xyxy.shape == (0, 4)
+
+
 def known(results):
     """Boxes and classes of detections."""
     boxes = [[x, y, x + width, y + height] for x, y, width, height in (r["bbox"] for r in results)]
@@ -62,7 +85,7 @@ def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(checkpoint
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (h, 90, 3), dtype=np.uint8)) for h in (70, 110)]
     detector = TorchvisionDetector(checkpoint)
-    detections = [detector.detect(image, 1) for image in images]
+    detections = [detector.coco_results(image, 1) for image in images]
     # One image at a time, as they were detected: a batch is as large as the largest image in it.
     for image, expected in zip(images, detections, strict=True):
         (masks,) = detector.masks_in_boxes([image], [known(expected)])

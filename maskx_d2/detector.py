@@ -1,0 +1,120 @@
+"""A trained model of either host, and what it finds in an image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from maskx_d2.data.images import read_image
+from maskx_d2.evaluation.pictures import ClassStyle, supervision
+from maskx_d2.requirements import need_detectron2
+
+
+@dataclass(frozen=True)
+class KnownObjects:
+    """Of an image, N of them."""
+
+    boxes: list[list[float]]
+    """x0, y0, x1, y1 in its pixels."""
+
+    category_ids: list[int]
+
+
+@dataclass(frozen=True)
+class PredictedMask:
+    rle: dict
+    """Compressed RLE of the image's size."""
+
+    score: float
+    """See :func:`maskx_d2.method.expected_iou`."""
+
+
+class Detector(ABC):
+    """A model. :func:`load_detector` makes one."""
+
+    style: ClassStyle
+    """Its classes. A is what the split that evaluation reports on gives masks in training."""
+
+    @abstractmethod
+    def coco_results(self, image: Image.Image, image_id: int) -> list[dict]:
+        """All detections in an RGB image, in COCO's results format."""
+
+    @abstractmethod
+    def masks_in_boxes(
+        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
+    ) -> Sequence[Sequence[PredictedMask | None]]:
+        """
+        Masks of objects whose boxes and classes are known: for each image and each of its objects a mask,
+        or None where the box is too small for one.
+
+        Raises:
+            ValueError: the model has no mask head.
+        """
+
+    def detect(self, image: Image.Image | str | Path, *, min_score: float = 0.5) -> supervision.Detections:
+        """
+        Args:
+            image: or the file that it is in.
+            min_score: detections below it are left out.
+
+        Returns:
+            Boxes, scores, masks if the model has any, category ids as ``class_id``, and of each detection
+            ``data["class_name"]`` and ``data["trained_with_masks"]``, whether its class was.
+
+        Raises:
+            FileNotFoundError, ValueError: the image cannot be read.
+        """
+        image = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+        found = [d for d in self.coco_results(image, image_id=0) if d["score"] >= min_score]
+        boxes = np.array([d["bbox"] for d in found], dtype=float).reshape(-1, 4)
+        category_ids = np.array([d["category_id"] for d in found], dtype=int)
+        masks = None
+        if any("segmentation" in d for d in found):
+            masks = np.stack([mask_util.decode(d["segmentation"]).astype(bool) for d in found])
+        return supervision.Detections(
+            xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+            mask=masks,
+            confidence=np.array([d["score"] for d in found], dtype=float),
+            class_id=category_ids,
+            data={
+                "class_name": np.array([self.style.names[i] for i in category_ids], dtype=object),
+                "trained_with_masks": np.array([i in self.style.with_masks for i in category_ids], bool),
+            },
+        )
+
+
+def load_detector(
+    weights: str | Path, config_file: str | Path | None = None, *, overrides: Sequence = ()
+) -> Detector:
+    """
+    Args:
+        weights: a checkpoint.
+        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of the torchvision host has it.
+        overrides: config keys, ``KEY, VALUE, KEY, VALUE, ...``.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is not what it should be, or Detectron2 is needed and not installed.
+    """
+    weights = str(weights)
+    if "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"--weights {weights} is no file")
+    if config_file is not None:
+        need_detectron2("a model with a config file")
+        from maskx_d2.hosts.detectron2.command_line import read_config
+        from maskx_d2.hosts.detectron2.predict import Detectron2Detector
+
+        return Detectron2Detector(read_config(str(config_file), [*overrides, "MODEL.WEIGHTS", weights]))
+    if not weights.endswith(".ckpt"):
+        raise ValueError(
+            f"--weights {weights} is no .ckpt of the torchvision host, expected --config-file too"
+        )
+    if overrides:
+        raise ValueError("--opts are config keys, expected --config-file too")
+    from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
+
+    return TorchvisionDetector(Path(weights))

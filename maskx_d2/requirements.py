@@ -1,0 +1,22 @@
+"""What the package does not bring along, and how to get it."""
+
+from importlib.util import find_spec
+
+_INSTALL_DETECTRON2 = (
+    "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
+    "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
+)
+
+
+def has_detectron2() -> bool:
+    """Whether it is installed."""
+    return find_spec("detectron2") is not None
+
+
+def need_detectron2(what: str) -> None:
+    """
+    Raises:
+        ValueError: Detectron2, which ``what`` needs, is not installed.
+    """
+    if not has_detectron2():
+        raise ValueError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")

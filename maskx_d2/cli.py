@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_arguments(predict)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
     predict.add_argument("--output", required=True, type=Path, metavar="DIR")
+    predict.add_argument("--recursive", action="store_true", help="look in folders below folders, too")
+    predict.add_argument(
+        "--resume", action="store_true", help="go on with what the same command has left undone"
+    )
+    _add_batch_size(predict, default=1)
     predict.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
     predict.add_argument(
         "--top",
@@ -117,9 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="predict for annotations that have masks too, and print how well both agree",
     )
-    fill.add_argument(
-        "--batch-size", type=_at_least(1), default=4, metavar="N", help="images at one time, default 4"
-    )
+    _add_batch_size(fill, default=4)
     _add_overrides(fill)
     fill.set_defaults(run=_fill_masks)
 
@@ -235,6 +238,16 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the model")
 
 
+def _add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=_at_least(1),
+        default=default,
+        metavar="N",
+        help=f"images that the model gets at one time, default {default}",
+    )
+
+
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     """Last, for they take all the words that are left."""
     parser.add_argument(
@@ -280,7 +293,7 @@ def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.logs import log_to_file
     from maskx_d2.predict import find_images, predict
 
-    images = find_images(args.images)
+    images = find_images(args.images, recursive=args.recursive)
     detector = _detector(args)
     failed: list[str] = []
     with log_to_file(args.output / "log.txt"):
@@ -289,9 +302,12 @@ def _predict(args: argparse.Namespace) -> None:
             detector,
             images,
             args.output,
+            model=_identity(args),
             min_score=args.min_score,
             top=args.top,
             merge_iou=args.merge,
+            batch_size=args.batch_size,
+            resume=args.resume,
             progress=bar,
             passed_over=lambda path, error: failed.append(str(error)),
         )
@@ -300,17 +316,15 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _fill_masks(args: argparse.Namespace) -> None:
-    from maskx_d2.data.files import file_digest
     from maskx_d2.fill_masks import fill_masks, summary
 
     detector = _detector(args)
-    of_model = [path for path in (args.config_file, args.weights) if path and Path(path).is_file()]
     filled = fill_masks(
         detector,
         args.annotations,
         args.images,
         args.output,
-        model=[args.weights, *(file_digest(Path(path)) for path in of_model), *args.opts],
+        model=_identity(args),
         form=args.format,
         min_score=args.min_mask_score,
         also_replace=args.also_replace,
@@ -319,6 +333,14 @@ def _fill_masks(args: argparse.Namespace) -> None:
     )
     print(f"{args.output}: {summary(filled, detector.style)}")
     _exit_if_passed_over(filled.passed_over)
+
+
+def _identity(args: argparse.Namespace) -> list[str]:
+    """Of the model that the arguments name."""
+    from maskx_d2.data.files import file_digest
+
+    files = [path for path in (args.config_file, args.weights) if path and Path(path).is_file()]
+    return [args.weights, *(file_digest(Path(path)) for path in files), *args.opts]
 
 
 def _exit_if_passed_over(failed: list[str]) -> None:

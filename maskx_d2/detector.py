@@ -40,8 +40,8 @@ class Detector(ABC):
     """Its classes. A is what the split that evaluation reports on gives masks in training."""
 
     @abstractmethod
-    def coco_results(self, image: Image.Image, image_id: int) -> list[dict]:
-        """All detections in an RGB image, in COCO's results format."""
+    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
+        """All detections in each of several RGB images, in COCO's results format."""
 
     @abstractmethod
     def masks_in_boxes(
@@ -69,7 +69,8 @@ class Detector(ABC):
             FileNotFoundError, ValueError: the image cannot be read.
         """
         image = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
-        found = [d for d in self.coco_results(image, image_id=0) if d["score"] >= min_score]
+        (found,) = self.coco_results([image], [0])
+        found = [d for d in found if d["score"] >= min_score]
         boxes = np.array([d["bbox"] for d in found], dtype=float).reshape(-1, 4)
         category_ids = np.array([d["category_id"] for d in found], dtype=int)
         masks = None

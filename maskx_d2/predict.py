@@ -1,26 +1,36 @@
 """Masks, names and scores on images: pictures and a COCO-results JSON."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-from maskx_d2.data.files import check_keeps_inputs, check_replaceable, write_png, write_text
-from maskx_d2.data.images import read_image
+import msgspec
+from PIL import Image
+
+from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
+from maskx_d2.data.images import read_ahead
+from maskx_d2.data.journal import Journal, open_journal
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
 
 UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
-"""In place of :data:`DETECTIONS_FILE` until all images are done: a line with the detections of each."""
+"""In place of :data:`DETECTIONS_FILE` until all images are done; see :mod:`maskx_d2.data.journal`."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]:
     """
-    The images among files and, sorted by name, in folders (not in folders below those).
+    The images among files and, sorted by name, in folders.
+
+    Args:
+        paths: files and folders.
+        recursive: look in folders below those, too.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
@@ -29,9 +39,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             # A pipe or a link that leads nowhere is named later, with the images that cannot be read.
-            found = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
-            )
+            inside = path.rglob("*") if recursive else path.iterdir()
+            found = sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
             if not found:
                 raise FileNotFoundError(
                     f"{path} holds no image, expected files ending in {', '.join(IMAGE_SUFFIXES)}"
@@ -44,14 +53,24 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
+class _Done(msgspec.Struct):
+    """What the journal says of an image, when a run goes on."""
+
+    place: int
+    """In the sequence."""
+
+
 def predict(
     detector: Detector,
     images: Sequence[Path],
     output: Path,
     *,
+    model: object = None,
     min_score: float = 0.5,
     top: int | None = None,
     merge_iou: float | None = None,
+    batch_size: int = 1,
+    resume: bool = False,
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
     passed_over: Callable[[Path, Exception], None] | None = None,
 ) -> Path:
@@ -66,8 +85,11 @@ def predict(
         detector: the model.
         images: image files.
         output: a folder that is made if need be; pictures keep the images' names, as .png.
+        model: what tells the model from others, as JSON has it, for a run that is gone on with.
         min_score: detections below it are neither drawn nor written.
         top, merge_iou: what is drawn, see :func:`maskx_d2.evaluation.merging.readable_detections`.
+        batch_size: images that the model gets at one time.
+        resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
         progress: wraps the images, as ``tqdm`` does.
         passed_over: called with each image that cannot be read, and why; if None, the first ends it.
 
@@ -84,36 +106,69 @@ def predict(
     for path in (json_path, unfinished, *picture_paths):
         check_replaceable(path)
     json_path.unlink(missing_ok=True)  # it is not of the pictures that will be beside it
-    results: list[dict] = []
-    unread: list[Exception] = []
-    places = zip(_image_ids(images), picture_paths, strict=True)
-    with unfinished.open("w", encoding="utf-8") as lines:
-        for path, (image_id, picture_path) in zip(progress(images), places, strict=True):
-            try:
-                image = read_image(path)
-            except (FileNotFoundError, ValueError) as error:
-                if passed_over is None:
-                    raise
-                passed_over(path, error)
-                unread.append(error)
-                continue
-            found = [d for d in detector.coco_results(image, image_id) if d["score"] >= min_score]
-            for detection in found:
-                detection["file_name"] = path.name
-            results += found
-            num_classes = len(detector.style.names)
-            shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
-            write_png(picture_path, with_legend(draw_detections(image, shown, detector.style)))
-            print(json.dumps(found), file=lines, flush=True)
-            logging.getLogger(__name__).info(
-                "%s: %d objects, %d drawn -> %s", path, len(found), len(shown), picture_path
-            )
-    if len(unread) == len(images):
-        unfinished.unlink()
-        raise ValueError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
-    write_text(json_path, json.dumps(results))
-    unfinished.unlink()
+    if not resume:
+        unfinished.unlink(missing_ok=True)
+    image_ids = _image_ids(images)
+    paths = "\n".join(map(str, images)).encode()
+    work = {"images": hashlib.sha256(paths).hexdigest(), "model": model, "min_score": min_score}
+    with open_journal(unfinished, work=work, kind=_Done) as journal:
+        done = {of_image.place for of_image in journal.done}
+        todo = {place: path for place, path in enumerate(images) if place not in done}
+        unread: list[Exception] = []
+        pictures = _read(todo, unread, progress, passed_over)
+        while batch := list(islice(pictures, batch_size)):
+            ids = [image_ids[place] for place, _ in batch]
+            results = detector.coco_results([image for _, image in batch], ids)
+            for (place, image), detections in zip(batch, results, strict=True):
+                found = [d for d in detections if d["score"] >= min_score]
+                for detection in found:
+                    detection["file_name"] = images[place].name
+                num_classes = len(detector.style.names)
+                shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
+                drawn = draw_detections(image, shown, detector.style)
+                write_png(picture_paths[place], with_legend(drawn))
+                journal.append({"place": place, "detections": found})
+                logging.getLogger(__name__).info(
+                    "%s: %d objects, %d drawn -> %s",
+                    *(images[place], len(found), len(shown), picture_paths[place]),
+                )
+        if len(unread) == len(images):
+            journal.delete()
+            raise ValueError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
+        _write_results(json_path, journal)
+        journal.delete()
     return json_path
+
+
+def _read(
+    images: dict[int, Path],
+    unread: list[Exception],
+    progress: Callable[[Sequence[Path]], Iterable[Path]],
+    passed_over: Callable[[Path, Exception], None] | None,
+) -> Iterator[tuple[int, Image.Image]]:
+    """Images that can be read, with their places; why others cannot is added to ``unread``."""
+    ahead = read_ahead(progress(list(images.values())))
+    for place, (path, reading) in zip(images, ahead, strict=True):
+        try:
+            image = reading.result()
+        except (FileNotFoundError, ValueError) as error:
+            if passed_over is None:
+                raise
+            passed_over(path, error)
+            unread.append(error)
+            continue
+        yield place, image
+
+
+def _write_results(path: Path, journal: Journal) -> None:
+    """One after the other: those of very many images do not fit into memory."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        between = "["
+        for of_image in journal.pieces():
+            for detection in of_image["detections"]:
+                file.write(between + json.dumps(detection))
+                between = ", "
+        file.write("[]" if between == "[" else "]")
 
 
 def _image_ids(images: Sequence[Path]) -> list[int]:

@@ -24,7 +24,10 @@ class Detector:
     def __init__(self, num_classes):
         self.style = ClassStyle(names={i: f"name {i}" for i in range(num_classes)}, with_masks=frozenset())
 
-    def coco_results(self, image, image_id):
+    def coco_results(self, images, image_ids):
+        return [self.of_image(image_id) for image_id in image_ids]
+
+    def of_image(self, image_id):
         region = [
             {"bbox": [10, 10 + i / 10, 60, 60], "score": 0.9 - i / 100, "category_id": i} for i in range(5)
         ]
@@ -62,10 +65,10 @@ def test_images_that_cannot_be_read_are_passed_over_and_the_others_are_done(tmp_
 class Stopping(Detector):
     """Is interrupted at the third image."""
 
-    def coco_results(self, image, image_id):
+    def of_image(self, image_id):
         if image_id == 3:
             raise KeyboardInterrupt
-        return super().coco_results(image, image_id)
+        return super().of_image(image_id)
 
 
 def test_what_was_done_before_an_interruption_stays_and_nothing_older_is_beside_it(tmp_path):
@@ -74,11 +77,53 @@ def test_what_was_done_before_an_interruption_stays_and_nothing_older_is_beside_
     with pytest.raises(KeyboardInterrupt):
         predict(Stopping(10), find_images([folder]), tmp_path / "out")
     assert not (tmp_path / "out" / DETECTIONS_FILE).exists()
-    lines = (tmp_path / "out" / UNFINISHED_FILE).read_text().splitlines()
-    assert [{d["image_id"] for d in json.loads(line)} for line in lines] == [{1}, {2}]
+    _, *lines = (tmp_path / "out" / UNFINISHED_FILE).read_text().splitlines()
+    assert [{d["image_id"] for d in json.loads(line)["detections"]} for line in lines] == [{1}, {2}]
     predict(Detector(10), find_images([folder]), tmp_path / "out")
     assert (tmp_path / "out" / DETECTIONS_FILE).exists()
     assert not (tmp_path / "out" / UNFINISHED_FILE).exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_run_that_goes_on_does_what_is_left_and_ends_with_the_same_file(tmp_path, batch_size):
+    folder = find_images([images(tmp_path / "in", 7)])
+    expected = predict(Detector(10), folder, tmp_path / "through").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stopping(10), folder, tmp_path / "out", model="a")
+    before = (tmp_path / "out" / "1.png").stat().st_mtime_ns
+    for changed in ({"model": "b"}, {"model": "a", "min_score": 0.1}):
+        with pytest.raises(ValueError, match=r"coco_instances_results.jsonl is of other work than this"):
+            predict(Detector(10), folder, tmp_path / "out", resume=True, **changed)
+    seen = []
+    results = predict(
+        Detector(10),
+        folder,
+        tmp_path / "out",
+        model="a",
+        batch_size=batch_size,
+        resume=True,
+        progress=lambda paths: seen.append(len(paths)) or paths,
+    )
+    assert seen == [5] and results.read_text() == expected
+    assert (tmp_path / "out" / "1.png").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "out").glob("*.png"))) == 7
+    # Without it everything is done again.
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stopping(10), folder, tmp_path / "out", model="a")
+    assert predict(Detector(10), folder, tmp_path / "out").read_text() == expected
+
+
+def test_folders_below_are_looked_into_if_asked_for(tmp_path):
+    images(tmp_path / "in", 2)
+    images(tmp_path / "in" / "below", 1)
+    assert len(find_images([tmp_path / "in"])) == 2
+    found = find_images([tmp_path / "in"], recursive=True)
+    assert [str(p.relative_to(tmp_path / "in")) for p in found] == ["1.png", "2.png", "below/1.png"]
+
+
+def test_without_detections_the_file_is_an_empty_list(tmp_path):
+    folder = find_images([images(tmp_path / "in", 2)])
+    assert json.loads(predict(Detector(10), folder, tmp_path / "out", min_score=0.99).read_text()) == []
 
 
 def test_a_link_where_a_picture_should_be_ends_it_before_anything_is_written(tmp_path):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -13,7 +14,7 @@ from maskx_d2.data.files import check_replaceable
 class Journal:
     """A file of JSON lines: first what the work is, then a line for each piece of it that is done."""
 
-    def __init__(self, path: Path, done: list, file):
+    def __init__(self, path: Path, done: list, file: BinaryIO):
         """See :func:`open_journal`."""
         self.path = path
         self.done = done
@@ -29,6 +30,12 @@ class Journal:
         self._file.write(msgspec.json.encode(piece) + b"\n")
         self._file.flush()
 
+    def pieces(self) -> Iterator:
+        """All that is done, one after the other, as JSON has it."""
+        with self.path.open("rb") as file:
+            next(file)
+            yield from map(msgspec.json.decode, file)
+
     def delete(self) -> None:
         """When all is done, and where it belongs."""
         self.path.unlink(missing_ok=True)
@@ -42,7 +49,7 @@ def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
     Args:
         path: of the file.
         work: all that the pieces depend on, as JSON has it. What is not in it may change.
-        kind: type of a piece, for msgspec.
+        kind: type of a piece, for msgspec. Of pieces that are there, other fields are passed over.
 
     Raises:
         ValueError: the file is of other work, or none that this function has begun.
@@ -51,21 +58,23 @@ def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
     with path.open("ab+") as file:
         file.seek(0)
         first = json.dumps(work).encode() + b"\n"
-        # What was being written when a command was killed is not whole.
-        whole, _, begun = file.read().rpartition(b"\n")
-        lines = whole.split(b"\n") if whole else []
-        is_of_this = lines[0] + b"\n" == first if lines else first.startswith(begun)
+        decode = msgspec.json.Decoder(kind).decode
+        done, length = [], 0
         try:
-            if not is_of_this:
-                raise ValueError("its first line is another")
-            decode = msgspec.json.Decoder(kind).decode
-            done = [decode(line) for line in lines[1:]]
+            for line in file:
+                if not line.endswith(b"\n") and (length or first.startswith(line)):
+                    break  # it was being written when a command was killed
+                if length:
+                    done.append(decode(line))
+                elif line != first:
+                    raise ValueError("its first line is another")
+                length += len(line)
         except ValueError as error:  # msgspec's errors too
             raise ValueError(
                 f"{path} is of other work than this: delete it, or give another --output"
             ) from error
-        file.truncate(len(whole) + 1 if lines else 0)
-        if not lines:
+        file.truncate(length)
+        if not length:
             file.write(first)
             file.flush()
         yield Journal(path, done, file)

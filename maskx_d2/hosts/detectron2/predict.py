@@ -1,5 +1,6 @@
 """``Detectron2Detector``: a model of this host for ``maskx predict``."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Boxes, Instances
+from fvcore.transforms.transform import Transform
 from PIL import Image
 
 from maskx_d2.data.rle import encode
@@ -48,13 +50,16 @@ class Detectron2Detector(Detector):
         check_classes_of_weights(cfg.MODEL.WEIGHTS, class_names(datasets[0]))
         self._predictor = DefaultPredictor(cfg)
 
-    def coco_results(self, image: Image.Image, image_id: int) -> list[dict]:
-        # DefaultPredictor takes BGR, whatever the model takes.
-        instances = self._predictor(np.asarray(image)[:, :, ::-1])["instances"].to("cpu")
-        found = instances_to_coco_json(instances, image_id)
-        for detection in found:
+    @torch.no_grad()
+    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
+        found = self._predictor.model([self._input(image)[0] for image in images])
+        results = [
+            instances_to_coco_json(of_image["instances"].to("cpu"), image_id)
+            for of_image, image_id in zip(found, image_ids, strict=True)
+        ]
+        for detection in itertools.chain.from_iterable(results):
             detection["category_id"] = self._category_ids[detection["category_id"]]
-        return found
+        return results
 
     @torch.no_grad()
     def masks_in_boxes(
@@ -69,15 +74,11 @@ class Detectron2Detector(Detector):
         classes = {category_id: number for number, category_id in enumerate(self._category_ids)}
         inputs, known = [], []
         for image, of_image in zip(images, objects, strict=True):
-            pixels = np.asarray(image)
-            if self._predictor.input_format == "BGR":
-                pixels = pixels[:, :, ::-1]
-            resize = self._predictor.aug.get_transform(pixels)
-            pixels = resize.apply_image(pixels)
-            inputs.append({"image": torch.from_numpy(pixels.transpose(2, 0, 1).astype("float32"))})
+            model_input, resize = self._input(image)
+            inputs.append(model_input)
             known.append(
                 Instances(
-                    pixels.shape[:2],
+                    model_input["image"].shape[-2:],
                     pred_boxes=Boxes(resize.apply_box(np.array(of_image.boxes))),
                     pred_classes=torch.tensor([classes[i] for i in of_image.category_ids]),
                     place=torch.arange(len(of_image.boxes)),
@@ -87,6 +88,15 @@ class Detectron2Detector(Detector):
         return [
             _predicted_masks(of_image, image.size) for of_image, image in zip(found, images, strict=True)
         ]
+
+    def _input(self, image: Image.Image) -> tuple[dict, Transform]:
+        """What the model reads, and how the image was resized: as Detectron2's ``DefaultPredictor``."""
+        pixels = np.asarray(image)
+        if self._predictor.input_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        resize = self._predictor.aug.get_transform(pixels)
+        pixels = np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1), dtype=np.float32)
+        return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}, resize
 
 
 def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedMask | None]:

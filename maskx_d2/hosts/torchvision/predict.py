@@ -36,9 +36,12 @@ class TorchvisionDetector(Detector):
         )
 
     @torch.inference_mode()
-    def coco_results(self, image: Image.Image, image_id: int) -> list[dict]:
-        (detections,) = self._model([self._pixels(image)])
-        return coco_results(detections, image_id, self._category_ids)
+    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
+        found = self._model([self._pixels(image) for image in images])
+        return [
+            coco_results(detections, image_id, self._category_ids)
+            for detections, image_id in zip(found, image_ids, strict=True)
+        ]
 
     def masks_in_boxes(
         self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]

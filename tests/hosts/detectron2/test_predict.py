@@ -42,7 +42,7 @@ def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(model, sha
     images = [Image.open(path) for path in sorted(shapes_dataset.test_images.iterdir())[:2]]
     images[1] = images[1].crop((0, 0, 90, 110))
     for image in images:
-        detections = detector.coco_results(image, 1)
+        detections = detector.coco_results([image], [1])[0]
         boxes = [[x, y, x + width, y + height] for x, y, width, height in (d["bbox"] for d in detections)]
         known = KnownObjects(boxes, [d["category_id"] for d in detections])
         (masks,) = detector.masks_in_boxes([image], [known])
@@ -143,7 +143,7 @@ def test_a_model_of_a_longer_class_list_has_names_and_ids_of_all(shapes_dataset,
     assert detector.style.with_masks == {
         i for i, name in enumerate(names, start=1) if name not in {*shapes.BOXES_ONLY, "bear", "ant"}
     }
-    found = detector.coco_results(Image.new("RGB", (64, 64)), 5)
+    found = detector.coco_results([Image.new("RGB", (64, 64))], [5])[0]
     assert found and all(detection["category_id"] in detector.style.names for detection in found)
     tiny.forget("mine")
 

@@ -38,7 +38,7 @@ def test_detections_are_those_of_the_model_in_coco_format(checkpoint):
     detector = TorchvisionDetector(checkpoint)
     assert detector.style.names == {3: "cat", 5: "dog", 7: "cow", 9: "hen"}
     assert detector.style.with_masks == {3, 7}
-    results = detector.coco_results(Image.fromarray(pixels), 42)
+    results = detector.coco_results([Image.fromarray(pixels)], [42])[0]
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     with torch.no_grad():
         (expected,) = TrainingModule.from_checkpoint(checkpoint).model.eval()([image])
@@ -57,7 +57,7 @@ def test_detections_for_python_are_those_in_coco_format(checkpoint, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "1.png")
     detector = maskx_d2.load_detector(checkpoint)
-    results = detector.coco_results(Image.fromarray(pixels), 1)
+    results = detector.coco_results([Image.fromarray(pixels)], [1])[0]
     scores = sorted((r["score"] for r in results), reverse=True)
     results = [r for r in results if r["score"] >= scores[5]]
     for image in (tmp_path / "1.png", str(tmp_path / "1.png"), Image.fromarray(pixels)):
@@ -85,7 +85,7 @@ def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(checkpoint
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (h, 90, 3), dtype=np.uint8)) for h in (70, 110)]
     detector = TorchvisionDetector(checkpoint)
-    detections = [detector.coco_results(image, 1) for image in images]
+    detections = [detector.coco_results([image], [1])[0] for image in images]
     # One image at a time, as they were detected: a batch is as large as the largest image in it.
     for image, expected in zip(images, detections, strict=True):
         (masks,) = detector.masks_in_boxes([image], [known(expected)])

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -70,18 +71,21 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser(
         "predict",
-        help="masks, names and scores on images",
-        description="Detect on images, draw what is found, and write it as COCO results. Orange classes "
-        "were trained with masks, blue ones with boxes only.",
+        help="masks, names and scores on images and videos",
+        description="Detect on images and videos, draw what is found, and write it as COCO results. Orange "
+        "classes were trained with masks, blue ones with boxes only.",
     )
     _add_model_arguments(predict)
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
+    predict.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image, video or folder of such"
+    )
     predict.add_argument("--output", required=True, type=Path, metavar="DIR")
     predict.add_argument("--recursive", action="store_true", help="look in folders below folders, too")
-    predict.add_argument(
-        "--resume", action="store_true", help="go on with what the same command has left undone"
-    )
+    predict.add_argument("--resume", action="store_true", help="go on with what the same command has begun")
     _add_batch_size(predict, default=1)
+    predict.add_argument(
+        "--every", type=_at_least(1), default=1, metavar="N", help="of N frames of a video take one"
+    )
     predict.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
     predict.add_argument(
         "--top",
@@ -291,28 +295,60 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.logs import log_to_file
-    from maskx_d2.predict import find_images, predict
+    from maskx_d2.predict import IMAGE_SUFFIXES, find_images, predict
+    from maskx_d2.video import VIDEO_SUFFIXES, predict_video
 
-    images = find_images(args.images, recursive=args.recursive)
+    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    found = find_images(args.images, recursive=args.recursive, suffixes=suffixes)
+    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
+    images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
+    for name, count in Counter(video.stem for video in videos).items():
+        if count > 1:
+            raise ValueError(f"{count} videos are named {name!r}, expected one: give them an --output each")
     detector = _detector(args)
+    options = {
+        "model": _identity(args),
+        "min_score": args.min_score,
+        "top": args.top,
+        "merge_iou": args.merge,
+        "batch_size": args.batch_size,
+        "resume": args.resume,
+    }
+    bar = partial(tqdm, file=sys.stderr)
+    said: list[str] = []
     failed: list[str] = []
+    unread: list[str] = []
     with log_to_file(args.output / "log.txt"):
-        bar = partial(tqdm, unit="image", file=sys.stderr)
-        results = predict(
-            detector,
-            images,
-            args.output,
-            model=_identity(args),
-            min_score=args.min_score,
-            top=args.top,
-            merge_iou=args.merge,
-            batch_size=args.batch_size,
-            resume=args.resume,
-            progress=bar,
-            passed_over=lambda path, error: failed.append(str(error)),
-        )
-    print(f"{len(images) - len(failed)} pictures in {args.output}, results in COCO format in {results}")
-    _exit_if_passed_over(failed)
+        for video in videos:
+            try:
+                title = printable(video.name)
+                lines = predict_video(
+                    detector,
+                    video,
+                    args.output,
+                    every=args.every,
+                    progress=partial(bar, unit="frame", desc=title),
+                    **options,
+                )
+                said.append(f"{lines.with_suffix('.mp4')}, what was found in its frames in {lines}")
+            except ValueError as error:
+                if len(found) == 1:
+                    raise
+                failed.append(str(error))
+        if images:
+            results = predict(
+                detector,
+                images,
+                args.output,
+                progress=partial(bar, unit="image"),
+                passed_over=lambda path, error: unread.append(str(error)),
+                **options,
+            )
+    if images:
+        num_done = len(images) - len(unread)
+        said.append(f"{num_done} pictures in {args.output}, results in COCO format in {results}")
+    print("\n".join(said))
+    _exit_if_passed_over([*failed, *unread])
 
 
 def _fill_masks(args: argparse.Namespace) -> None:
@@ -346,10 +382,10 @@ def _identity(args: argparse.Namespace) -> list[str]:
 def _exit_if_passed_over(failed: list[str]) -> None:
     """
     Args:
-        failed: why images could not be read.
+        failed: why images and videos could not be read.
     """
     if failed:
-        print(f"maskx: {len(failed)} images were passed over:", file=sys.stderr)
+        print(f"maskx: {len(failed)} files were passed over:", file=sys.stderr)
         for reason in failed:
             print(f"  {printable(reason)}", file=sys.stderr)
         sys.exit(FOUND_ERRORS)

@@ -24,13 +24,16 @@ UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def find_images(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]:
+def find_images(
+    paths: Sequence[Path], *, recursive: bool = False, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> list[Path]:
     """
     The images among files and, sorted by name, in folders.
 
     Args:
         paths: files and folders.
         recursive: look in folders below those, too.
+        suffixes: what files in folders end in.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
@@ -40,10 +43,10 @@ def find_images(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]
         if path.is_dir():
             # A pipe or a link that leads nowhere is named later, with the images that cannot be read.
             inside = path.rglob("*") if recursive else path.iterdir()
-            found = sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+            found = sorted(p for p in inside if p.suffix.lower() in suffixes and not p.is_dir())
             if not found:
                 raise FileNotFoundError(
-                    f"{path} holds no image, expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+                    f"{path} holds no image, expected files ending in {', '.join(suffixes)}"
                 )
             images += found
         elif path.is_file():

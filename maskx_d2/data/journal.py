@@ -77,4 +77,8 @@ def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
         if not length:
             file.write(first)
             file.flush()
-        yield Journal(path, done, file)
+        try:
+            yield Journal(path, done, file)
+        finally:
+            if file.tell() == len(first):  # nothing is done
+                path.unlink(missing_ok=True)

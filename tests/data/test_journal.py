@@ -38,6 +38,12 @@ def test_of_a_file_that_is_cut_off_anywhere_the_whole_lines_are_kept(tmp_path):
         )
 
 
+def test_of_work_of_which_nothing_was_done_nothing_is_left(tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "journal", work=WORK, kind=Piece):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "content",
     [b'{"input": "other"}\n{"number": 1}\n', b"a file\nof somebody\nelse", b"x", b"\xff\n", b"\n\n"],
@@ -55,8 +61,8 @@ def test_other_files_are_left_as_they_are(tmp_path, content):
 
 def test_lines_that_are_no_pieces_are_refused(tmp_path):
     path = tmp_path / "journal"
-    with open_journal(path, work=WORK, kind=Piece):
-        pass
+    with open_journal(path, work=WORK, kind=Piece) as journal:
+        journal.append(Piece(1))
     with path.open("ab") as file:
         file.write(b'{"number": "x"}\n')
     with pytest.raises(ValueError, match="other work"), open_journal(path, work=WORK, kind=Piece):

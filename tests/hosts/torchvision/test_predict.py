@@ -12,6 +12,7 @@ from maskx_d2.detector import KnownObjects
 from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 from maskx_d2.hosts.torchvision.training import TrainingModule
 
+from ... import test_video
 from ...data import awkward
 from . import tiny
 
@@ -128,7 +129,7 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
     next(tmp_path.glob("*.png")).unlink()
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
-    assert stopped.value.code == 1 and "images were passed over:" in capsys.readouterr().err
+    assert stopped.value.code == 1 and "files were passed over:" in capsys.readouterr().err
 
 
 def test_the_command_draws_and_writes_what_is_found(checkpoint, tmp_path, capsys):
@@ -144,6 +145,29 @@ def test_the_command_draws_and_writes_what_is_found(checkpoint, tmp_path, capsys
     assert {r["file_name"] for r in results} == {"a.jpg", "b.PNG"}
     assert all(r["score"] >= 0.1 for r in results)
     assert "2 pictures in" in capsys.readouterr().out
+
+
+def test_the_command_takes_folders_of_images_and_videos(checkpoint, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "below").mkdir(parents=True)
+    Image.new("RGB", (90, 70)).save(folder / "a.png")
+    test_video.write(folder / "below" / "b.avi", frames=3)
+    (folder / "below" / "broken.mp4").write_text("no video")
+    words = ["predict", "--weights", str(checkpoint), str(folder), "--output", str(out), "--min-score=0.1"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--recursive", "--every", "2", "--batch-size", "2"])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 1 and "broken.mp4 cannot be read as a video" in printed.err
+    assert f"{out / 'b.mp4'}, what was found in its frames in {out / 'b.jsonl'}" in printed.out
+    assert "1 pictures in" in printed.out
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("a.png", "b.jsonl", "b.mp4", "coco_instances_results.json", "log.txt")
+    ]
+    assert [json.loads(line)["frame"] for line in (out / "b.jsonl").read_text().splitlines()] == [0, 2]
+    test_video.write(folder / "b.mp4", frames=1)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--recursive"])
+    assert stopped.value.code == 2 and "2 videos are named 'b', expected one" in capsys.readouterr().err
 
 
 def test_an_image_is_not_overwritten_by_its_picture(checkpoint, tmp_path, capsys):

@@ -112,7 +112,7 @@ def _config(path: Path, blobs: dict[str, np.ndarray], settings: str) -> CfgNode:
     num_classes, feature_dim = blobs["cls_score_w"].shape[0] - 1, blobs["fc7_w"].shape[0]
     first = "bbox2mask_mlp_l1_w" if "bbox2mask_mlp_l1_w" in blobs else "mask_fcn_logits_w_flat_w"
     embeddings = {feature_dim: "cls", 4 * feature_dim: "box", 5 * feature_dim: "cls+box"}
-    embedding_dim = blobs[first].shape[1]
+    hidden_dim, embedding_dim = np.atleast_2d(blobs[first]).shape[:2]
     if embedding_dim not in embeddings:
         raise ValueError(
             f"checkpoint {path} has a weight transfer function of embeddings of {embedding_dim} numbers, "
@@ -131,9 +131,9 @@ def _config(path: Path, blobs: dict[str, np.ndarray], settings: str) -> CfgNode:
         *(f"{head}.CONV_DIM", blobs["conv5_mask_w"].shape[0]),
         *(f"{head}.CLASS_EMBEDDING", embeddings[embedding_dim]),
         *(f"{head}.TRANSFER.NUM_LAYERS", 1 + len(_numbered(blobs, "bbox2mask_mlp_l"))),
-        *(f"{head}.TRANSFER.HIDDEN_DIM", blobs[first].shape[0]),
+        *(f"{head}.TRANSFER.HIDDEN_DIM", hidden_dim),
         *(f"{head}.MLP_BRANCH.NUM_LAYERS", joint * (1 + len(_numbered(blobs, "fc_mask_head_mlp_l")))),
-        *(f"{head}.MLP_BRANCH.HIDDEN_DIM", blobs.get("fc_mask_head_mlp_l1_w", np.empty(1024)).shape[0]),
+        *(f"{head}.MLP_BRANCH.HIDDEN_DIM", np.size(blobs.get("fc_mask_head_mlp_l1_b", np.empty(1024)))),
     ]
     if re.search(r"USE_LEAKYRELU['\"]?:\s*false", settings, re.IGNORECASE):
         options += [f"{head}.TRANSFER.ACTIVATION", "relu"]

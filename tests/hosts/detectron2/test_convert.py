@@ -186,6 +186,7 @@ def test_files_of_other_blobs_are_one_error_that_names_them(converted, tmp_path)
         ({"strange_w": np.ones(2)}, "unknown: strange_w"),
         ({"fc6_b": np.ones(3)}, r"of another shape: fc6_b is \(3,\), expected \(12,\)"),
         ({"fc7_w": np.ones(3)}, r"fc7_w is \(3,\), expected 2 dimensions"),
+        ({"bbox2mask_mlp_l1_w": np.ones(60)}, r"bbox2mask_mlp_l1_w is \(60,\), expected \(1, 60\)"),
         ({"bbox2mask_mlp_l1_w": np.ones((8, 61))}, "embeddings of 61 numbers, expected one of 12, 48, 60"),
         ({"res4_6_branch2a_w": np.ones((2, 2, 1, 1))}, "has 7 blocks in res4, expected one of 6, 23, 36"),
         (

@@ -109,13 +109,13 @@ def overfit(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--coco", type=Path, required=True, metavar="DIR", help="in COCO's layout")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     args = parser.parse_args()
     of_seeds = []
     with tempfile.TemporaryDirectory() as work:
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             results = {}
             for row in args.rows:
                 folder = Path(work) / f"{row}_{seed}"

@@ -497,6 +497,7 @@ def main() -> None:
                 results[dataset_name][name][str(seed)] = ap
                 tqdm.write(f"{dataset_name}, seed {seed}, {recipe.title}: {ap['A']:.1f} / {ap['B']:.1f}")
             write_json(json_path, results)
+            del frozen  # before the next one takes as much memory
     for dataset_name, of_dataset in results.items():
         first = next(iter(of_dataset))
         print(f"\n{dataset_name}, {len(of_dataset[first])} seeds\n\n{table(of_dataset, first)}")

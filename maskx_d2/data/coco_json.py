@@ -132,7 +132,11 @@ def ignore_boxes_without_mask(coco: COCO) -> COCO:
     for annotation in coco.dataset["annotations"]:
         if not annotation.get("segmentation"):
             x, y, width, height = annotation["bbox"]
-            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            image = coco.imgs[annotation["image_id"]]
+            # pycocotools takes memory for each pixel of an outline, outside of the image too.
+            x0, x1 = (min(max(value, 0), image["width"]) for value in (x, x + width))
+            y0, y1 = (min(max(value, 0), image["height"]) for value in (y, y + height))
+            corners = [x0, y0, x1, y0, x1, y1, x0, y1]
             annotations.append({**annotation, "segmentation": [corners], "iscrowd": 1})
         else:
             annotations.append({**annotation})

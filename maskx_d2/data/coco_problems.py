@@ -186,6 +186,21 @@ def _of_segmentation(segmentation, image: dict | None, where: str) -> Iterator[P
             elif len(polygon) < MIN_POLYGON:
                 detail = f"has a polygon of {len(polygon) // 2} points; the polygon is left out"
                 yield _remark("polygons of fewer than 3 points", where, detail)
+            elif image is not None and _has_size(image) and not _fits(polygon, image):
+                detail = "has a polygon that reaches far outside its image or is too long for it"
+                yield Problem("polygons that do not fit their image", where, detail)
+
+
+def _fits(polygon: list[float], image: dict) -> bool:
+    """pycocotools takes memory for each pixel of an outline, without asking whether there is any."""
+    width, height = image["width"], image["height"]
+    side = max(width, height)
+    if not all(-side <= value <= 2 * side for value in polygon):
+        return False
+    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    edges = zip(points, [*points[1:], points[0]], strict=True)
+    length = sum(max(abs(x1 - x0), abs(y1 - y0)) for (x0, y0), (x1, y1) in edges)
+    return length <= 4 * width * height + 10 * (width + height)
 
 
 def _of_rle(rle: dict, image: dict | None, where: str) -> Iterator[Problem]:

@@ -95,6 +95,16 @@ WORKS = {
     "box without area": (_first(bbox=[10, 5, 0, 10]), 1, True),
     "box outside the image": (_first(bbox=[90, 5, 20, 10]), 1, True),
     "box partly outside the image": (_first(bbox=[70, 5, 20, 10]), 2, True),
+    "box without a mask that reaches far out": (
+        _first(bbox=[-1e12, 5, 2e12, 10], segmentation=None),
+        2,
+        False,
+    ),
+    "polygon partly outside the image": (
+        _first(segmentation=[[60, 5, 90, 5, 90, 15, 60, 15]]),
+        2,
+        True,
+    ),
     "gaps in the category ids": (
         lambda c: (
             c["categories"].__setitem__(1, {"id": 90, "name": "dog"}),
@@ -131,6 +141,18 @@ FAILS = {
     "polygon of an odd number": (
         _first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
         r"annotation 1 has a polygon that is not a list of x, y",
+    ),
+    "polygon that reaches far out": (
+        _first(segmentation=[POLYGON, [0, 0, 1e9, 0, 1e9, 10]]),
+        r"annotation 1 has a polygon that reaches far outside its image or is too long for it",
+    ),
+    "polygon that is far away": (
+        _first(segmentation=[[1e12, 0, 1e12 + 1, 0, 1e12 + 1, 10]]),
+        r"annotation 1 has a polygon that reaches far outside its image or is too long for it",
+    ),
+    "polygon that goes to and fro for ever": (
+        _first(segmentation=[[0, 0, 79, 49] * 500]),
+        r"annotation 1 has a polygon that reaches far outside its image or is too long for it",
     ),
     "polygon of words": (_first(segmentation=[["a"] * 6]), r"annotation 1 has a polygon that is not"),
     "mask as text": (_first(segmentation="1 2 3"), r"annotation 1 has a str as segmentation, expected"),

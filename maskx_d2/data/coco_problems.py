@@ -15,6 +15,7 @@ from maskx_d2.data.rle import check_rle, is_image_size
 PARTS = ("images", "annotations", "categories")
 MIN_POLYGON = 6  # coordinates of three points
 _MAX_NAMED = 5
+_LONGEST_NAME = 1000
 _LARGEST = 2**53  # COCOeval keeps ids in float64
 
 
@@ -95,10 +96,9 @@ def _of_images(images: list[dict]) -> Iterator[Problem]:
     yield from _duplicates("image", images)
     for image in images:
         where = f"image {image.get('id')}"
-        if not isinstance(image.get("file_name"), str):
-            yield Problem(
-                "images without file name", where, f"has the file_name {shown(image.get('file_name'))}"
-            )
+        file_name = image.get("file_name")
+        if not isinstance(file_name, str) or len(file_name) > _LONGEST_NAME:
+            yield Problem("images without file name", where, f"has the file_name {shown(file_name)}")
         if not _has_size(image):
             size = f"width {shown(image.get('width'))} and height {shown(image.get('height'))}"
             detail = f"has {size}, expected numbers of pixels"
@@ -248,7 +248,8 @@ def find_image_problems(
         image_root: the folder that file names are relative to.
         progress: wraps the images, as ``tqdm`` does.
     """
-    images = [image for image in content["images"] if isinstance(image.get("file_name"), str)]
+    names = [(image, image.get("file_name")) for image in content["images"]]
+    images = [image for image, n in names if isinstance(n, str) and len(n) <= _LONGEST_NAME]
     with ThreadPoolExecutor() as threads:
         found = threads.map(partial(_of_image_file, image_root), images)
         for problem in progress(found):

@@ -1,6 +1,7 @@
 """Reading image files."""
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,8 +51,11 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     Raises:
         FileNotFoundError, ValueError: see :func:`read_image`.
     """
-    if not path.is_file():  # a pipe would be waited for
-        raise FileNotFoundError(f"image {path} {'is no file' if path.exists() else 'does not exist'}")
+    # Unlike pathlib's these answer for names too that no file can have. A pipe would be waited for.
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
+        )
     try:
         with Image.open(path) as image:
             _check(image)
@@ -70,7 +74,7 @@ def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:
     Raises:
         FileNotFoundError: some do not exist: the first is named, and the number of the others.
     """
-    absent = [path for path in paths if not path.is_file()]
+    absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
         more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
         raise FileNotFoundError(f"image {absent[0]}{of and f' of {of}'} does not exist{more}")

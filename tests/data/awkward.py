@@ -203,5 +203,9 @@ FAILS = {
     "iscrowd as text": (_first(iscrowd="0"), r"annotation 1 has iscrowd '0', expected 0 or 1"),
     "area as text": (_first(area="9"), r"annotation 1 has the area '9', expected a number of pixels"),
     "image without size": (_image(width=None), r"image 1 has width None and height 50, expected numbers"),
+    "image with a name of 5,000 characters": (
+        _image(file_name="x" * 5000),
+        r"image 1 has the file_name 'xx",
+    ),
     "image without name": (_image(file_name=None), r"image 1 has the file_name None"),
 }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskx_d2.data.images import read_image
+from maskx_d2.data.images import check_images_exist, read_image
 
 
 def test_eight_bits_of_any_mode_become_rgb_upright(tmp_path):
@@ -79,3 +79,11 @@ def test_a_changed_file_is_an_image_or_one_sentence(tmp_path_factory, suffix, da
         assert read_image(path).mode == "RGB"
     except ValueError as error:
         assert str(error).startswith(f"{path} cannot be read as an image: ")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_no_file_can_have_are_those_of_absent_files(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_images_exist([tmp_path / name])

@@ -68,3 +68,25 @@ def test_ingredients_are_compared_on_the_same_detectors(tmp_path):
     assert len(rows) == 2 + len(recipes) and rows[-1].count("±") == 4
     for name in ("unseen_classes.svg", "unseen_classes.png"):
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_filled_masks_are_measured_and_learned_from(tmp_path):
+    """On an untrained detector, where all figures are low: every part of the program runs."""
+    from maskx_d2 import demo
+    from maskx_d2.data import shapes
+    from maskx_d2.hosts.torchvision import demo as host
+    from maskx_d2.logs import log_to_file
+
+    folder = tmp_path / "demo"
+    dataset = shapes.generate(folder / "dataset", num_train=12, num_test=4, seed=0)
+    with log_to_file(folder / "log.txt"):
+        detector = host.train(demo.Run("stage1", "", folder / "stage1", dataset, 2, 0))
+        for name in ("class_agnostic", "maskx", "maskx_box_supervised", "oracle"):
+            host.train(demo.Run(name, "", folder / name, dataset, 2, 0, detector=detector))
+    command = [sys.executable, str(BENCHMARKS / "fill_masks.py"), "--demo", str(folder)]
+    command += ["--output", str(tmp_path / "filled"), "--iterations", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert sum("mean IoU" in line for line in lines) == 4
+    assert sum("mask AP on A" in line for line in lines) == 5

@@ -22,16 +22,16 @@ MASKX, BOXES = "maskx_R_50_FPN_1x.yaml", "beyond/maskx_box_supervised_R_50_FPN_1
 AGNOSTIC, DEEP = "class_agnostic_R_50_FPN_1x.yaml", "beyond/class_agnostic_deep_R_50_FPN.yaml"
 HEAD = "MODEL.ROI_MASK_HEAD"
 # The ramp would be zero here, and take as long.
-PAIRWISE = [f"{HEAD}.BOX_SUPERVISION.PAIRWISE", 0.3]
+WITHOUT_PAIRWISE = [f"{HEAD}.BOX_SUPERVISION.PAIRWISE", 0.0]
 LIMIT = [f"{HEAD}.ROIS_PER_IMAGE", 32]
 # By title: config, keys, whether every other object has a box only. The first of each group is the peer.
 COMPARISONS = {
     "Mask^X": {
         "without": (MASKX, [], True),
         "without, masks of all objects": (MASKX, [], False),
-        "box supervision": (BOXES, [], True),
-        "box supervision and pairwise": (BOXES, PAIRWISE, True),
-        "box supervision, 32 RoIs an image": (BOXES, LIMIT, True),
+        "box supervision": (BOXES, WITHOUT_PAIRWISE, True),
+        "box supervision and pairwise": (BOXES, [], True),
+        "box supervision, 32 RoIs an image": (BOXES, [*WITHOUT_PAIRWISE, *LIMIT], True),
     },
     "class-agnostic": {
         "4 convolutions": (AGNOSTIC, [], False),

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from maskx_d2.data.coco_json import category_names, index_coco, polygons_with_area, read_checked_json
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
-from maskx_d2.data.images import read_ahead
+from maskx_d2.data.images import read_ahead, size_difference
 from maskx_d2.data.journal import open_journal
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
@@ -208,10 +208,8 @@ def _pieces(
         record = objects[0].image
         try:
             image = reading.result()
-            if image.size != (record["width"], record["height"]):
-                said = f"{record['width']} x {record['height']}"
-                size = f"{image.width} x {image.height}"
-                raise ValueError(f"{path} has {size} pixels, but the annotation file says {said}")
+            if difference := size_difference(image.size, record):
+                raise ValueError(f"{path} {difference}")
         except (FileNotFoundError, ValueError) as error:
             filled.passed_over.append(str(error))
             filled.left["annotations of images that cannot be read"] += len(objects)

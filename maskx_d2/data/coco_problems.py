@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from reprlib import repr as shown
 
-from maskx_d2.data.images import read_image
+from maskx_d2.data.images import read_image, size_difference
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle, is_image_size
 
@@ -265,9 +265,7 @@ def _of_image_file(image_root: Path, image: dict) -> Problem | None:
         return Problem("image files that do not exist", image["file_name"], f"is not in {image_root}")
     except ValueError as error:
         return Problem("image files that cannot be read", image["file_name"], str(error.__cause__))
-    if _has_size(image) and size != (image["width"], image["height"]):
-        said = f"{image['width']} x {image['height']}"
-        detail = f"has {size[0]} x {size[1]} pixels, but the annotation file says {said}"
+    if _has_size(image) and (detail := size_difference(size, image)):
         return Problem("image files of another size", image["file_name"], detail)
     return None
 

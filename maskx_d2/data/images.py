@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +63,21 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def size_difference(size: tuple[int, int], record: Mapping) -> str | None:
+    """
+    Args:
+        size: width and height of an image.
+        record: what an annotation file says of it.
+
+    Returns:
+        How they differ, as the end of a sentence that names the image, or None.
+    """
+    if size == (record["width"], record["height"]):
+        return None
+    said = f"{record['width']} x {record['height']}"
+    return f"has {size[0]} x {size[1]} pixels, but the annotation file says {said}"
 
 
 def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:

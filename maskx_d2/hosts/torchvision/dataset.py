@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from maskx_d2.data.images import read_image
+from maskx_d2.data.images import read_image, size_difference
 from maskx_d2.hosts.torchvision.roi_heads import Target
 
 Sample = tuple[torch.Tensor, Target]
@@ -63,11 +63,8 @@ class PartiallySupervisedCoco(Dataset):
         path = self.image_root / record["file_name"]
         image = v2.functional.to_image(read_image(path))
         height, width = image.shape[-2:]
-        if (height, width) != (record["height"], record["width"]):
-            raise ValueError(
-                f"{path} has {width} x {height} pixels, but the annotation file says "
-                f"{record['width']} x {record['height']}"
-            )
+        if difference := size_difference((width, height), record):
+            raise ValueError(f"{path} {difference}")
         annotations = self._annotations(image_id)
         boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

@@ -22,3 +22,12 @@ def shapes_dataset(tmp_path_factory):
     from maskx_d2.data import shapes
 
     return shapes.generate(tmp_path_factory.mktemp("shapes"), num_train=24, num_test=8, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets():
+    """What a test has registered is not in the way of others, which have their datasets elsewhere."""
+    yield
+    from . import tiny
+
+    tiny.forget("shapes_train", "shapes_train_all_masks", "shapes_test")

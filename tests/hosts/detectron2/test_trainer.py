@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 
 from maskx_d2.hosts.detectron2 import Trainer
@@ -27,15 +26,6 @@ ONLY_LOSSES = [
     5,
 ]
 END_TO_END = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
-
-
-@pytest.fixture(autouse=True)
-def forget_datasets():
-    yield
-    for name in ("shapes_train", "shapes_test"):
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
 
 
 def metrics(folder):

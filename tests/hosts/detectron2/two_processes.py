@@ -39,4 +39,5 @@ defaults.create_ddp_model = lambda model, **options: DistributedDataParallel(mod
 command_line.Trainer = StoppedTrainer
 
 if __name__ == "__main__":
-    command_line.main(["--num-gpus", "2", *sys.argv[3:]])
+    # A port of its own: Detectron2's usual one is the same for all runs of a user.
+    command_line.main(["--num-gpus", "2", "--dist-url", "auto", *sys.argv[3:]])

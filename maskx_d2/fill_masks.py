@@ -103,8 +103,7 @@ def fill_masks(
             found = _predict(detector, piece)
             journal.append(_Done({k: m and (m.rle, m.score) for k, m in found.items()}))
             masks |= found
-        if of_images and len(filled.passed_over) == len(of_images):
-            journal.delete()
+        if not masks and of_images and len(filled.passed_over) == len(of_images):
             raise ValueError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
         if also_replace:
             _measure(content, masks, wanted, filled)
@@ -178,12 +177,16 @@ def _has_mask(annotation: dict) -> bool:
 def _checked(done: _Done, wanted: dict[int, _Object], journal: Path) -> dict[int, PredictedMask | None]:
     masks: dict[int, PredictedMask | None] = {}
     for annotation_id, mask in done.masks.items():
-        image = wanted[annotation_id].image if annotation_id in wanted else {}
+        if annotation_id not in wanted:
+            raise ValueError(
+                f"{journal} has a mask of annotation {annotation_id}, which needs none: delete it"
+            )
+        image = wanted[annotation_id].image
         masks[annotation_id] = None
         if mask is not None:
             rle, score = mask
             check_rle(rle)
-            if rle["size"] != [image.get("height"), image.get("width")]:
+            if rle["size"] != [image["height"], image["width"]]:
                 raise ValueError(f"{journal} has a mask of another size than that of its image: delete it")
             masks[annotation_id] = PredictedMask(rle, score)
     return masks

@@ -136,7 +136,6 @@ def predict(
                     *(images[place], len(found), len(shown), picture_paths[place]),
                 )
         if len(unread) == len(images):
-            journal.delete()
             raise ValueError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
         _write_results(json_path, journal)
         journal.delete()

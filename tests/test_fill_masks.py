@@ -187,6 +187,16 @@ def test_started_again_it_goes_on_and_ends_with_the_same_file(dataset):
     assert not (folder / "out.json.unfinished").exists()
 
 
+def test_what_is_done_is_not_lost_where_what_is_left_cannot_be_read(dataset):
+    with pytest.raises(KeyboardInterrupt):
+        fill(dataset, Stopping(), batch_size=1)
+    for number in (2, 3):
+        (dataset[1] / f"{number}.png").unlink()
+    filled, content = fill(dataset)
+    assert [a["id"] for a in content["annotations"] if "mask_score" in a] == [2]
+    assert len(filled.passed_over) == 3
+
+
 def test_what_another_model_has_begun_is_not_gone_on_with(dataset):
     with pytest.raises(KeyboardInterrupt):
         fill(dataset, Stopping(), batch_size=1)
@@ -208,6 +218,9 @@ def test_a_journal_that_somebody_has_changed_is_no_mask_of_garbage(dataset, mask
     first = path.read_text().splitlines()[0]
     path.write_text(f"{first}\n{json.dumps({'masks': {'2': [mask, 0.5]}})}\n")
     with pytest.raises(ValueError, match=message):
+        fill(dataset)
+    path.write_text(f"{first}\n{json.dumps({'masks': {'77': None}})}\n")
+    with pytest.raises(ValueError, match="a mask of annotation 77, which needs none"):
         fill(dataset)
 
 

@@ -12,8 +12,8 @@ mask head, that of Mask R-CNN, on the filled file and on the true masks of all c
 """
 
 import argparse
-import functools
 import json
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -27,6 +27,7 @@ from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import FULL
 from maskx_d2.detector import Detector, load_detector
 from maskx_d2.fill_masks import fill_masks
+from maskx_d2.find_masks import find_masks
 
 ROWS = {
     "class_agnostic": "class-agnostic",
@@ -69,7 +70,7 @@ def main() -> None:
             dataset.train_images,
             args.output / f"{name}.json",
             model=file_digest(weights),
-            progress=functools.partial(tqdm, desc=title, leave=False),
+            find_masks=partial(find_masks, progress=partial(tqdm, desc=title, leave=False)),
         )
         overlap, correlation, number = quality(args.output / f"{name}.json", dataset.all_masks_json)
         print(f"{title:24} {number} masks, mean IoU {overlap:.3f}, rank correlation {correlation:.2f}")

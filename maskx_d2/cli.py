@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from maskx_d2.data.printable import printable
 from maskx_d2.exits import FOUND_ERRORS, one_sentence
-from maskx_d2.requirements import has_detectron2, need_detectron2
+from maskx_d2.requirements import has_detectron2, need_detectron2, need_ray
 
 HOSTS = ("detectron2", "torchvision")
 
@@ -76,10 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         "classes were trained with masks, blue ones with boxes only.",
     )
     _add_model_arguments(predict)
-    predict.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="image, video or folder of such"
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image, video or folder of such")
+    predict.add_argument("--output", required=True, metavar="DIR")
+    _add_ray(
+        predict,
+        "Draws nothing and takes no videos; writes Parquet files. IMAGE and DIR may be addresses as "
+        "s3://bucket/folder",
     )
-    predict.add_argument("--output", required=True, type=Path, metavar="DIR")
     predict.add_argument("--recursive", action="store_true", help="look in folders below folders, too")
     predict.add_argument("--resume", action="store_true", help="go on with what the same command has begun")
     _add_batch_size(predict, default=1)
@@ -110,8 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         "else in the file stays as it is. Killed and started again it goes on where it was.",
     )
     fill.add_argument("annotations", type=Path, metavar="JSON", help="in COCO's format")
-    fill.add_argument("images", type=Path, metavar="IMAGES", help="the folder of its images")
+    fill.add_argument("images", metavar="IMAGES", help="the folder of its images")
     _add_model_arguments(fill)
+    _add_ray(fill, "IMAGES may be an address as s3://bucket/folder")
     fill.add_argument("--output", required=True, type=Path, metavar="JSON")
     fill.add_argument("--format", choices=("rle", "polygon"), default="rle", help="default rle")
     fill.add_argument(
@@ -252,6 +256,17 @@ def _add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
     )
 
 
+def _add_ray(parser: argparse.ArgumentParser, more: str) -> None:
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on the Ray cluster at the address (auto, or HOST:PORT), or without one on all cores or "
+        f"GPUs of this machine. {more}",
+    )
+
+
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     """Last, for they take all the words that are left."""
     parser.add_argument(
@@ -298,8 +313,13 @@ def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.predict import IMAGE_SUFFIXES, find_images, predict
     from maskx_d2.video import VIDEO_SUFFIXES, predict_video
 
+    if args.ray is not None:
+        _predict_on_ray(args)
+        return
+    _refuse_addresses(*args.images, args.output)
+    output = Path(args.output)
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    found = find_images(args.images, recursive=args.recursive, suffixes=suffixes)
+    found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
     for name, count in Counter(video.stem for video in videos).items():
@@ -318,14 +338,14 @@ def _predict(args: argparse.Namespace) -> None:
     said: list[str] = []
     failed: list[str] = []
     unread: list[str] = []
-    with log_to_file(args.output / "log.txt"):
+    with log_to_file(output / "log.txt"):
         for video in videos:
             try:
                 title = printable(video.name)
                 lines = predict_video(
                     detector,
                     video,
-                    args.output,
+                    output,
                     every=args.every,
                     progress=partial(bar, unit="frame", desc=title),
                     **options,
@@ -339,21 +359,69 @@ def _predict(args: argparse.Namespace) -> None:
             results = predict(
                 detector,
                 images,
-                args.output,
+                output,
                 progress=partial(bar, unit="image"),
                 passed_over=lambda path, error: unread.append(str(error)),
                 **options,
             )
     if images:
         num_done = len(images) - len(unread)
-        said.append(f"{num_done} pictures in {args.output}, results in COCO format in {results}")
+        said.append(f"{num_done} pictures in {output}, results in COCO format in {results}")
     print("\n".join(said))
     _exit_if_passed_over([*failed, *unread])
+
+
+def _predict_on_ray(args: argparse.Namespace) -> None:
+    need_ray("maskx predict --ray")
+    from maskx_d2.data.addresses import file_in
+    from maskx_d2.on_ray import DETECTIONS_FOLDER, find_images, predict_on_ray
+    from maskx_d2.video import VIDEO_SUFFIXES
+
+    not_of_ray = {"--top": args.top, "--merge": args.merge, "--every": args.every != 1 or None}
+    for option, value in not_of_ray.items():
+        if value is not None:
+            raise ValueError(f"{option} is of pictures and videos, which --ray does not make")
+    for path in args.images:
+        if path.lower().endswith(VIDEO_SUFFIXES):
+            raise ValueError(f"{path} is a video, expected images with --ray")
+    images = find_images(args.images, recursive=args.recursive)
+    unread = predict_on_ray(
+        _detector(args),
+        images,
+        args.output,
+        address=args.ray,
+        model=_identity(args),
+        min_score=args.min_score,
+        batch_size=args.batch_size,
+        resume=args.resume,
+    )
+    num_done = len(images) - len(unread)
+    print(f"what was found in {num_done} images is in {file_in(args.output, DETECTIONS_FOLDER)}")
+    _exit_if_passed_over(unread)
+
+
+def _refuse_addresses(*paths: str) -> None:
+    from maskx_d2.data.addresses import is_address
+
+    for path in paths:
+        if is_address(path):
+            raise ValueError(f"{path} is an address, which takes --ray")
 
 
 def _fill_masks(args: argparse.Namespace) -> None:
     from maskx_d2.fill_masks import fill_masks, summary
 
+    if args.ray is None:
+        from maskx_d2.find_masks import find_masks
+
+        _refuse_addresses(args.images)
+        bar = partial(tqdm, unit="image", file=sys.stderr)
+        find = partial(find_masks, batch_size=args.batch_size, progress=bar)
+    else:
+        need_ray("maskx fill-masks --ray")
+        from maskx_d2.on_ray import find_masks_on_ray
+
+        find = partial(find_masks_on_ray, batch_size=args.batch_size, address=args.ray)
     detector = _detector(args)
     filled = fill_masks(
         detector,
@@ -364,8 +432,7 @@ def _fill_masks(args: argparse.Namespace) -> None:
         form=args.format,
         min_score=args.min_mask_score,
         also_replace=args.also_replace,
-        batch_size=args.batch_size,
-        progress=partial(tqdm, unit="image", file=sys.stderr),
+        find_masks=find,
     )
     print(f"{args.output}: {summary(filled, detector.style)}")
     _exit_if_passed_over(filled.passed_over)

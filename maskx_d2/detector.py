@@ -26,8 +26,8 @@ class KnownObjects:
 
 @dataclass(frozen=True)
 class PredictedMask:
-    rle: dict
-    """Compressed RLE of the image's size."""
+    rle: dict[str, list[int] | str]
+    """Compressed, of the image's size."""
 
     score: float
     """See :func:`maskx_d2.method.expected_iou`."""
@@ -53,6 +53,18 @@ class Detector(ABC):
 
         Raises:
             ValueError: the model has no mask head.
+        """
+
+    @abstractmethod
+    def to(self, device: str) -> "Detector":
+        """
+        Move the model.
+
+        Args:
+            device: as torch names it.
+
+        Returns:
+            The detector.
         """
 
     def detect(self, image: Image.Image | str | Path, *, min_score: float = 0.5) -> supervision.Detections:

@@ -2,36 +2,26 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-import msgspec
 import pycocotools.mask as mask_util
-from PIL import Image
 from tabulate import tabulate
 
+from maskx_d2.data.addresses import file_in, is_address
 from maskx_d2.data.coco_json import category_names, index_coco, polygons_with_area, read_checked_json
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
-from maskx_d2.data.images import read_ahead, size_difference
 from maskx_d2.data.journal import open_journal
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
 from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
+from maskx_d2.find_masks import BoxesOfImage, FoundMasks, UnreadImage, find_masks
 
 FORMATS = ("rle", "polygon")
-_MOST_AT_ONCE = 100  # objects of an image: each has a mask of the image's size
-
-
-class _Done(msgspec.Struct):
-    """What the journal says of an image, or of a part of its objects."""
-
-    masks: dict[int, tuple[dict[str, list[int] | str], float] | None]
-    """Annotation id -> RLE and score, or None where the box is too small for a mask."""
 
 
 @dataclass
@@ -52,15 +42,14 @@ class Filled:
 def fill_masks(
     detector: Detector,
     annotations: Path,
-    images: Path,
+    images: Path | str,
     output: Path,
     *,
     model: object,
     form: str = "rle",
     min_score: float = 0.0,
     also_replace: bool = False,
-    batch_size: int = 4,
-    progress: Callable[[Sequence], Iterable] = iter,
+    find_masks: Callable[[Detector, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]] = find_masks,
 ) -> Filled:
     """
     Predict a mask for every annotation that has none, in its box and for its class. All else in the file
@@ -72,21 +61,21 @@ def fill_masks(
     Args:
         detector: the model; its classes are found by name.
         annotations: in COCO's format.
-        images: the folder of its images.
+        images: the folder of its images; for ``find_masks`` of Ray its address, too.
         output: the annotation file to write.
         model: what tells the model from others, as JSON has it.
         form: ``"rle"`` or ``"polygon"``, see :func:`maskx_d2.data.polygons.to_polygons`.
         min_score: annotations whose mask has a lower score stay without one.
         also_replace: predict for annotations that have masks too, and see how well both agree.
-        batch_size: images that the model gets at one time.
-        progress: wraps the images, as ``tqdm`` does.
+        find_masks: :func:`maskx_d2.find_masks.find_masks` or
+            :func:`maskx_d2.on_ray.find_masks_on_ray`, with their options.
 
     Raises:
         FileNotFoundError, ValueError: a file is not what it should be, or the model knows no class of it.
     """
     check_keeps_inputs([output], [annotations])
     check_replaceable(output)
-    if not images.is_dir():
+    if not is_address(images) and not Path(images).is_dir():
         raise FileNotFoundError(f"image folder {images} is no folder")
     content = read_checked_json(annotations)
     filled = Filled()
@@ -94,15 +83,17 @@ def fill_masks(
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.unfinished")
     work = {"annotations": file_digest(annotations), "model": model, "also_replace": also_replace}
-    with open_journal(journal_path, work=work, kind=_Done) as journal:
+    with open_journal(journal_path, work=work, kind=FoundMasks) as journal:
         masks = {k: v for done in journal.done for k, v in _checked(done, wanted, journal.path).items()}
         todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
-        of_images = _by_image(todo)
-        pieces = _pieces(of_images, images, filled, progress)
-        while piece := list(islice(pieces, batch_size)):
-            found = _predict(detector, piece)
-            journal.append(_Done({k: m and (m.rle, m.score) for k, m in found.items()}))
-            masks |= found
+        of_images = _by_image(todo, str(images))
+        for found in find_masks(detector, of_images) if of_images else ():
+            if isinstance(found, UnreadImage):
+                filled.passed_over.append(found.reason)
+                filled.left["annotations of images that cannot be read"] += found.num_objects
+            else:
+                journal.append(found)
+                masks |= found.masks
         if not masks and of_images and len(filled.passed_over) == len(of_images):
             raise ValueError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
         if also_replace:
@@ -174,66 +165,36 @@ def _has_mask(annotation: dict) -> bool:
     return bool(polygons_with_area(segmentation) if isinstance(segmentation, list) else segmentation)
 
 
-def _checked(done: _Done, wanted: dict[int, _Object], journal: Path) -> dict[int, PredictedMask | None]:
-    masks: dict[int, PredictedMask | None] = {}
+def _checked(
+    done: FoundMasks, wanted: dict[int, _Object], journal: Path
+) -> dict[int, PredictedMask | None]:
     for annotation_id, mask in done.masks.items():
         if annotation_id not in wanted:
             raise ValueError(
                 f"{journal} has a mask of annotation {annotation_id}, which needs none: delete it"
             )
-        image = wanted[annotation_id].image
-        masks[annotation_id] = None
         if mask is not None:
-            rle, score = mask
-            check_rle(rle)
-            if rle["size"] != [image["height"], image["width"]]:
+            check_rle(mask.rle)
+            image = wanted[annotation_id].image
+            if mask.rle["size"] != [image["height"], image["width"]]:
                 raise ValueError(f"{journal} has a mask of another size than that of its image: delete it")
-            masks[annotation_id] = PredictedMask(rle, score)
-    return masks
+    return done.masks
 
 
-def _by_image(objects: Iterable[_Object]) -> list[list[_Object]]:
+def _by_image(objects: Iterable[_Object], folder: str) -> list[BoxesOfImage]:
     of_images: dict[int, list[_Object]] = defaultdict(list)
     for known in objects:
         of_images[known.image["id"]].append(known)
-    return list(of_images.values())
-
-
-def _pieces(
-    of_images: list[list[_Object]],
-    folder: Path,
-    filled: Filled,
-    progress: Callable[[Sequence], Iterable],
-) -> Iterator[tuple[Image.Image, list[_Object]]]:
-    """Images that can be read, with their objects; one of very many objects several times."""
-    paths = [folder / objects[0].image["file_name"] for objects in of_images]
-    for objects, (path, reading) in zip(progress(of_images), read_ahead(paths), strict=True):
-        record = objects[0].image
-        try:
-            image = reading.result()
-            if difference := size_difference(image.size, record):
-                raise ValueError(f"{path} {difference}")
-        except (FileNotFoundError, ValueError) as error:
-            filled.passed_over.append(str(error))
-            filled.left["annotations of images that cannot be read"] += len(objects)
-            continue
-        for start in range(0, len(objects), _MOST_AT_ONCE):
-            yield image, objects[start : start + _MOST_AT_ONCE]
-
-
-def _predict(
-    detector: Detector, pieces: list[tuple[Image.Image, list[_Object]]]
-) -> dict[int, PredictedMask | None]:
-    """By annotation id."""
-    known = [
-        KnownObjects([o.box for o in objects], [o.category_id for o in objects]) for _, objects in pieces
+    return [
+        BoxesOfImage(
+            path=file_in(folder, of_image[0].image["file_name"]),
+            width=of_image[0].image["width"],
+            height=of_image[0].image["height"],
+            annotation_ids=[known.annotation["id"] for known in of_image],
+            objects=KnownObjects([k.box for k in of_image], [k.category_id for k in of_image]),
+        )
+        for of_image in of_images.values()
     ]
-    found = detector.masks_in_boxes([image for image, _ in pieces], known)
-    return {
-        known.annotation["id"]: mask
-        for (_, objects), masks in zip(pieces, found, strict=True)
-        for known, mask in zip(objects, masks, strict=True)
-    }
 
 
 def _measure(

@@ -111,7 +111,7 @@ def predict(
     json_path.unlink(missing_ok=True)  # it is not of the pictures that will be beside it
     if not resume:
         unfinished.unlink(missing_ok=True)
-    image_ids = _image_ids(images)
+    ids = image_ids(images)
     paths = "\n".join(map(str, images)).encode()
     work = {"images": hashlib.sha256(paths).hexdigest(), "model": model, "min_score": min_score}
     with open_journal(unfinished, work=work, kind=_Done) as journal:
@@ -120,8 +120,9 @@ def predict(
         unread: list[Exception] = []
         pictures = _read(todo, unread, progress, passed_over)
         while batch := list(islice(pictures, batch_size)):
-            ids = [image_ids[place] for place, _ in batch]
-            results = detector.coco_results([image for _, image in batch], ids)
+            results = detector.coco_results(
+                [image for _, image in batch], [ids[place] for place, _ in batch]
+            )
             for (place, image), detections in zip(batch, results, strict=True):
                 found = [d for d in detections if d["score"] >= min_score]
                 for detection in found:
@@ -173,7 +174,8 @@ def _write_results(path: Path, journal: Journal) -> None:
         file.write("[]" if between == "[" else "]")
 
 
-def _image_ids(images: Sequence[Path]) -> list[int]:
+def image_ids(images: Sequence[Path]) -> list[int]:
+    """The numbers that files are named by, as in COCO, or where one is not, their places from 1 on."""
     numbers = [int(path.stem) if path.stem.isdecimal() else None for path in images]
     if None in numbers or len(set(numbers)) < len(numbers):
         return list(range(1, len(images) + 1))

@@ -2,10 +2,20 @@
 
 from importlib.util import find_spec
 
+_INSTALL_RAY = "pip install 'ray[data]>=2.50'"
 _INSTALL_DETECTRON2 = (
     "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
     "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
 )
+
+
+def need_ray(what: str) -> None:
+    """
+    Raises:
+        ValueError: Ray Data, which ``what`` needs, is not installed.
+    """
+    if not (find_spec("ray") and find_spec("pyarrow")):
+        raise ValueError(f"{what} needs Ray Data, which is not installed: {_INSTALL_RAY}")
 
 
 def has_detectron2() -> bool:

@@ -120,6 +120,38 @@ def test_a_host_that_is_not_installed_is_named_with_its_install_command(capsys, 
         assert "needs Detectron2, which is not installed: pip install --no-build-isolation" in line
 
 
+def test_without_ray_its_install_command_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    for arguments in (["predict", "images"], ["fill-masks", "a.json", "images"]):
+        line = failure(capsys, *arguments, "--weights=a.ckpt", "--output=out", "--ray")
+        assert "--ray needs Ray Data, which is not installed: pip install 'ray[data]" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{images}", "--ray", "--top", "3"], "--top is of pictures and videos, which --ray"),
+        (["predict", "{images}", "--ray", "--merge", "0.5"], "--merge is of pictures and videos"),
+        (["predict", "{images}", "--ray", "--every", "2"], "--every is of pictures and videos"),
+        (["predict", "a.MP4", "--ray"], "a.MP4 is a video, expected images with --ray"),
+        (["predict", "absent", "--ray"], "absent is neither an image nor a folder"),
+        (["predict", "file:///absent", "--ray"], "file:///absent is neither an image nor a folder"),
+        (["predict", "foo://a", "--ray"], "foo://a/ is no address that pyarrow can read"),
+        (["predict", "s3://bucket/a"], "s3://bucket/a is an address, which takes --ray"),
+        (["predict", "{images}", "--output", "s3://b"], "s3://b is an address, which takes --ray"),
+        (["fill-masks", "a.json", "s3://bucket/a"], "s3://bucket/a is an address, which takes --ray"),
+    ],
+)
+def test_what_ray_does_not_do_and_what_takes_it_is_said(capsys, tmp_path, arguments, message):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").touch()
+    arguments = [word.format(images=tmp_path / "images") for word in arguments]
+    if "--output" not in arguments:
+        arguments += ["--output", tmp_path / "out"]
+    assert message in failure(capsys, *arguments, "--weights", __file__)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -10,6 +11,7 @@ from maskx_d2.data.rle import encode
 from maskx_d2.detector import PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.fill_masks import fill_masks, summary
+from maskx_d2.find_masks import find_masks
 
 WIDTH, HEIGHT = 60, 50
 
@@ -79,9 +81,10 @@ def dataset(tmp_path):
     return tmp_path / "in.json", tmp_path / "images"
 
 
-def fill(dataset, detector=None, name="out.json", **options):
+def fill(dataset, detector=None, name="out.json", batch_size=4, **options):
     output = dataset[0].parent / name
-    filled = fill_masks(detector or Detector(), *dataset, output, model="a", **options)
+    find = partial(find_masks, batch_size=batch_size)
+    filled = fill_masks(detector or Detector(), *dataset, output, model="a", find_masks=find, **options)
     return filled, json.loads(output.read_text())
 
 
@@ -216,10 +219,12 @@ def test_a_journal_that_somebody_has_changed_is_no_mask_of_garbage(dataset, mask
         fill(dataset, Stopping(), batch_size=1)
     path = dataset[0].parent / "out.json.unfinished"
     first = path.read_text().splitlines()[0]
-    path.write_text(f"{first}\n{json.dumps({'masks': {'2': [mask, 0.5]}})}\n")
+    path.write_text(
+        f"{first}\n{json.dumps({'type': 'FoundMasks', 'masks': {'2': {'rle': mask, 'score': 0.5}}})}\n"
+    )
     with pytest.raises(ValueError, match=message):
         fill(dataset)
-    path.write_text(f"{first}\n{json.dumps({'masks': {'77': None}})}\n")
+    path.write_text(f"{first}\n{json.dumps({'type': 'FoundMasks', 'masks': {'77': None}})}\n")
     with pytest.raises(ValueError, match="a mask of annotation 77, which needs none"):
         fill(dataset)
 

@@ -87,6 +87,8 @@ def test_hosts_do_not_know_each_other(host):
         "maskx_d2.predict",
         "maskx_d2.detector",
         "maskx_d2.fill_masks",
+        "maskx_d2.find_masks",
+        "maskx_d2.on_ray",
         "maskx_d2.hosts.torchvision.demo",
     ],
 )

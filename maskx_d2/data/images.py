@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
@@ -24,7 +25,22 @@ def read_image(path: Path) -> Image.Image:
             tell the range, or it is a strip.
     """
     with open_image(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _upright(image)
+
+
+def read_image_from(file: BinaryIO, *, name: str) -> Image.Image:
+    """
+    As :func:`read_image`, of what is open.
+
+    Args:
+        file: what the image is in.
+        name: for the error.
+
+    Raises:
+        ValueError: see there.
+    """
+    with _opened(file, name) as image:
+        return _upright(image)
 
 
 def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Future[Image.Image]]]:
@@ -56,13 +72,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise FileNotFoundError(
             f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
         )
-    try:
-        with Image.open(path) as image:
-            _check(image)
-            yield image
-    except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+    with _opened(path, path) as image:
+        yield image
 
 
 def size_difference(size: tuple[int, int], record: Mapping) -> str | None:
@@ -93,6 +104,21 @@ def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:
     if absent:
         more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
         raise FileNotFoundError(f"image {absent[0]}{of and f' of {of}'} does not exist{more}")
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO | Path, name: object) -> Iterator[Image.Image]:
+    try:
+        with Image.open(file) as image:
+            _check(image)
+            yield image
+    except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _check(image: Image.Image) -> None:

@@ -50,6 +50,10 @@ class Detectron2Detector(Detector):
         check_classes_of_weights(cfg.MODEL.WEIGHTS, class_names(datasets[0]))
         self._predictor = DefaultPredictor(cfg)
 
+    def to(self, device: str) -> "Detectron2Detector":
+        self._predictor.model.to(device)
+        return self
+
     @torch.no_grad()
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
         found = self._predictor.model([self._input(image)[0] for image in images])

@@ -24,16 +24,20 @@ class TorchvisionDetector(Detector):
         Args:
             checkpoint: of :class:`TrainingModule`.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         module = TrainingModule.from_checkpoint(checkpoint)
-        self._model = module.model.eval().to(device)
-        self._device = device
+        self._model = module.model.eval()
+        self.to("cuda" if torch.cuda.is_available() else "cpu")
         classes = module.hparams
         self._category_ids = classes.category_ids
         self.style = ClassStyle(
             names=dict(zip(classes.category_ids, classes.class_names, strict=True)),
             with_masks=frozenset(classes.category_ids[i] for i in classes.classes_with_masks),
         )
+
+    def to(self, device: str) -> "TorchvisionDetector":
+        self._model.to(device)
+        self._device = torch.device(device)
+        return self
 
     @torch.inference_mode()
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:

@@ -15,6 +15,7 @@ from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, w
 from maskx_d2.hosts.detectron2.command_line import read_config
 from maskx_d2.hosts.detectron2.predict import Detectron2Detector
 
+from ... import on_ray
 from . import tiny
 
 
@@ -70,6 +71,11 @@ def test_the_command_fills_masks(model, shapes_dataset, tmp_path):
     done = maskx(*words, "--output", tmp_path / "no.json", "--opts", "MODEL.MASK_ON", "False")
     assert done.returncode == 2 and "without a mask head, expected" in done.stderr
     assert not (tmp_path / "no.json").exists()
+
+
+def test_on_ray_it_finds_what_it_finds_without_though_a_process_is_killed(model, tmp_path):
+    detector = Detectron2Detector(read_config(str(model[1]), ["MODEL.WEIGHTS", str(model[3])]))
+    on_ray.check_detector(detector, tmp_path)
 
 
 def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):

@@ -12,7 +12,7 @@ from maskx_d2.detector import KnownObjects
 from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
 from maskx_d2.hosts.torchvision.training import TrainingModule
 
-from ... import test_video
+from ... import on_ray, test_video
 from ...data import awkward
 from . import tiny
 
@@ -130,6 +130,22 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
     assert stopped.value.code == 1 and "files were passed over:" in capsys.readouterr().err
+
+
+def test_on_ray_it_finds_what_it_finds_without_though_a_process_is_killed(checkpoint, tmp_path):
+    on_ray.check_detector(TorchvisionDetector(checkpoint), tmp_path)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x", "nonsense"])
+def test_a_cluster_that_is_not_there_is_named_before_anything_is_written(
+    checkpoint, tmp_path, capsys, address
+):
+    Image.new("RGB", (70, 90)).save(tmp_path / "1.png")
+    words = ["predict", str(tmp_path), "--weights", str(checkpoint), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--ray", address])
+    assert stopped.value.code == 2 and address in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_draws_and_writes_what_is_found(checkpoint, tmp_path, capsys):

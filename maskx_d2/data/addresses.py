@@ -1,0 +1,116 @@
+"""Images at addresses, such as ``s3://bucket/folder``, that pyarrow can read."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from PIL import Image
+
+from maskx_d2.data.images import read_image, read_image_from
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether it is one, and no path."""
+    return "://" in str(path)
+
+
+def from_anywhere(path: str) -> str:
+    """The address as it is; the path so that it does not depend on the current folder."""
+    return path if is_address(path) else str(Path(path).absolute())
+
+
+def file_in(folder: str, name: str) -> str:
+    """The address or the path of a file in a folder."""
+    if not is_address(folder):
+        return str(Path(folder) / name)
+    parts = urlsplit(folder)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
+
+
+def file_system(address: str) -> "tuple[FileSystem, str]":
+    """
+    What reads an address or a path, and what it names the file or folder.
+
+    Raises:
+        ValueError: the address cannot be understood, or nothing is there that reads such.
+    """
+    from pyarrow.fs import LocalFileSystem
+
+    if not is_address(address):
+        return LocalFileSystem(), str(Path(address).resolve())
+    parts = urlsplit(address)
+    files, top = _top_of(urlunsplit(parts._replace(path="/", fragment="")))
+    return files, top.rstrip("/") + unquote(parts.path)
+
+
+@functools.cache
+def _top_of(address: str) -> "tuple[FileSystem, str]":
+    """One for all files of a bucket: it may ask the network where that is."""
+    from pyarrow import ArrowException
+    from pyarrow.fs import FileSystem
+
+    try:
+        return FileSystem.from_uri(address)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{address} is no address that pyarrow can read: {error}") from error
+
+
+def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) -> list[str]:
+    """
+    The addresses of images: this one, or those in the folder there, sorted.
+
+    Args:
+        address: of a file or a folder.
+        recursive: look in folders below, too.
+        suffixes: what files in folders end in.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a folder holds no image.
+        ValueError: the address cannot be read.
+    """
+    from pyarrow.fs import FileSelector, FileType
+
+    files, inside = file_system(address)
+    try:
+        found = files.get_file_info(inside)
+        if found.type == FileType.File:
+            return [address]
+        if found.type != FileType.Directory:
+            raise FileNotFoundError(f"{address} is neither an image nor a folder")
+        below = files.get_file_info(FileSelector(inside, recursive=recursive))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{address} cannot be read: {error}") from error
+    names = sorted(
+        info.path
+        for info in below
+        if info.type == FileType.File and info.path.lower().endswith(tuple(suffixes))
+    )
+    if not names:
+        raise FileNotFoundError(f"{address} holds no image, expected files ending in {', '.join(suffixes)}")
+    return [file_in(address, name.removeprefix(inside).lstrip("/")) for name in names]
+
+
+def read_image_at(address: str) -> Image.Image:
+    """
+    As :func:`maskx_d2.data.images.read_image`, of an address or a path.
+
+    Raises:
+        FileNotFoundError, ValueError: see there.
+    """
+    if not is_address(address):
+        return read_image(Path(address))
+    files, inside = file_system(address)
+    try:
+        with files.open_input_file(inside) as file:
+            return read_image_from(file, name=address)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"image {address} does not exist") from error
+    except OSError as error:
+        raise ValueError(f"{address} cannot be read: {error}") from error

@@ -1,0 +1,111 @@
+"""A detector with and without Ray, for tests of both hosts."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import ray
+import torch
+from PIL import Image
+
+from maskx_d2.detector import Detector, KnownObjects
+from maskx_d2.find_masks import BoxesOfImage, find_masks
+from maskx_d2.on_ray import find_masks_on_ray, predict_on_ray
+
+NUM_IMAGES = 70
+
+
+def killed_once(detector: Detector, marker: Path) -> Detector:
+    """The same, but that a process is killed in the middle of its work, unless the marker is there."""
+
+    # Here, so that other processes get the code with the detector.
+    class KilledOnce:
+        style = detector.style
+
+        def __init__(self):
+            self.num_seen = 0
+
+        def to(self, device):
+            detector.to(device)
+            return self
+
+        def see(self, images):
+            self.num_seen += len(images)
+            if self.num_seen > 10 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def coco_results(self, images, image_ids):
+            self.see(images)
+            return detector.coco_results(images, image_ids)
+
+        def masks_in_boxes(self, images, objects):
+            self.see(images)
+            return detector.masks_in_boxes(images, objects)
+
+    return KilledOnce()
+
+
+def check_detector(detector: Detector, folder: Path) -> None:
+    """
+    Args:
+        detector: one that finds something everywhere.
+        folder: to work in.
+    """
+    rng = np.random.default_rng(0)
+    paths = [str(folder / f"{i}.png") for i in range(1, NUM_IMAGES + 1)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(path)
+    threads = torch.get_num_threads()
+    # As many as Ray gives its workers: sums depend on how they are split.
+    torch.set_num_threads(1)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        expected = {}
+        scores = sorted(d["score"] for d in detector.coco_results([Image.open(paths[0])], [1])[0])
+        min_score = scores[-3]
+        for i, path in enumerate(paths, start=1):
+            (found,) = detector.coco_results([Image.open(path)], [i])
+            expected[path] = [d for d in found if d["score"] >= min_score]
+        assert sum(map(len, expected.values())) > NUM_IMAGES
+        output = folder / "out"
+        killed = folder / "killed"
+        unread = predict_on_ray(killed_once(detector, killed), paths, str(output), min_score=min_score)
+        assert unread == [] and killed.exists()
+        rows = [row for path in output.rglob("*.parquet") for row in parquet.read_table(path).to_pylist()]
+        assert len(rows) == NUM_IMAGES
+        for row in rows:
+            for detection in row["detections"]:
+                detection["image_id"] = row["image_id"]
+                assert detection.pop("category_name") == detector.style.names[detection["category_id"]]
+        assert {row["path"]: row["detections"] for row in rows} == expected
+
+        of_images = [
+            BoxesOfImage(
+                path=path,
+                width=90,
+                height=70,
+                annotation_ids=[100 * number + i for i in range(len(of_image))],
+                objects=KnownObjects(
+                    [
+                        [x, y, x + width, y + height]
+                        for x, y, width, height in (d["bbox"] for d in of_image)
+                    ],
+                    [d["category_id"] for d in of_image],
+                ),
+            )
+            for number, (path, of_image) in enumerate(expected.items())
+            if of_image
+        ]
+        here = find_masks(detector, of_images, batch_size=1)
+        on_ray = find_masks_on_ray(detector, of_images, batch_size=1)
+        assert _by_annotation(on_ray) == _by_annotation(here)
+    finally:
+        ray.shutdown()
+        torch.set_num_threads(threads)
+
+
+def _by_annotation(found):
+    return {annotation_id: mask for part in found for annotation_id, mask in part.masks.items()}

@@ -75,6 +75,18 @@ def test_hosts_do_not_know_each_other(host):
             assert own or not name.startswith("maskx_d2.hosts"), f"{path}: {name}"
 
 
+HIDE_DETECTRON2 = """
+import importlib.machinery, sys
+
+class Hide(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == "detectron2" else super().find_spec(name, path, target)
+
+sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+"""
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -93,15 +105,7 @@ def test_hosts_do_not_know_each_other(host):
     ],
 )
 def test_without_detectron2_the_package_can_be_imported(module):
-    code = f"""
-import importlib.machinery, sys
-
-class Hide(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name == "detectron2" else super().find_spec(name, path, target)
-
-sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+    code = f"""{HIDE_DETECTRON2}
 import {module}
 assert "detectron2" not in sys.modules
 if not {{"method", "hosts"}} & set("{module}".split(".")):
@@ -109,6 +113,15 @@ if not {{"method", "hosts"}} & set("{module}".split(".")):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_detectron2_its_command_line_ends_with_the_install_command():
+    train_net = PACKAGE.parent / "train_net.py"
+    code = f"{HIDE_DETECTRON2}\nimport runpy\nrunpy.run_path({str(train_net)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "needs Detectron2, which is not installed: pip install --no-build-isolation" in line
 
 
 def test_with_detectron2_the_import_registers_its_components():

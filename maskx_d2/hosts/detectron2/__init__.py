@@ -18,7 +18,12 @@ from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 from maskx_d2.hosts.detectron2.frozen_detector import FrozenDetectorRCNN
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
-from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
+from maskx_d2.hosts.detectron2.partial_supervision import PartialSupervision
+from maskx_d2.hosts.detectron2.roi_heads import (
+    PartiallySupervisedCascadeROIHeads,
+    PartiallySupervisedRes5ROIHeads,
+    PartiallySupervisedROIHeads,
+)
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
 __all__ = [
@@ -26,10 +31,13 @@ __all__ = [
     "GatheredFastRCNNOutputLayers",
     "LabelledClasses",
     "MaskXHead",
+    "PartialSupervision",
     "PartiallyLabelledFastRCNNOutputLayers",
+    "PartiallySupervisedCascadeROIHeads",
     "PartiallySupervisedEvaluator",
     "PartiallySupervisedMapper",
     "PartiallySupervisedROIHeads",
+    "PartiallySupervisedRes5ROIHeads",
     "Trainer",
     "add_maskx_config",
     "build_resnet_fpn_backbone_without_top",

@@ -25,8 +25,11 @@ class PartiallyLabelledFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
         """
         See ``FastRCNNOutputLayers.losses``. Images whose proposals have no ``gt_labelled_classes`` (a
-        :class:`LabelledClasses`) are labelled with all classes.
+        :class:`LabelledClasses`) are labelled with all classes. A frozen box predictor, which is in eval
+        mode, has no losses.
         """
+        if not self.training:
+            return {}
         scores, deltas = predictions
         if any(p.has("gt_labelled_classes") for p in proposals):
             left_out = cat([self._left_out(p, scores.device) for p in proposals])

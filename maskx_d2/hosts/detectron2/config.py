@@ -44,7 +44,7 @@ def add_maskx_config(cfg: CfgNode) -> None:
     _add(cfg.SOLVER, "OPTIMIZER", "SGD")
 
     # Whether inference regresses boxes for the pairs of proposal and class that are detected alone, instead
-    # of for all classes: the same detections, for many classes sooner. For PartiallySupervisedROIHeads.
+    # of for all classes: the same detections, for many classes sooner. For this project's ROI heads.
     _add(cfg.MODEL, "ROI_BOX_HEAD", CfgNode())
     _add(cfg.MODEL.ROI_BOX_HEAD, "GATHERED_REGRESSION", False)
 
@@ -75,7 +75,7 @@ def add_maskx_config(cfg: CfgNode) -> None:
     # deconvolution, in front of the layers.
     _add(head.MLP_BRANCH, "REDUCED_CHANNELS", 0)
 
-    # ---- Beyond the paper, for MaskXHead with PartiallySupervisedROIHeads ----
+    # ---- Beyond the paper, for MaskXHead with this project's ROI heads ----
     # Losses for RoIs whose instance has a box and no mask; see maskx_d2/method/box_supervision.py. The
     # weights of three of them, 0 for none, the iterations before them, and those after these in which they
     # rise from zero. With SOLVER.REFERENCE_WORLD_SIZE the iterations are scaled as those of SOLVER are.
@@ -86,7 +86,8 @@ def add_maskx_config(cfg: CfgNode) -> None:
     _add(head.BOX_SUPERVISION, "START", 0)
     _add(head.BOX_SUPERVISION, "WARMUP", 0)
     # The RoIs of the mask head in training: the sampled "proposals", the "ground_truth" boxes, or "both",
-    # and how many of an image at most, drawn at random; 0 for all positive ones.
+    # and how many of an image at most, drawn at random; 0 for all positive ones. Where box and mask branch
+    # share their features (PartiallySupervisedRes5ROIHeads) they are "proposals".
     _add(head, "TRAIN_ROIS", "proposals")
     _add(head, "ROIS_PER_IMAGE", 0)
     # What is before the deconvolution: NUM_CONV convolutions ("convs"), or "hourglass_20", "hourglass_52"
@@ -96,7 +97,6 @@ def add_maskx_config(cfg: CfgNode) -> None:
 
 def check_maskx_config(cfg: CfgNode) -> None:
     """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
-    head = cfg.MODEL.ROI_MASK_HEAD
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference != 0:
@@ -116,12 +116,14 @@ def check_maskx_config(cfg: CfgNode) -> None:
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler': "
             "DATALOADER.DATASET_RATIO has a sampler of its own"
         )
-    roi_heads = cfg.MODEL.ROI_HEADS.NAME
-    if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION and not _is_partially_supervised(roi_heads):
-        raise ValueError(
-            "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True, but MODEL.ROI_HEADS.NAME is "
-            f"{roi_heads!r}, expected 'PartiallySupervisedROIHeads'"
-        )
+    if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION:
+        _check_roi_heads(cfg, "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True")
+    check_mask_head_config(cfg)
+
+
+def check_mask_head_config(cfg: CfgNode) -> None:
+    """As :func:`check_maskx_config`, of the keys that the mask head and the ROI heads obey."""
+    head = cfg.MODEL.ROI_MASK_HEAD
     _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
     _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", head.TRANSFER.NUM_LAYERS, (1, 2, 3))
@@ -131,8 +133,12 @@ def check_maskx_config(cfg: CfgNode) -> None:
     _at_least("MODEL.ROI_MASK_HEAD.MLP_BRANCH.HIDDEN_DIM", head.MLP_BRANCH.HIDDEN_DIM, 1)
     _at_least("MODEL.ROI_MASK_HEAD.MLP_BRANCH.REDUCED_CHANNELS", head.MLP_BRANCH.REDUCED_CHANNELS, 0)
     _check_beyond_the_paper(cfg)
+    if cfg.DATASETS.CLASSES_WITH_MASKS != "all" and cfg.MODEL.MASK_ON:
+        _check_roi_heads(cfg, f"DATASETS.CLASSES_WITH_MASKS is {cfg.DATASETS.CLASSES_WITH_MASKS!r}")
     if head.PREDICTOR != "transfer":
         return
+    if head.NAME == "MaskXHead" and head.CLASS_EMBEDDING != "file":
+        _check_roi_heads(cfg, f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}")
     if head.CLASS_EMBEDDING == "file" and not head.CLASS_EMBEDDING_FILE:
         raise ValueError(
             "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is 'file', but "
@@ -176,12 +182,12 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
         used[f"{prefix}.TRAIN_ROIS"] = head.TRAIN_ROIS
     if head.ROIS_PER_IMAGE > 0:
         used[f"{prefix}.ROIS_PER_IMAGE"] = head.ROIS_PER_IMAGE
-    roi_heads = cfg.MODEL.ROI_HEADS.NAME
-    if used and not _is_partially_supervised(roi_heads):
-        key, value = next(iter(used.items()))
+    for key, value in used.items():
+        _check_roi_heads(cfg, f"{key} is {value!r}")
+    if head.TRAIN_ROIS != "proposals" and _has_base(cfg, "Res5ROIHeads"):
         raise ValueError(
-            f"{key} is {value!r}, but MODEL.ROI_HEADS.NAME is {roi_heads!r}, expected "
-            "'PartiallySupervisedROIHeads'"
+            f"{prefix}.TRAIN_ROIS is {head.TRAIN_ROIS!r}, expected 'proposals' with MODEL.ROI_HEADS.NAME "
+            f"{cfg.MODEL.ROI_HEADS.NAME!r}, where box and mask branch share their features"
         )
 
 
@@ -216,10 +222,27 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     return cfg
 
 
-def _is_partially_supervised(roi_heads: str) -> bool:
-    """By name: the module of these ROI heads imports this one."""
+def in_place_of(roi_heads: str) -> str:
+    """The name of this project's ROI heads for those of Detectron2."""
+    others = {
+        "CascadeROIHeads": "PartiallySupervisedCascadeROIHeads",
+        "Res5ROIHeads": "PartiallySupervisedRes5ROIHeads",
+    }
+    return others.get(roi_heads, "PartiallySupervisedROIHeads")
+
+
+def _check_roi_heads(cfg: CfgNode, why: str) -> None:
+    """Raise ValueError unless they are of this project, which ``why`` needs."""
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if not _has_base(cfg, "PartialSupervision"):
+        raise ValueError(f"{why}, but MODEL.ROI_HEADS.NAME is {name!r}, expected {in_place_of(name)!r}")
+
+
+def _has_base(cfg: CfgNode, name: str) -> bool:
+    """Of the ROI heads. By name: the module of such a class imports this one."""
+    roi_heads = cfg.MODEL.ROI_HEADS.NAME
     bases = ROI_HEADS_REGISTRY.get(roi_heads).__mro__ if roi_heads in ROI_HEADS_REGISTRY else ()
-    return any(base.__name__ == "PartiallySupervisedROIHeads" for base in bases)
+    return any(base.__name__ == name for base in bases)
 
 
 def _add(node: CfgNode, key: str, default) -> None:

@@ -12,8 +12,9 @@ from detectron2.utils.file_io import PathManager
 
 from maskx_d2.data.images import open_image
 from maskx_d2.data.rle import check_rle
+from maskx_d2.hosts.detectron2.config import in_place_of
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses, unpack_classes
-from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
+from maskx_d2.hosts.detectron2.partial_supervision import PartialSupervision
 
 _MIN_BOX_SIDE = 1e-5  # pixels; Detectron2's own limit for an empty box
 
@@ -28,26 +29,32 @@ class PartiallySupervisedMapper(DatasetMapper):
 
     @configurable
     def __init__(
-        self, is_train: bool, *, num_classes: int | None = None, full_supervision: bool = False, **kwargs
+        self,
+        is_train: bool,
+        *,
+        num_classes: int | None = None,
+        expected_roi_heads: str | None = None,
+        **kwargs,
     ):
         """
         Args:
             is_train: whether it is used in training.
             num_classes: of the model; needed for images with ``labelled_classes``.
-            full_supervision: whether an annotation without mask and classes that are not labelled are
-                errors, because the model would train on empty masks and take these classes for background.
+            expected_roi_heads: where the model's would train on empty masks, and take classes that are not
+                labelled for background, so that both are errors: those that would not.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.num_classes = num_classes
-        self.full_supervision = full_supervision
+        self.expected_roi_heads = expected_roi_heads
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         ret = super().from_config(cfg, is_train)
         ret["num_classes"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
-        ret["full_supervision"] = not issubclass(roi_heads, PartiallySupervisedROIHeads)
+        name = cfg.MODEL.ROI_HEADS.NAME
+        if not issubclass(ROI_HEADS_REGISTRY.get(name), PartialSupervision):
+            ret["expected_roi_heads"] = in_place_of(name)
         return ret
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -72,10 +79,10 @@ class PartiallySupervisedMapper(DatasetMapper):
             raise ValueError(f"an annotation of {file_name} {error}") from error
 
     def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
-        if self.full_supervision:
+        if self.expected_roi_heads is not None:
             raise ValueError(
                 f"{file_name} is of a dataset that does not label all classes, which MODEL.ROI_HEADS.NAME "
-                "must be 'PartiallySupervisedROIHeads' for"
+                f"must be {self.expected_roi_heads!r} for"
             )
         if self.num_classes is None:
             raise ValueError(
@@ -90,10 +97,10 @@ class PartiallySupervisedMapper(DatasetMapper):
         file_name = dataset_dict["file_name"]
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         has_mask = [bool(annotation.get("segmentation")) for annotation in annotations]
-        if self.full_supervision and not all(has_mask):
+        if self.expected_roi_heads is not None and not all(has_mask):
             raise ValueError(
                 f"{file_name} has {has_mask.count(False)} annotations without segmentation, which "
-                "MODEL.ROI_HEADS.NAME must be 'PartiallySupervisedROIHeads' for"
+                f"MODEL.ROI_HEADS.NAME must be {self.expected_roi_heads!r} for"
             )
         for annotation in annotations:
             if not self.use_keypoint:

@@ -6,7 +6,8 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from torch import nn
 
-from maskx_d2.hosts.detectron2.roi_heads import PartiallySupervisedROIHeads
+from maskx_d2.hosts.detectron2.config import in_place_of
+from maskx_d2.hosts.detectron2.partial_supervision import PartialSupervision
 
 
 @META_ARCH_REGISTRY.register()
@@ -23,14 +24,15 @@ class FrozenDetectorRCNN(GeneralizedRCNN):
     def __init__(self, **kwargs):
         """
         Args:
-            kwargs: see ``GeneralizedRCNN``; ``roi_heads`` must be a
-                :class:`PartiallySupervisedROIHeads` with a mask head.
+            kwargs: see ``GeneralizedRCNN``; ``roi_heads`` must have :class:`PartialSupervision`, and a
+                mask head.
         """
         super().__init__(**kwargs)
-        if not isinstance(self.roi_heads, PartiallySupervisedROIHeads):
+        if not isinstance(self.roi_heads, PartialSupervision):
+            name = type(self.roi_heads).__name__
             raise ValueError(
-                f"MODEL.ROI_HEADS.NAME is {type(self.roi_heads).__name__!r}, but "
-                "MODEL.META_ARCHITECTURE 'FrozenDetectorRCNN' needs 'PartiallySupervisedROIHeads'"
+                f"MODEL.ROI_HEADS.NAME is {name!r}, but MODEL.META_ARCHITECTURE 'FrozenDetectorRCNN' needs "
+                f"{in_place_of(name)!r}"
             )
         if not self.roi_heads.mask_on:
             raise ValueError(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +26,11 @@ class ImageField:
     def __len__(self) -> int:
         return self._num_instances
 
-    def __getitem__(self, item: slice | Tensor) -> "ImageField":
+    def __getitem__(self, item: slice | Tensor | np.ndarray | Sequence) -> "ImageField":
         if isinstance(item, slice):
-            count = len(range(len(self))[item])
-        else:
-            count = int(item.count_nonzero()) if item.dtype == torch.bool else len(item)
-        return self.of_length(count)
+            return self.of_length(len(range(len(self))[item]))
+        item = torch.as_tensor(item)
+        return self.of_length(int(item.count_nonzero()) if item.dtype == torch.bool else len(item))
 
     def of_length(self, num_instances: int) -> "ImageField":
         """The same as a field of other instances of the image."""
@@ -42,5 +42,19 @@ class ImageField:
 
     @staticmethod
     def cat(fields: Sequence["ImageField"]) -> "ImageField":
-        """For ``Instances.cat`` of instances of one image."""
-        return fields[0].of_length(sum(len(field) for field in fields))
+        """
+        For ``Instances.cat``.
+
+        Raises:
+            ValueError: they are of images with other values, of which one field cannot tell.
+        """
+        first = fields[0]
+        for field in fields:
+            both = (first.value, field.value)
+            are_tensors = all(isinstance(value, Tensor) for value in both)
+            if both[0] is not both[1] and not (are_tensors and torch.equal(*both)):
+                raise ValueError(
+                    f"a {type(first).__name__} is one for all instances of an image, expected no instances "
+                    "of images that differ in it"
+                )
+        return first.of_length(sum(len(field) for field in fields))

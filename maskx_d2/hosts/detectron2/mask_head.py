@@ -7,14 +7,19 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, get_norm
-from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    Res5ROIHeads,
+    mask_head,
+)
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_inference
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from maskx_d2.hosts.detectron2.config import check_maskx_config
+from maskx_d2.hosts.detectron2.config import check_mask_head_config
 from maskx_d2.hosts.detectron2.roi_crops import average_to_cells, covered_cells
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
@@ -78,7 +83,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        check_maskx_config(cfg)
+        check_mask_head_config(cfg)
         head = cfg.MODEL.ROI_MASK_HEAD
         if not isinstance(input_shape, ShapeSpec):
             raise ValueError(
@@ -139,8 +144,9 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
 
     def layers(self, x: Tensor, classes: Tensor) -> Tensor:
         """(N, channels, side, side) RoI features and (N,) classes -> (N, M, M) mask logits."""
-        for conv in self.conv_norm_relus:
-            x = conv(x)
+        # By their names, so that a layer that somebody has put in place of another is the one.
+        for number in range(len(self.conv_norm_relus)):
+            x = self.get_submodule(f"mask_fcn{number + 1}")(x)
         if self.hourglass is not None:
             x = self.hourglass(x)
         features = self.deconv_relu(self.deconv_norm(self.deconv(x)))
@@ -161,8 +167,9 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         """
         if not self.training:
             logits = self.layers(x, cat([i.pred_classes for i in instances]))
-            # Detectron2 takes a single map for each RoI for class-agnostic and picks no class.
-            mask_rcnn_inference(logits.unsqueeze(1), instances)
+            # Detectron2 takes a single map for each RoI for class-agnostic and picks no class. By its
+            # module, where Detectron2's export puts functions of its own in place.
+            mask_head.mask_rcnn_inference(logits.unsqueeze(1), instances)
             return instances
 
         logits = self.layers(x, cat([i.gt_classes for i in instances]))
@@ -274,7 +281,9 @@ def _foreground_weights(box_predictor: FastRCNNOutputLayers) -> BoxPredictorWeig
 
 
 def _box_feature_dim(cfg: CfgNode, in_channels: int) -> int:
-    """Width of what Detectron2's ``FastRCNNConvFCHead`` hands to the box predictor."""
+    """Width of what the box predictor reads: means of res5, or what ``FastRCNNConvFCHead`` hands to it."""
+    if issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), Res5ROIHeads):
+        return in_channels
     box_head = cfg.MODEL.ROI_BOX_HEAD
     if box_head.NUM_FC > 0:
         return box_head.FC_DIM

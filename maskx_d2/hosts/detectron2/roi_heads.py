@@ -1,186 +1,37 @@
-"""``PartiallySupervisedROIHeads``: Detectron2's ROI heads where some instances have no mask."""
+"""Detectron2's ROI heads where some instances have no mask."""
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    Res5ROIHeads,
     StandardROIHeads,
+    build_mask_head,
     select_foreground_proposals,
 )
-from detectron2.structures import ImageList, Instances
-from detectron2.utils.events import get_event_storage
-from torch import Tensor
+from detectron2.structures import Instances
+from torch import Tensor, nn
 
-from maskx_d2.hosts.detectron2.box_predictor import (
-    GatheredFastRCNNOutputLayers,
-    PartiallyLabelledFastRCNNOutputLayers,
-)
-from maskx_d2.hosts.detectron2.class_split import ClassHasMask
-from maskx_d2.hosts.detectron2.config import TRAIN_ROIS
-from maskx_d2.hosts.detectron2.image_field import ImageField
-from maskx_d2.hosts.detectron2.mask_head import MaskXHead
-from maskx_d2.hosts.detectron2.roi_crops import ToRGB
+from maskx_d2.hosts.detectron2.partial_supervision import PartialSupervision
 
 
 @ROI_HEADS_REGISTRY.register()
-class PartiallySupervisedROIHeads(StandardROIHeads):
+class PartiallySupervisedROIHeads(PartialSupervision, StandardROIHeads):
     """
-    As Detectron2's ``StandardROIHeads``, but only positive RoIs whose matched instance has a mask reach
-    the mask head; the box losses see everything. It works with any mask head and keypoint head. A
-    :class:`MaskXHead` with box supervision gets the other positive RoIs too.
-
-    An instance has a mask if ``gt_has_mask`` says so (:class:`PartiallySupervisedMapper` writes it;
-    where it is absent, all instances of an image with ``gt_masks`` have one) and its class is not one
-    whose masks are taken away by ``DATASETS.CLASSES_WITH_MASKS``. In an image with
-    ``gt_labelled_classes`` the other classes are left out of the classification loss.
-
-    Stage-wise training: a box head, box predictor or keypoint head that is in eval mode while this
-    module trains is frozen (as Detectron2's RPN in eval mode, it has no losses). With a frozen box
-    branch only instances that the mask head learns from take part and only positive RoIs are sampled, as
-    in the original code.
+    Detectron2's ``StandardROIHeads`` with :class:`PartialSupervision`, and any keypoint head. A frozen box
+    head, box predictor or keypoint head is one in eval mode.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        get_class_has_mask: Callable[[], Sequence[bool]] | None = None,
-        train_rois: str = "proposals",
-        rois_per_image: int = 0,
-        to_rgb: ToRGB | None = None,
-        **kwargs,
-    ):
-        """
-        Args:
-            get_class_has_mask: returns for each class whether its masks may be used; None means all
-                may. It is called at the first training step, when the datasets are known.
-            train_rois: the RoIs of the mask head in training: sampled ``"proposals"``, the
-                ``"ground_truth"`` boxes (Birodkar et al., ICCV 2021), or ``"both"``.
-            rois_per_image: so many of them at most, drawn at random; 0 for all.
-            to_rgb: gives the colours of images, for a mask head whose box supervision reads them.
-            kwargs: see ``StandardROIHeads``.
-        """
-        super().__init__(**kwargs)
-        if train_rois not in TRAIN_ROIS or rois_per_image < 0:
-            raise ValueError(
-                f"train_rois is {train_rois!r} and rois_per_image {rois_per_image}, expected one of "
-                f"{TRAIN_ROIS} and 0 or more"
-            )
-        self._get_class_has_mask = get_class_has_mask
-        self._class_has_mask: Tensor | None = None
-        self.train_rois = train_rois
-        self.rois_per_image = rois_per_image
-        self._to_rgb = to_rgb
-        self._ground_truth: list[Instances] = []
-        supervision = None
-        if self.mask_on and isinstance(self.mask_head, MaskXHead):
-            self.mask_head.connect_box_predictor(self.box_predictor)
-            supervision = self.mask_head.box_supervision
-        if supervision is not None:
-            supervision.check_rois(train_rois)
-        self._masks_learn_from_boxes = supervision is not None
-        self._needs_colours = supervision is not None and supervision.needs_colours
-        if self._needs_colours and to_rgb is None:
-            raise ValueError("to_rgb is None, expected ToRGB for the pairwise loss of the box supervision")
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
-        ret = super().from_config(cfg, input_shape)
-        if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
-            ret["get_class_has_mask"] = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
-        ret["train_rois"] = cfg.MODEL.ROI_MASK_HEAD.TRAIN_ROIS
-        ret["rois_per_image"] = cfg.MODEL.ROI_MASK_HEAD.ROIS_PER_IMAGE
-        if cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.PAIRWISE > 0:
-            ret["to_rgb"] = ToRGB(
-                pixel_mean=cfg.MODEL.PIXEL_MEAN,
-                pixel_std=cfg.MODEL.PIXEL_STD,
-                image_format=cfg.INPUT.FORMAT,
-            )
-        return ret
-
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict) -> dict:
-        ret = super()._init_box_head(cfg, input_shape)
-        gathered = cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION
-        kind = GatheredFastRCNNOutputLayers if gathered else PartiallyLabelledFastRCNNOutputLayers
-        # With one seed all models have the weights of Detectron2's.
-        with torch.random.fork_rng(devices=[]):
-            box_predictor = kind(cfg, ret["box_head"].output_shape)
-        box_predictor.load_state_dict(ret["box_predictor"].state_dict())
-        ret["box_predictor"] = box_predictor
-        return ret
-
-    @property
-    def box_branch_is_frozen(self) -> bool:
-        """Whether this is stage-wise training."""
-        return self.training and not self.box_predictor.training
-
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ):
-        """See ``StandardROIHeads.forward``."""
-        if self.training and self._needs_colours and targets is not None:
-            for image, instances in zip(images, targets, strict=True):
-                instances.gt_image = ImageField(self._to_rgb(image), len(instances))
-        return super().forward(images, features, proposals, targets)
-
-    @torch.no_grad()
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        if self.mask_on:
-            for instances in targets:
-                instances.gt_has_mask = self._has_mask(instances)
-                if self._masks_learn_from_boxes:
-                    # Of instances without a mask there is nothing to leave out: all masks are of others.
-                    has_masks = instances.has("gt_masks")
-                    masks = instances.gt_masks[instances.gt_has_mask] if has_masks else None
-                    instances.gt_other_masks = ImageField(masks, len(instances))
-            if self.train_rois != "proposals":
-                self._ground_truth = [_as_rois(instances) for instances in targets]
-        if not self.box_branch_is_frozen:
-            sampled = super().label_and_sample_proposals(proposals, targets)
-            for of_image, instances in zip(sampled, targets, strict=True):
-                if instances.has("gt_labelled_classes"):
-                    # Detectron2 hands no fields on where there are no instances.
-                    labelled = instances.gt_labelled_classes
-                    of_image.gt_labelled_classes = labelled.of_length(len(of_image))
-            return sampled
-        if not self._masks_learn_from_boxes:
-            targets = [instances[instances.gt_has_mask] for instances in targets]
-        sampled = super().label_and_sample_proposals(proposals, targets)
-        return select_foreground_proposals(sampled, self.num_classes)[0]
-
-    def _has_mask(self, targets: Instances) -> Tensor:
-        """(number of instances,) bool."""
-        if targets.has("gt_has_mask"):
-            has_mask = targets.gt_has_mask
-        else:
-            has_mask = torch.full_like(targets.gt_classes, targets.has("gt_masks"), dtype=torch.bool)
-        if self._get_class_has_mask is None:
-            return has_mask
-        if self._class_has_mask is None:
-            self._class_has_mask = torch.as_tensor(self._get_class_has_mask(), dtype=torch.bool)
-        self._class_has_mask = self._class_has_mask.to(has_mask.device)
-        return has_mask & self._class_has_mask[targets.gt_classes]
-
-    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances], *targets):
         if self.box_branch_is_frozen:
             return {}
-        return super()._forward_box(features, proposals)
+        return super()._forward_box(features, proposals, *targets)
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
         if self.training and self.mask_on:
             instances = self._mask_rois(instances)
-            num_rois = np.mean([len(i) for i in instances])
-            get_event_storage().put_scalar("roi_head/num_mask_samples", num_rois)
+            self._log_num_mask_rois([len(i) for i in instances])
         return super()._forward_mask(features, instances)
 
     def _mask_rois(self, sampled: list[Instances]) -> list[Instances]:
@@ -193,14 +44,7 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
                 if self.train_rois == "ground_truth"
                 else [_joined(*of_image) for of_image in zip(rois, ground_truth, strict=True)]
             )
-        if not self._masks_learn_from_boxes:
-            # An image without annotations has no positive RoIs and no gt_has_mask.
-            rois = [i[i.gt_has_mask] if len(i) > 0 else i for i in rois]
-        limit = self.rois_per_image
-        return [
-            i[torch.randperm(len(i), device=i.gt_classes.device)[:limit]] if 0 < limit < len(i) else i
-            for i in rois
-        ]
+        return [i[self._chosen(i)] for i in rois]
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]):
         if self.training and self.keypoint_on and not self.keypoint_head.training:
@@ -208,11 +52,69 @@ class PartiallySupervisedROIHeads(StandardROIHeads):
         return super()._forward_keypoint(features, instances)
 
 
-def _as_rois(targets: Instances) -> Instances:
-    """The ground-truth boxes of an image as if they had been proposed."""
-    rois = Instances(targets.image_size, **targets.get_fields())
-    rois.proposal_boxes = targets.gt_boxes
-    return rois
+@ROI_HEADS_REGISTRY.register()
+class PartiallySupervisedCascadeROIHeads(PartiallySupervisedROIHeads, CascadeROIHeads):
+    """
+    Detectron2's ``CascadeROIHeads`` with :class:`PartialSupervision`. Class embeddings are the rows of the
+    last stage's classifier: it has seen the best boxes, and box regression is the same for all classes.
+    """
+
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        proposals = super()._match_and_label_boxes(proposals, stage, targets)
+        for of_image, instances in zip(proposals, targets, strict=True):
+            self._hand_on_labelled_classes(of_image, instances)
+        return proposals
+
+
+@ROI_HEADS_REGISTRY.register()
+class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
+    """
+    Detectron2's ``Res5ROIHeads``, those of C4 models, with :class:`PartialSupervision`. Box and mask branch
+    share res5: the class embeddings are what the box predictor has for the means of its features, 2,048
+    numbers wide in a ResNet-50 (four times that for its regression). The paper has no such model.
+    """
+
+    @configurable
+    def __init__(self, **kwargs):
+        """
+        Args:
+            kwargs: see :class:`PartialSupervision` and ``Res5ROIHeads``; ``train_rois`` must be
+                ``"proposals"``, whose features are there.
+        """
+        super().__init__(**kwargs)
+        if self.train_rois != "proposals":
+            raise ValueError(
+                f"train_rois is {self.train_rois!r}, expected 'proposals' where box and mask branch share "
+                "their features"
+            )
+        if self.mask_on:
+            self.mask_head.register_forward_pre_hook(self._choose_rois)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
+        without_mask = cfg.clone()
+        without_mask.defrost()
+        without_mask.MODEL.MASK_ON = False
+        ret = super().from_config(without_mask, input_shape)
+        if cfg.MODEL.MASK_ON:
+            # Detectron2 says the side in front of res5, which its own mask heads do not ask for.
+            side = (cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION + 1) // 2
+            channels = ret["box_predictor"].cls_score.in_features
+            ret["mask_head"] = build_mask_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
+        return ret
+
+    def _choose_rois(self, mask_head: nn.Module, inputs: tuple[Tensor, list[Instances]]):
+        """Of the positive RoIs those that the mask head is trained on, with their features."""
+        if not self.training:
+            return None
+        features, rois = inputs
+        chosen = [self._chosen(i) for i in rois]
+        self._log_num_mask_rois([len(i) for i in chosen])
+        starts = [sum(map(len, rois[:number])) for number in range(len(rois))]
+        features = features[cat([i + start for i, start in zip(chosen, starts, strict=True)])]
+        return features, [i[of_image] for i, of_image in zip(rois, chosen, strict=True)]
 
 
 def _joined(sampled: Instances, ground_truth: Instances) -> Instances:

@@ -1,5 +1,6 @@
 """``Trainer``: Detectron2's trainer with this project's data loader, evaluator and optimisers."""
 
+import inspect
 import os
 import signal
 import sys
@@ -52,7 +53,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         super().resume_or_load(resume)
-        if self.start_iter > 0:
+        # A subclass's, with Detectron2's own signature, has no beginning to leave out.
+        takes_start = "start_iter" in inspect.signature(self.build_train_loader).parameters
+        if self.start_iter > 0 and takes_start:
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, start_iter=self.start_iter)
             )

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from detectron2.structures import Instances
@@ -15,15 +16,37 @@ IS_LABELLED = torch.tensor([True, False, True])
         torch.tensor([True, False, True, True, False]),
         slice(1, 4),
         2,
+        np.array([4, 1]),
+        np.array([True, False, False, False, True]),
+        [0, 2, 2],
+        [False, True, False, False, False],
+        [],
     ],
 )
 def test_as_a_field_of_instances_it_has_their_length(item):
     instances = Instances((8, 8))
     instances.gt_classes = torch.arange(5)
     instances.gt_labelled_classes = LabelledClasses(IS_LABELLED, 5)
+    if isinstance(item, list) and not item:
+        instances.remove("gt_classes")  # a tensor takes no empty list
+        assert len(instances[item]) == 0
+        return
     picked = instances[item].to("cpu")
     assert len(picked.gt_labelled_classes) == len(picked.gt_classes) == len(picked)
     assert torch.equal(picked.gt_labelled_classes.is_labelled, IS_LABELLED)
+
+
+def test_instances_that_agree_in_it_can_be_put_together():
+    def labelled(is_labelled, count):
+        return Instances(
+            (8, 8), gt_classes=torch.arange(count), gt_labelled_classes=LabelledClasses(is_labelled, count)
+        )
+
+    both = Instances.cat([labelled(IS_LABELLED, 2), labelled(IS_LABELLED.clone(), 3)])
+    assert len(both) == len(both.gt_labelled_classes) == 5
+    assert torch.equal(both.gt_labelled_classes.is_labelled, IS_LABELLED)
+    with pytest.raises(ValueError, match=r"LabelledClasses is one for all instances of an image"):
+        Instances.cat([labelled(IS_LABELLED, 2), labelled(~IS_LABELLED, 3)])
 
 
 def test_it_can_be_put_on_no_instances_and_moved():

@@ -140,7 +140,11 @@ def test_statistics_and_pictures_are_logged_as_by_the_stock_head():
 
 
 def test_head_in_other_roi_heads_says_what_is_missing():
-    model = tiny.build(tiny.model_config("MODEL.ROI_HEADS.NAME", "StandardROIHeads"))
+    with pytest.raises(ValueError, match="'StandardROIHeads', expected 'PartiallySupervisedROIHeads'"):
+        tiny.build(tiny.model_config("MODEL.ROI_HEADS.NAME", "StandardROIHeads"))
+    model = tiny.build(tiny.model_config())
+    # As by explicit arguments to ROI heads that connect nothing.
+    model.roi_heads.mask_head.predictor.class_embeddings.connect(None)
     with pytest.raises(ValueError, match="are read from a box predictor, and none is connected"):
         tiny.losses(model, tiny.batch(tiny.instances([0])))
 

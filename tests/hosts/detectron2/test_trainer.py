@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.engine import DefaultTrainer
 
+import maskx_d2
 from maskx_d2.hosts.detectron2 import Trainer
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 
@@ -52,6 +53,21 @@ def test_somebody_elses_trainer_needs_the_import_and_three_config_lines(shapes_d
     assert last["iteration"] == 2 and 0 < last["loss_mask"] < 10
     # Of the sampled positive RoIs those of classes without masks did not reach the mask head.
     assert 0 < last["roi_head/num_mask_samples"] < last["roi_head/num_fg_samples"]
+
+
+def test_a_trainer_with_a_loader_of_its_own_resumes_with_it(shapes_dataset, tmp_path):
+    class Theirs(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return maskx_d2.build_train_loader(cfg)
+
+    for iterations in (2, 4):
+        options = [*END_TO_END, *ONLY_LOSSES, "SOLVER.MAX_ITER", iterations]
+        trainer = Theirs(tiny.data_config(shapes_dataset, tmp_path, *options))
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_iter == iterations - 2
+        trainer.train()
+    assert [line["iteration"] for line in metrics(tmp_path)][-1] == 3
 
 
 def test_end_to_end_training_logs_all_losses_and_ap_on_both_sides(shapes_dataset, tmp_path):

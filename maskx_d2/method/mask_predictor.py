@@ -33,6 +33,9 @@ def class_mask_logits(features: Tensor, class_weights: Tensor) -> Tensor:
     Returns:
         (N, M, M) mask logits.
     """
+    if torch.jit.is_tracing():
+        # Slower, but ONNX, which a trace may be for, cannot reshape the features of no RoI.
+        return torch.einsum("nchw,nc->nhw", features, class_weights)
     num_rois, channels, height, width = features.shape
     # The sizes are spelled out because "-1" is ambiguous for N = 0.
     cells = features.reshape(num_rois, channels, height * width)

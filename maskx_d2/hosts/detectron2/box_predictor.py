@@ -108,14 +108,19 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
         bias = self.bbox_pred.bias.unflatten(0, (-1, 4))
         if len(weight) == 1:
             classes = torch.zeros_like(classes)
-        if len(rows) > _MOST_GATHERED * len(features) * len(weight):
+
+        def gathered(rows: Tensor, classes: Tensor) -> Tensor:
+            products = torch.baddbmm(
+                bias[classes].unsqueeze(2), weight[classes], features[rows].unsqueeze(2)
+            )
+            return products.squeeze(2)
+
+        if torch.jit.is_tracing():
+            # Neither a branch nor a number of parts may depend on what is found in one image.
+            deltas = gathered(rows, classes)
+        elif len(rows) > _MOST_GATHERED * len(features) * len(weight):
             deltas = self.bbox_pred(features).unflatten(1, (-1, 4))[rows, classes]
         else:
             parts = zip(rows.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True)
-            deltas = cat(
-                [
-                    torch.baddbmm(bias[c].unsqueeze(2), weight[c], features[r].unsqueeze(2)).squeeze(2)
-                    for r, c in parts
-                ]
-            )
+            deltas = cat([gathered(*part) for part in parts])
         return self.box2box_transform.apply_deltas(deltas, proposal_boxes[rows])

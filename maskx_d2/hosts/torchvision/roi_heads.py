@@ -252,7 +252,8 @@ class MaskXRoIHeads(RoIHeads):
         boxes = [detected["boxes"] for detected in detections]
         classes = [detected["labels"] - 1 for detected in detections]
         masks = self._mask_logits(features, boxes, classes, image_shapes).sigmoid().unsqueeze(1)
-        for detected, of_image in zip(detections, masks.split([len(b) for b in boxes]), strict=True):
+        # Not len(), which is a constant in a trace.
+        for detected, of_image in zip(detections, masks.split([b.shape[0] for b in boxes]), strict=True):
             detected["masks"] = of_image
 
     def _mask_logits(self, features, boxes: list[Tensor], classes: list[Tensor], image_shapes) -> Tensor:

@@ -56,6 +56,8 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
             check_classes_of_weights(path, class_names(name))
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

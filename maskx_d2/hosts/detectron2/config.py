@@ -104,6 +104,11 @@ def check_maskx_config(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 for a batch of your own"
         )
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            "TEST.AUG.ENABLED is True, expected False with MODEL.KEYPOINT_ON: Detectron2 has it for boxes "
+            "and masks alone"
+        )
     ratio = cfg.DATALOADER.DATASET_RATIO
     are_numbers = all(type(share) in (int, float) and 0 < share < math.inf for share in ratio)
     if ratio and (len(ratio) != len(cfg.DATASETS.TRAIN) or not are_numbers):

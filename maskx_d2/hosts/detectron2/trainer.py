@@ -12,7 +12,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -66,7 +68,12 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         seed = [_SeedIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         first, last = _DeferSignals(self._deferred_signals), _StopOnSignal(self._deferred_signals)
-        return [first, *seed, *super().build_hooks(), last]
+        hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Behind the other evaluation, in front of what writes the results; 0 is after all iterations.
+            place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1
+            hooks.insert(place, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return [first, *seed, *hooks, last]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0):
@@ -103,10 +110,26 @@ class Trainer(DefaultTrainer):
             output_dir=output_folder or _evaluation_folder(cfg, dataset_name),
         )
 
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> dict:
+        """
+        Evaluation with test-time augmentation, as in Detectron2's own train_net, by TEST.AUG.
 
-def _evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
+        Returns:
+            The results of each task under its name and ``_TTA``.
+        """
+        model = GeneralizedRCNNWithTTA(cfg, model)
+        evaluators = [
+            cls.build_evaluator(cfg, name, _evaluation_folder(cfg, name, f"{EVALUATION_FOLDER}_TTA"))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, model, evaluators)
+        return {f"{task}_TTA": metrics for task, metrics in results.items()}
+
+
+def _evaluation_folder(cfg: CfgNode, dataset_name: str, name: str = EVALUATION_FOLDER) -> str:
     """Detectron2's for the first dataset, below it one for each of the others."""
-    folder = os.path.join(cfg.OUTPUT_DIR, EVALUATION_FOLDER)
+    folder = os.path.join(cfg.OUTPUT_DIR, name)
     return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from PIL import Image
 
 from maskx_d2 import cli
 from maskx_d2.data import shapes
 from maskx_d2.detector import KnownObjects
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
+from maskx_d2.hosts.detectron2 import Trainer
 from maskx_d2.hosts.detectron2.command_line import read_config
 from maskx_d2.hosts.detectron2.predict import Detectron2Detector
 
@@ -188,3 +190,22 @@ def test_users_mistakes_end_with_one_sentence(model, tmp_path, capsys):
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskx: ")]
         assert message in line
     assert not list(tmp_path.glob("out/*.json"))
+
+
+def test_test_time_augmentation_that_changes_nothing_finds_the_same_and_a_flip_does_no_harm(
+    quick_demo, tmp_path
+):
+    run = quick_demo[0] / "maskx"
+    overrides = ["MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(tmp_path)]
+    cfg = read_config(str(run / "config.yaml"), overrides).clone()
+    cfg.defrost()
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST
+    model = Trainer.build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    plain = Trainer.test(cfg, model)
+    for cfg.TEST.AUG.FLIP in (False, True):
+        augmented = Trainer.test_with_TTA(cfg, model)
+        for task in ("bbox", "segm_A", "segm_B"):
+            expected = pytest.approx(plain[task]["AP50"], abs=5 if cfg.TEST.AUG.FLIP else 0.3)
+            assert augmented[f"{task}_TTA"]["AP50"] == expected, task
+    assert plain["bbox"]["AP50"] > 10

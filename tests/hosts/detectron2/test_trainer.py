@@ -55,6 +55,18 @@ def test_somebody_elses_trainer_needs_the_import_and_three_config_lines(shapes_d
     assert 0 < last["roi_head/num_mask_samples"] < last["roi_head/num_fg_samples"]
 
 
+def test_evaluation_with_test_time_augmentation_is_beside_the_other(shapes_dataset, tmp_path):
+    aug = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (tiny.SIDE,)]
+    trainer = Trainer(tiny.data_config(shapes_dataset, tmp_path, *END_TO_END, "SOLVER.MAX_ITER", 2, *aug))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    logged = {key for line in metrics(tmp_path) for key in line}
+    assert {"segm/AP", "segm_TTA/AP", "segm_A_TTA/AP", "bbox_B_TTA/AP50"} <= logged
+    assert (tmp_path / "inference_TTA" / "ap_by_group.json").is_file()
+    with pytest.raises(ValueError, match=r"TEST.AUG.ENABLED is True, expected False with MODEL.KEYPOINT"):
+        tiny.data_config(shapes_dataset, tmp_path, *aug, "MODEL.KEYPOINT_ON", True)
+
+
 def test_a_trainer_with_a_loader_of_its_own_resumes_with_it(shapes_dataset, tmp_path):
     class Theirs(Trainer):
         @classmethod

@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = embeddings.add_subparsers(dest="kind", required=True, metavar="KIND")
     glove = kinds.add_parser("glove", help="word vectors of the class names")
     glove.add_argument("--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
-    random = kinds.add_parser("random", help="normally distributed random numbers")
+    random = kinds.add_parser("random", help="normally distributed random rows of length 1 or so")
     random.add_argument("--seed", type=int, default=0, metavar="N")
     random.add_argument("--dim", type=_at_least(1), default=300, metavar="D")
     for kind in (glove, random):

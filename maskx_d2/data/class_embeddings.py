@@ -62,8 +62,12 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
 
 
 def random_embeddings(num_classes: int, *, dim: int = 300, seed: int = 0) -> np.ndarray:
-    """(``num_classes``, ``dim``) float32 from the standard normal distribution."""
-    return np.random.default_rng(seed).standard_normal((num_classes, dim)).astype(np.float32)
+    """
+    (``num_classes``, ``dim``) float32 of a normal distribution, in rows of length 1 or so, as those of the
+    original.
+    """
+    table = np.random.default_rng(seed).standard_normal((num_classes, dim))
+    return (table / np.sqrt(dim)).astype(np.float32)
 
 
 def write_table(path: Path, table: np.ndarray) -> None:

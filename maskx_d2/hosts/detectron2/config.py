@@ -40,6 +40,10 @@ def add_maskx_config(cfg: CfgNode) -> None:
     # reported on the split of the models it is compared with.
     _add(cfg.TEST, "CLASS_SPLIT", "")
 
+    # How many of the checkpoints that are saved every SOLVER.CHECKPOINT_PERIOD iterations stay, the newest;
+    # 0 for all. Final weights stay in any case.
+    _add(cfg.SOLVER, "CHECKPOINTS_TO_KEEP", 2)
+
     # "SGD" or "AdamW".
     _add(cfg.SOLVER, "OPTIMIZER", "SGD")
 
@@ -98,6 +102,7 @@ def add_maskx_config(cfg: CfgNode) -> None:
 def check_maskx_config(cfg: CfgNode) -> None:
     """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
+    _at_least("SOLVER.CHECKPOINTS_TO_KEEP", cfg.SOLVER.CHECKPOINTS_TO_KEEP, 0)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference != 0:
         raise ValueError(

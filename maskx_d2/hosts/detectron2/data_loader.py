@@ -43,8 +43,8 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
     if cfg.SEED >= 0:
         # A generator of its own: drawing from torch's, the loader would shift the random numbers of the
-        # iteration that it is started in.
-        arguments["seed"] = cfg.SEED + start_iter
+        # iteration that it is started in. Another for each rank, whose workers would flip and scale alike.
+        arguments["seed"] = (cfg.SEED + start_iter) * comm.get_world_size() + comm.get_rank()
     return build_detection_train_loader(**arguments)
 
 

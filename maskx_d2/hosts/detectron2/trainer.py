@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import build_optimizer
@@ -69,6 +69,12 @@ class Trainer(DefaultTrainer):
         seed = [_SeedIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         first, last = _DeferSignals(self._deferred_signals), _StopOnSignal(self._deferred_signals)
         hooks = super().build_hooks()
+        for hook in hooks:
+            if isinstance(hook, PeriodicCheckpointer):
+                hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
+                # Of a run that goes on, those that it has left.
+                earlier = Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")
+                hook.recent_checkpoints = sorted(map(str, earlier))
         if self.cfg.TEST.AUG.ENABLED:
             # Behind the other evaluation, in front of what writes the results; 0 is after all iterations.
             place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 
 from maskx_d2.hosts.detectron2.config import load_config
@@ -35,6 +37,7 @@ TRANSFER = {**MASKX, "mlp": 0}
 STAGE_WISE = {**TRANSFER, "meta": "FrozenDetectorRCNN"}
 EXPECTED = {
     "maskx_R_50_FPN_1x": MASKX,
+    "maskx_R_50_FPN_1x_detectron1": MASKX,
     "maskx_R_101_FPN_1x": {**MASKX, "depth": 101},
     "maskx_X_101_32x8d_FPN_1x": {**MASKX, "depth": 101},
     "maskx_stage_wise_R_50_FPN_1x": {**STAGE_WISE, "mlp": 1},
@@ -71,8 +74,12 @@ def test_every_experiment_is_there_and_none_is_unknown():
 def test_schedule_and_sizes_are_the_papers(name):
     cfg = load_config(str(CONFIGS / name))
     solver, heads, head = cfg.SOLVER, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_MASK_HEAD
-    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (16, 0.02, 90000)
-    assert (solver.STEPS, solver.GAMMA, solver.WEIGHT_DECAY) == ((60000, 80000), 0.1, 0.0001)
+    schedule = (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.STEPS)
+    if "R_101" in name:
+        assert schedule == (8, 0.01, 180000, (120000, 160000))
+    else:
+        assert schedule == (16, 0.02, 90000, (60000, 80000))
+    assert (solver.GAMMA, solver.WEIGHT_DECAY) == (0.1, 0.0001)
     assert solver.REFERENCE_WORLD_SIZE == 8
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
@@ -119,6 +126,29 @@ def test_the_model_is_the_experiments_and_builds(name, tmp_path):
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
     head.CONV_DIM = 8
     assert type(tiny.build(cfg)).__name__ == expected["meta"]
+
+
+def test_detectron1s_settings_are_those_that_detectron2_compares_itself_with_and_its_optimizers():
+    ours = load_config(str(CONFIGS / "maskx_R_50_FPN_1x_detectron1.yaml"))
+    theirs = get_cfg()
+    config = "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x.yaml"
+    theirs.merge_from_file(model_zoo.get_config_file(config))
+    for part in ("RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        for key in ("SMOOTH_L1_BETA", "POOLER_TYPE", "POOLER_SAMPLING_RATIO"):
+            assert ours.MODEL[part].get(key) == theirs.MODEL[part].get(key)
+    solver = ours.SOLVER
+    assert (solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS) == (2.0, 0.0)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (500, pytest.approx(1 / 3))
+    # And nothing else.
+    default = load_config(str(CONFIGS / "maskx_R_50_FPN_1x.yaml"))
+    ours.OUTPUT_DIR = default.OUTPUT_DIR
+    for name in ("RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        for key in ("SMOOTH_L1_BETA", "POOLER_TYPE"):
+            if key in ours.MODEL[name]:
+                ours.MODEL[name][key] = default.MODEL[name][key]
+    for key in ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS", "WARMUP_ITERS", "WARMUP_FACTOR"):
+        solver[key] = default.SOLVER[key]
+    assert ours == default
 
 
 def test_the_resnext_is_detectron2s():

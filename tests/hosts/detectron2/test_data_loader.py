@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+from detectron2.utils import comm
 
 from maskx_d2.data import shapes
 from maskx_d2.hosts.detectron2.class_split import (
@@ -264,3 +265,25 @@ def test_a_file_cut_in_half_and_broken_images_are_named(tmp_path):
     image.unlink()
     with pytest.raises(FileNotFoundError, match=r"^image .*1.png does not exist$"):
         first_image(path)
+
+
+def test_ranks_and_workers_of_a_seeded_run_draw_other_scales_and_the_same_when_started_again(
+    shapes_dataset, tmp_path, monkeypatch
+):
+    sides = tuple(range(64, 128, 4))
+    options = ["INPUT.MIN_SIZE_TRAIN", sides, "DATALOADER.NUM_WORKERS", 2]
+    options += ["DATALOADER.ASPECT_RATIO_GROUPING", False]
+    cfg = tiny.data_config(shapes_dataset, tmp_path, *options)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: 7)
+
+    def drawn(rank):
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        batches = itertools.islice(iter(build_train_loader(cfg)), 16)
+        return [[image["image"].shape[-1] for image in batch] for batch in batches]
+
+    first, second = drawn(0), drawn(1)
+    assert len(first) == 16 and {side for batch in first for side in batch} <= set(sides)
+    assert first != second
+    assert first[::2] != first[1::2]  # of the two workers
+    assert drawn(0) == first

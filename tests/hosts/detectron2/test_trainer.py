@@ -55,6 +55,20 @@ def test_somebody_elses_trainer_needs_the_import_and_three_config_lines(shapes_d
     assert 0 < last["roi_head/num_mask_samples"] < last["roi_head/num_fg_samples"]
 
 
+def test_old_checkpoints_go_also_those_of_a_run_that_goes_on(shapes_dataset, tmp_path):
+    def run(iterations, *options):
+        options = [*END_TO_END, *ONLY_LOSSES, "SOLVER.CHECKPOINT_PERIOD", 1, *options]
+        cfg = tiny.data_config(shapes_dataset, tmp_path, *options, "SOLVER.MAX_ITER", iterations)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        return sorted(path.name for path in tmp_path.glob("model_*.pth"))
+
+    assert run(3) == ["model_0000001.pth", "model_0000002.pth", "model_final.pth"]
+    assert run(5) == ["model_0000003.pth", "model_0000004.pth", "model_final.pth"]
+    assert len(run(8, "SOLVER.CHECKPOINTS_TO_KEEP", 0)) == 6
+
+
 def test_evaluation_with_test_time_augmentation_is_beside_the_other(shapes_dataset, tmp_path):
     aug = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (tiny.SIDE,)]
     trainer = Trainer(tiny.data_config(shapes_dataset, tmp_path, *END_TO_END, "SOLVER.MAX_ITER", 2, *aug))

@@ -14,7 +14,7 @@ from maskx_d2.detector import Detector, KnownObjects
 from maskx_d2.find_masks import BoxesOfImage, find_masks
 from maskx_d2.on_ray import find_masks_on_ray, predict_on_ray
 
-NUM_IMAGES = 70
+NUM_IMAGES = 40
 
 
 def killed_once(detector: Detector, marker: Path) -> Detector:
@@ -71,9 +71,7 @@ def check_detector(detector: Detector, folder: Path) -> None:
             expected[path] = [d for d in found if d["score"] >= min_score]
         assert sum(map(len, expected.values())) > NUM_IMAGES
         output = folder / "out"
-        killed = folder / "killed"
-        unread = predict_on_ray(killed_once(detector, killed), paths, str(output), min_score=min_score)
-        assert unread == [] and killed.exists()
+        assert predict_on_ray(detector, paths, str(output), min_score=min_score) == []
         rows = [row for path in output.rglob("*.parquet") for row in parquet.read_table(path).to_pylist()]
         assert len(rows) == NUM_IMAGES
         for row in rows:

@@ -29,9 +29,7 @@ def detect(model, image):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "gathered"), [("FPN", False), ("FPN", True), ("cascade", False), ("C4", True)]
-)
+@pytest.mark.parametrize(("name", "gathered"), [("FPN", True), ("cascade", False), ("C4", False)])
 def test_traces_find_what_the_model_finds_in_images_with_none_one_and_many(name, gathered):
     model = build(name, gathered=gathered)
     score, numbers = exports.threshold(lambda image: detect(model, image).scores)
@@ -57,13 +55,13 @@ def test_traces_find_what_the_model_finds_in_images_with_none_one_and_many(name,
     assert counts[::2][:2] == [0, 1] and counts[4] > 1
 
 
-@pytest.mark.parametrize("name", ["FPN", "cascade", "C4"])
+@pytest.mark.parametrize("name", ["FPN", "C4"])
 def test_compiled_heads_do_what_they_did(name):
     model = build(name)
     compiled = copy.deepcopy(model)
-    compiled.roi_heads.mask_head.compile(backend="aot_eager")
+    compiled.roi_heads.mask_head.compile(backend="eager")
     for predictor in compiled.roi_heads.box_predictors:
-        predictor.compile(backend="aot_eager")
+        predictor.compile(backend="eager")
     with torch.no_grad():
         for number in (0, 1):
             found, expected = (detect(m, exports.image(number)) for m in (compiled, model))

@@ -75,7 +75,7 @@ def test_the_command_fills_masks(model, shapes_dataset, tmp_path):
     assert not (tmp_path / "no.json").exists()
 
 
-def test_on_ray_it_finds_what_it_finds_without_though_a_process_is_killed(model, tmp_path):
+def test_on_ray_it_finds_what_it_finds_without(model, tmp_path):
     detector = Detectron2Detector(read_config(str(model[1]), ["MODEL.WEIGHTS", str(model[3])]))
     on_ray.check_detector(detector, tmp_path)
 

@@ -132,7 +132,7 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
     assert stopped.value.code == 1 and "files were passed over:" in capsys.readouterr().err
 
 
-def test_on_ray_it_finds_what_it_finds_without_though_a_process_is_killed(checkpoint, tmp_path):
+def test_on_ray_it_finds_what_it_finds_without(checkpoint, tmp_path):
     on_ray.check_detector(TorchvisionDetector(checkpoint), tmp_path)
 
 

@@ -4,6 +4,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -33,30 +34,38 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """
-    Of a suite that several processes run (``-n``), the tests of a file stay together, for what they share;
-    those that share the demo are first, for it is the longest.
-    """
-    items.sort(key=lambda item: "quick_demo" not in item.fixturenames)
-    for item in items:
-        group = "demo" if "quick_demo" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Of a suite that several processes run (``-n``), the longest files first, and before all the demo's."""
+    items.sort(
+        key=lambda item: (item.path.name != "test_demo.py", item.path.parent != Path(__file__).parent)
+    )
 
 
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory):
     """
     The folder and the output of ``maskx demo --quick``, on Detectron2 where it is installed and else on
-    torchvision.
+    torchvision. Where several processes run the suite, one of them makes it for all.
     """
-    work = tmp_path_factory.mktemp("demo")
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    work, output = shared / "demo", shared / "demo.txt"
+    with filelock.FileLock(shared / "demo.lock"):
+        if not output.is_file():
+            work.mkdir()
+            output.write_text(_run_quick_demo(work), encoding="utf-8")
+    return work / "quick", output.read_text(encoding="utf-8")
+
+
+def _run_quick_demo(work: Path) -> str:
+    """What it prints."""
     command = [sys.executable, "-m", "maskx_d2", "demo", "--quick", "--output", str(work / "quick")]
     # From a folder of its own, so that it is the installed package that runs.
     done = subprocess.run(command, capture_output=True, text=True, cwd=work)
     assert done.returncode == 0, done.stderr[-3000:]
     host = "detectron2" if find_spec("detectron2") else "torchvision"
     assert f"Training with {host}." in done.stderr
-    return work / "quick", done.stdout
+    return done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """Of a suite that several processes run (``-n``), the longest files first, and before all the demo's."""
+    """Of a suite that several processes run (``-n``), the longest files first, before all the demo."""
     items.sort(
         key=lambda item: (item.path.name != "test_demo.py", item.path.parent != Path(__file__).parent)
     )

@@ -1,9 +1,6 @@
 """Detectron2's own mask configs, with this project's ROI heads and mask head in place of theirs."""
 
 import pytest
-
-pytest.importorskip("detectron2", reason="needs Detectron2, which is not installed")
-
 import torch
 from detectron2 import model_zoo
 from detectron2.config import get_cfg

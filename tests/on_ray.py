@@ -48,11 +48,12 @@ def killed_once(detector: Detector, marker: Path) -> Detector:
     return KilledOnce()
 
 
-def check_detector(detector: Detector, folder: Path) -> None:
+def check_detector(detector: Detector, folder: Path, *, also_masks_in_boxes: bool) -> None:
     """
     Args:
         detector: one that finds something everywhere.
         folder: to work in.
+        also_masks_in_boxes: or what it detects alone.
     """
     rng = np.random.default_rng(0)
     paths = [str(folder / f"{i}.png") for i in range(1, NUM_IMAGES + 1)]
@@ -80,6 +81,8 @@ def check_detector(detector: Detector, folder: Path) -> None:
                 assert detection.pop("category_name") == detector.style.names[detection["category_id"]]
         assert {row["path"]: row["detections"] for row in rows} == expected
 
+        if not also_masks_in_boxes:
+            return
         of_images = [
             BoxesOfImage(
                 path=path,

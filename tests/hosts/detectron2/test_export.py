@@ -55,9 +55,8 @@ def test_traces_find_what_the_model_finds_in_images_with_none_one_and_many(name,
     assert counts[::2][:2] == [0, 1] and counts[4] > 1
 
 
-@pytest.mark.parametrize("name", ["FPN", "C4"])
-def test_compiled_heads_do_what_they_did(name):
-    model = build(name)
+def test_compiled_heads_do_what_they_did():
+    model = build("FPN")
     compiled = copy.deepcopy(model)
     compiled.roi_heads.mask_head.compile(backend="eager")
     for predictor in compiled.roi_heads.box_predictors:

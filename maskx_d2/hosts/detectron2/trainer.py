@@ -55,6 +55,12 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         super().resume_or_load(resume)
+        if self.start_iter > 0:
+            # Those that the run has left are the first to go. Of other runs there are none in its folder.
+            earlier = sorted(map(str, Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")))
+            for hook in self._hooks:
+                if isinstance(hook, PeriodicCheckpointer):
+                    hook.recent_checkpoints = earlier
         # A subclass's, with Detectron2's own signature, has no beginning to leave out.
         takes_start = "start_iter" in inspect.signature(self.build_train_loader).parameters
         if self.start_iter > 0 and takes_start:
@@ -72,9 +78,6 @@ class Trainer(DefaultTrainer):
         for hook in hooks:
             if isinstance(hook, PeriodicCheckpointer):
                 hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
-                # Of a run that goes on, those that it has left.
-                earlier = Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")
-                hook.recent_checkpoints = sorted(map(str, earlier))
         if self.cfg.TEST.AUG.ENABLED:
             # Behind the other evaluation, in front of what writes the results; 0 is after all iterations.
             place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1

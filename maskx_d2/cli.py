@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "others there are; 1 draws all. 0.8 for a model of more than 100 classes, else 1, if not given",
     )
     _add_overrides(predict)
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=lambda args: _predict(args) if args.ray is None else _predict_on_ray(args))
 
     fill = commands.add_parser(
         "fill-masks",
@@ -313,9 +313,6 @@ def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.predict import IMAGE_SUFFIXES, find_images, predict
     from maskx_d2.video import VIDEO_SUFFIXES, predict_video
 
-    if args.ray is not None:
-        _predict_on_ray(args)
-        return
     _refuse_addresses(*args.images, args.output)
     output = Path(args.output)
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)

@@ -1,7 +1,6 @@
 """A detector on all machines of a Ray cluster, or all cores of this one, as Ray Data runs it."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import signal
@@ -31,7 +30,6 @@ from maskx_d2.data.addresses import (
 )
 from maskx_d2.detector import Detector
 from maskx_d2.find_masks import BoxesOfImage, FoundMasks, UnreadImage, masks_in_images
-from maskx_d2.predict import IMAGE_SUFFIXES, image_ids
 
 DETECTIONS_FOLDER = "detections"
 """Of Parquet files, in the output of :func:`predict_on_ray`."""
@@ -74,7 +72,7 @@ def find_images(paths: Sequence[str], *, recursive: bool = False) -> list[str]:
     images: list[str] = []
     for path in paths:
         if is_address(path):
-            images += find_images_at(path, recursive=recursive, suffixes=IMAGE_SUFFIXES)
+            images += find_images_at(path, recursive=recursive, suffixes=predict.IMAGE_SUFFIXES)
         else:
             images += map(str, predict.find_images([Path(path)], recursive=recursive))
     return images
@@ -115,9 +113,8 @@ def predict_on_ray(
     """
     folder = from_anywhere(file_in(output, DETECTIONS_FOLDER))
     paths = [from_anywhere(path) for path in images]
-    digest = hashlib.sha256("\n".join(paths).encode()).hexdigest()
-    work = json.dumps({"images": digest, "model": model, "min_score": min_score}).encode()
-    ids = image_ids([Path(path) for path in images])
+    work = json.dumps(predict.work_of(paths, model=model, min_score=min_score)).encode()
+    ids = predict.image_ids([Path(path) for path in images])
     with _connected(address):
         done = _begin(*file_system(folder), work, resume=resume)
         pairs = zip(ids, paths, strict=True)

@@ -112,8 +112,7 @@ def predict(
     if not resume:
         unfinished.unlink(missing_ok=True)
     ids = image_ids(images)
-    paths = "\n".join(map(str, images)).encode()
-    work = {"images": hashlib.sha256(paths).hexdigest(), "model": model, "min_score": min_score}
+    work = work_of(images, model=model, min_score=min_score)
     with open_journal(unfinished, work=work, kind=_Done) as journal:
         done = {of_image.place for of_image in journal.done}
         todo = {place: path for place, path in enumerate(images) if place not in done}
@@ -172,6 +171,12 @@ def _write_results(path: Path, journal: Journal) -> None:
                 file.write(between + json.dumps(detection))
                 between = ", "
         file.write("[]" if between == "[" else "]")
+
+
+def work_of(images: Sequence[Path | str], *, model: object, min_score: float) -> dict:
+    """What detections depend on, for a run that is gone on with; see :func:`predict`."""
+    paths = "\n".join(map(str, images)).encode()
+    return {"images": hashlib.sha256(paths).hexdigest(), "model": model, "min_score": min_score}
 
 
 def image_ids(images: Sequence[Path]) -> list[int]:

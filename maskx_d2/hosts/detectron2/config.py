@@ -10,6 +10,13 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from maskx_d2.config_files import check_yaml
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
 
+COUNTERPARTS = {
+    "StandardROIHeads": "PartiallySupervisedROIHeads",
+    "CascadeROIHeads": "PartiallySupervisedCascadeROIHeads",
+    "Res5ROIHeads": "PartiallySupervisedRes5ROIHeads",
+}
+"""Of Detectron2's ROI heads in this project."""
+
 OPTIMIZERS = ("SGD", "AdamW")
 TRAIN_ROIS = ("proposals", "ground_truth", "both")
 TRUNKS = ("convs", *HOURGLASSES)
@@ -194,7 +201,7 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
         used[f"{prefix}.ROIS_PER_IMAGE"] = head.ROIS_PER_IMAGE
     for key, value in used.items():
         _check_roi_heads(cfg, f"{key} is {value!r}")
-    if head.TRAIN_ROIS != "proposals" and _has_base(cfg, "Res5ROIHeads"):
+    if head.TRAIN_ROIS != "proposals" and roi_heads_are(cfg, "Res5ROIHeads"):
         raise ValueError(
             f"{prefix}.TRAIN_ROIS is {head.TRAIN_ROIS!r}, expected 'proposals' with MODEL.ROI_HEADS.NAME "
             f"{cfg.MODEL.ROI_HEADS.NAME!r}, where box and mask branch share their features"
@@ -233,23 +240,20 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
 
 
 def in_place_of(roi_heads: str) -> str:
-    """The name of this project's ROI heads for those of Detectron2."""
-    others = {
-        "CascadeROIHeads": "PartiallySupervisedCascadeROIHeads",
-        "Res5ROIHeads": "PartiallySupervisedRes5ROIHeads",
-    }
-    return others.get(roi_heads, "PartiallySupervisedROIHeads")
+    """The name of this project's ROI heads for those of Detectron2; for others the standard ones."""
+    return COUNTERPARTS.get(roi_heads, COUNTERPARTS["StandardROIHeads"])
 
 
 def _check_roi_heads(cfg: CfgNode, why: str) -> None:
     """Raise ValueError unless they are of this project, which ``why`` needs."""
     name = cfg.MODEL.ROI_HEADS.NAME
-    if not _has_base(cfg, "PartialSupervision"):
+    if not roi_heads_are(cfg, "PartialSupervision"):
         raise ValueError(f"{why}, but MODEL.ROI_HEADS.NAME is {name!r}, expected {in_place_of(name)!r}")
 
 
-def _has_base(cfg: CfgNode, name: str) -> bool:
-    """Of the ROI heads. By name: the module of such a class imports this one."""
+def roi_heads_are(cfg: CfgNode, name: str) -> bool:
+    """Whether those of a config are of a class of this name, which may be a base of theirs."""
+    # By name: the module of such a class imports this one.
     roi_heads = cfg.MODEL.ROI_HEADS.NAME
     bases = ROI_HEADS_REGISTRY.get(roi_heads).__mro__ if roi_heads in ROI_HEADS_REGISTRY else ()
     return any(base.__name__ == name for base in bases)

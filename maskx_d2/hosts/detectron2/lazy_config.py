@@ -1,32 +1,20 @@
 """For LazyConfig: partial supervision in a config of Detectron2."""
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.roi_heads import (
-    CascadeROIHeads,
-    FastRCNNOutputLayers,
-    Res5ROIHeads,
-    StandardROIHeads,
-)
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, FastRCNNOutputLayers, Res5ROIHeads
 from omegaconf import DictConfig
 
 from maskx_d2.hosts.detectron2.box_predictor import PartiallyLabelledFastRCNNOutputLayers
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask, classes_with_masks_of
+from maskx_d2.hosts.detectron2.config import COUNTERPARTS
 from maskx_d2.hosts.detectron2.data_loader import load_without_masks
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 from maskx_d2.hosts.detectron2.mask_head import MaskXHead
-from maskx_d2.hosts.detectron2.roi_heads import (
-    PartiallySupervisedCascadeROIHeads,
-    PartiallySupervisedRes5ROIHeads,
-    PartiallySupervisedROIHeads,
-)
+from maskx_d2.hosts.detectron2.roi_heads import side_behind_res5
 from maskx_d2.method import build_mask_predictor
 
-_ROI_HEADS = {
-    StandardROIHeads: PartiallySupervisedROIHeads,
-    CascadeROIHeads: PartiallySupervisedCascadeROIHeads,
-    Res5ROIHeads: PartiallySupervisedRes5ROIHeads,
-}
+_ROI_HEADS = {ROI_HEADS_REGISTRY.get(a): ROI_HEADS_REGISTRY.get(b) for a, b in COUNTERPARTS.items()}
 
 
 def partially_supervise(model: DictConfig, dataloader: DictConfig, *, split: str, **mask_predictor) -> None:
@@ -60,8 +48,9 @@ def partially_supervise(model: DictConfig, dataloader: DictConfig, *, split: str
     is_class_agnostic = box_predictors[-1].get("cls_agnostic_bbox_reg", False)
 
     head = heads.mask_head
-    # Detectron2 says the side in front of res5, which its own mask heads do not ask for.
-    side = (head.input_shape.height + 1) // 2 if is_shared else head.input_shape.height
+    side = head.input_shape.height
+    if is_shared:
+        side = side_behind_res5(side)
     head._target_ = MaskXHead
     head.pop("num_classes")
     head.predictor = L(build_mask_predictor)(

@@ -7,19 +7,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, get_norm
-from detectron2.modeling.roi_heads import (
-    ROI_HEADS_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    Res5ROIHeads,
-    mask_head,
-)
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, mask_head
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from maskx_d2.hosts.detectron2.config import check_mask_head_config
+from maskx_d2.hosts.detectron2.config import check_mask_head_config, roi_heads_are
 from maskx_d2.hosts.detectron2.roi_crops import average_to_cells, covered_cells
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
@@ -282,7 +277,7 @@ def _foreground_weights(box_predictor: FastRCNNOutputLayers) -> BoxPredictorWeig
 
 def _box_feature_dim(cfg: CfgNode, in_channels: int) -> int:
     """Width of what the box predictor reads: means of res5, or what ``FastRCNNConvFCHead`` hands to it."""
-    if issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), Res5ROIHeads):
+    if roi_heads_are(cfg, "Res5ROIHeads"):
         return in_channels
     box_head = cfg.MODEL.ROI_BOX_HEAD
     if box_head.NUM_FC > 0:

@@ -99,8 +99,7 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         without_mask.MODEL.MASK_ON = False
         ret = super().from_config(without_mask, input_shape)
         if cfg.MODEL.MASK_ON:
-            # Detectron2 says the side in front of res5, which its own mask heads do not ask for.
-            side = (cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION + 1) // 2
+            side = side_behind_res5(cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION)
             channels = ret["box_predictor"].cls_score.in_features
             ret["mask_head"] = build_mask_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
         return ret
@@ -115,6 +114,14 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         starts = [sum(map(len, rois[:number])) for number in range(len(rois))]
         features = features[cat([i + start for i, start in zip(chosen, starts, strict=True)])]
         return features, [i[of_image] for i, of_image in zip(rois, chosen, strict=True)]
+
+
+def side_behind_res5(side: int) -> int:
+    """
+    Of the features of a RoI, by their side in front of it. That one is what Detectron2 tells a mask head,
+    and its own do not ask for it.
+    """
+    return (side + 1) // 2
 
 
 def _joined(sampled: Instances, ground_truth: Instances) -> Instances:

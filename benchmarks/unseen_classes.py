@@ -37,7 +37,7 @@ from maskx_d2.data.coco_json import class_names, read_coco
 from maskx_d2.data.files import load_json, write_json
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import FULL, Run
-from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
+from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 from maskx_d2.evaluation.tables import mean_cell
 from maskx_d2.hosts.torchvision import demo as host
 from maskx_d2.hosts.torchvision import maskx_rcnn_resnet_fpn
@@ -304,7 +304,7 @@ class Frozen:
                 masks = paste_masks_in_image(logits.sigmoid().unsqueeze(1), found.boxes, found.size)
                 detections = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
                 results += coco_results({**detections, "masks": masks}, found.image_id, self.category_ids)
-        precision = evaluate_coco(self.ground_truth, results, "segm").eval["precision"]
+        precision = class_precisions(self.ground_truth, results, "segm")
         groups = class_groups(self.with_masks, self.num_classes)
         return {g: average_precision(precision, groups)[g]["AP"] for g in ("A", "B")}
 

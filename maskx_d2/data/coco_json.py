@@ -118,29 +118,22 @@ def complete_annotations(coco: COCO) -> None:
                 annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
 
 
-def ignore_boxes_without_mask(coco: COCO) -> COCO:
+def ignored_without_mask(annotation: dict, image: dict) -> dict:
     """
     Ground truth for the evaluation of masks: an instance without a mask becomes a crowd region, its box.
     What is detected there is neither right nor wrong, and a class that has nothing else has no AP.
 
-    Returns:
-        ``coco`` itself, if all its annotations have masks.
+    Args:
+        annotation: returned as it is, if it has a mask.
+        image: that it is of.
     """
-    if all(annotation.get("segmentation") for annotation in coco.dataset["annotations"]):
-        return coco
-    annotations = []
-    for annotation in coco.dataset["annotations"]:
-        if not annotation.get("segmentation"):
-            x, y, width, height = annotation["bbox"]
-            image = coco.imgs[annotation["image_id"]]
-            # pycocotools takes memory for each pixel of an outline, outside of the image too.
-            x0, x1 = (min(max(value, 0), image["width"]) for value in (x, x + width))
-            y0, y1 = (min(max(value, 0), image["height"]) for value in (y, y + height))
-            corners = [x0, y0, x1, y0, x1, y1, x0, y1]
-            annotations.append({**annotation, "segmentation": [corners], "iscrowd": 1})
-        else:
-            annotations.append({**annotation})
-    return index_coco({**coco.dataset, "annotations": annotations})
+    if annotation.get("segmentation"):
+        return annotation
+    x, y, width, height = annotation["bbox"]
+    # pycocotools takes memory for each pixel of an outline, outside of the image too.
+    x0, x1 = (min(max(value, 0), image["width"]) for value in (x, x + width))
+    y0, y1 = (min(max(value, 0), image["height"]) for value in (y, y + height))
+    return {**annotation, "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]], "iscrowd": 1}
 
 
 def class_names(coco: COCO) -> list[str]:

@@ -1,14 +1,15 @@
-"""AP over groups of classes, all from one COCOeval."""
+"""AP over groups of classes, out of pycocotools' precision of each class."""
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.coco_json import ignore_boxes_without_mask, index_coco
+from maskx_d2.data.coco_json import ignored_without_mask, index_coco
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AREAS = {"APs": 1, "APm": 2, "APl": 3}
@@ -45,8 +46,7 @@ def average_precision(
     filtered to these classes: it matches and ranks each class by itself.
 
     Args:
-        precision: ``COCOeval.eval["precision"]``, (10 IoU thresholds, 101 recalls, K classes, 4 areas,
-            max. detections), with -1 where a class has no ground truth.
+        precision: of :func:`class_precisions`, or ``COCOeval.eval["precision"]``.
         groups: group name -> indices on the class axis.
 
     Returns:
@@ -67,29 +67,92 @@ def _mean_precision(precision: np.ndarray, classes: Sequence[int], metric: str) 
     return float(values.mean() * 100) if values.size else float("nan")
 
 
-def evaluate_coco(ground_truth: COCO, results: Sequence[Mapping], iou_type: str) -> COCOeval:
+def class_precisions(
+    ground_truth: COCO,
+    results: Sequence[Mapping],
+    iou_type: str,
+    *,
+    image_ids: Collection[int] | None = None,
+    max_detections: int = 100,
+    evaluation_class: type[COCOeval] = COCOeval,
+) -> np.ndarray:
     """
-    Run pycocotools' COCOeval, without its printing.
+    What COCOeval finds, class by class, each on the images that have an object or a detection of it. Time
+    and memory go with these pairs of image and class, where one COCOeval of all goes through every image
+    for every class.
 
     Args:
         ground_truth: the annotations. For ``"segm"`` those without a mask are ignored regions.
         results: detections in COCO's results format; there may be none.
         iou_type: ``"bbox"`` or ``"segm"``.
+        image_ids: the images to evaluate on; None for all.
+        max_detections: of a class in an image, the best of which count.
+        evaluation_class: pycocotools' COCOeval, or one that does the same faster.
 
     Returns:
-        The evaluated and accumulated COCOeval; its class axis is ``sorted(ground_truth.getCatIds())``.
+        (10 IoU thresholds, 101 recalls, K classes, 4 areas, 1), the ``"precision"`` of COCOeval with
+        ``max_detections`` as its last limit; -1 where a class has no ground truth. The class axis is
+        ``sorted(ground_truth.getCatIds())``.
+
+    Raises:
+        ValueError: a detection is of an image that there is none of.
     """
-    if iou_type == "segm":
-        ground_truth = ignore_boxes_without_mask(ground_truth)
+    objects = _by_class(ground_truth.dataset["annotations"], image_ids)
+    found = _by_class(results, image_ids)
+    unknown = next((r["image_id"] for r in results if r["image_id"] not in ground_truth.imgs), None)
+    if unknown is not None:
+        raise ValueError(f"a detection has image_id {unknown}, which no image of the ground truth has")
+    category_ids = sorted(ground_truth.cats)
+    options = COCOeval(iouType=iou_type).params
+    thresholds, areas = (len(options.iouThrs), len(options.recThrs)), len(options.areaRng)
+    precision = np.full((*thresholds, len(category_ids), areas, 1), -1.0)
+    for index, category_id in enumerate(category_ids):
+        of_class = objects[category_id]
+        if iou_type == "segm":
+            of_class = [ignored_without_mask(a, ground_truth.imgs[a["image_id"]]) for a in of_class]
+        if all(annotation["iscrowd"] for annotation in of_class):
+            continue
+        detections = found[category_id]
+        images = sorted({record["image_id"] for record in (*of_class, *detections)})
+        truth_of_class = index_coco(
+            {
+                "images": [ground_truth.imgs[image_id] for image_id in images],
+                # COCOeval writes into them.
+                "annotations": [{**annotation} for annotation in of_class],
+                "categories": [ground_truth.cats[category_id]],
+            }
+        )
+        evaluation = _evaluate(truth_of_class, detections, iou_type, max_detections, evaluation_class)
+        precision[:, :, index] = evaluation.eval["precision"][:, :, 0]
+    return precision
+
+
+def _by_class(records: Sequence[Mapping], image_ids: Collection[int] | None) -> dict[int, list[Mapping]]:
+    of_class = defaultdict(list)
+    evaluated = None if image_ids is None else set(image_ids)
+    for record in records:
+        if evaluated is None or record["image_id"] in evaluated:
+            of_class[record["category_id"]].append(record)
+    return of_class
+
+
+def _evaluate(
+    ground_truth: COCO,
+    results: Sequence[Mapping],
+    iou_type: str,
+    max_detections: int,
+    evaluation_class: type[COCOeval],
+) -> COCOeval:
+    """Evaluated and accumulated, without printing."""
+    # Left in, boxes would give the masks their areas.
+    left_out = "bbox" if iou_type == "segm" else "segmentation"
+    kept = [{key: value for key, value in result.items() if key != left_out} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):
-        if results:
-            # Left in, boxes would give the masks their areas.
-            kept = [{k: v for k, v in r.items() if iou_type == "bbox" or k != "bbox"} for r in results]
-            detections = ground_truth.loadRes(kept)
-        else:
-            # loadRes() takes the kind of the results from the first one.
-            detections = index_coco({**ground_truth.dataset, "annotations": []})
-        evaluation = COCOeval(ground_truth, detections, iou_type)
+        # loadRes() takes the kind of the results from the first one.
+        none = index_coco({**ground_truth.dataset, "annotations": []})
+        detections = ground_truth.loadRes(kept) if kept else none
+        evaluation = evaluation_class(ground_truth, detections, iou_type)
+        evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

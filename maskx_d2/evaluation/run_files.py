@@ -84,7 +84,7 @@ def evaluation_of(
 ) -> Evaluation:
     """
     Args:
-        precisions: ``COCOeval.eval["precision"]`` for each of ``"bbox"`` and ``"segm"`` that there is.
+        precisions: of ``"bbox"`` and ``"segm"``, what there is, see :func:`class_precisions`.
         annotations, images, class_names, category_ids, with_masks: see :class:`Evaluation`.
         instance_counts: training instances of each class, if they are known: AP is then reported on thirds
             of the classes, too.

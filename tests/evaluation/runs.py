@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.evaluation.average_precision import evaluate_coco
+from maskx_d2.evaluation.average_precision import class_precisions
 from maskx_d2.evaluation.run_files import (
     DETECTIONS_FILE,
     EVALUATION_FOLDER,
@@ -37,7 +37,7 @@ def run(folder, truth, *, seed=1, with_masks=GROUP_A, tasks=("bbox", "segm")):
     coco = read_coco(truth)
     results = synthetic.detections(json.loads(truth.read_text()), seed)
     evaluation = evaluation_of(
-        {task: evaluate_coco(coco, results, task).eval["precision"] for task in tasks},
+        {task: class_precisions(coco, results, task) for task in tasks},
         annotations=truth,
         images=str(truth.parent / "images"),
         class_names=[f"class {i}" for i in synthetic.CATEGORY_IDS],

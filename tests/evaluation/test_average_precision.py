@@ -1,14 +1,17 @@
 import contextlib
+import copy
 import io
 import math
 
+import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from maskx_d2.evaluation.average_precision import (
     average_precision,
     class_groups,
-    evaluate_coco,
+    class_precisions,
     frequency_thirds,
 )
 
@@ -19,12 +22,8 @@ IDS = {g: [synthetic.CATEGORY_IDS[i] for i in c] for g, c in class_groups(GROUP_
 
 
 def ap_by_group(content, results, iou_type):
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-    evaluation = evaluate_coco(truth, results, iou_type)
-    return average_precision(evaluation.eval["precision"], class_groups(GROUP_A, 5))
+    precision = class_precisions(index(content), results, iou_type)
+    return average_precision(precision, class_groups(GROUP_A, 5))
 
 
 def assert_equals_filtered_json(content, results):
@@ -35,6 +34,75 @@ def assert_equals_filtered_json(content, results):
             expected = synthetic.pycocotools_metrics(synthetic.only(content, ids), kept, iou_type)
             assert found[group] == pytest.approx(expected, abs=1e-9, nan_ok=True), (iou_type, group)
     return found
+
+
+def index(content):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
+    return truth
+
+
+def with_ties():
+    """Crowds, images without objects, classes without, and many detections of the same score."""
+    content = synthetic.ground_truth(images=20, categories=(2, 3, 9, 10))
+    content["images"] += [{"id": i, "file_name": f"{i}.png", "width": 160, "height": 160} for i in (0, 90)]
+    results = synthetic.detections(content)
+    for result in results:
+        result["score"] = round(result["score"], 1)
+    return content, [*results, *({**r, "image_id": 90} for r in results[::3])]
+
+
+def pycocotools_precision(content, results, task, **parameters):
+    """Of one COCOeval of all classes and images."""
+    content, results = copy.deepcopy((content, results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        for result in results:
+            result.pop("bbox" if task == "segm" else "segmentation")
+        truth = index(content)
+        evaluation = COCOeval(truth, truth.loadRes(results), task)
+        vars(evaluation.params).update(parameters)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1:]
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_precision_of_each_class_is_that_of_pycocotools(task):
+    content, results = with_ties()
+    expected = pycocotools_precision(content, results, task)
+    assert 0 < expected[expected > -1].mean() < 1 and (expected[:, :, 2] == -1).all()
+    np.testing.assert_allclose(
+        class_precisions(index(content), results, task), expected, rtol=0, atol=1e-12
+    )
+    some, limit = [0, 3, 4, 7, 90], 2
+    expected = pycocotools_precision(content, results, task, imgIds=some, maxDets=[1, limit])
+    found = class_precisions(index(content), results, task, image_ids=some, max_detections=limit)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_only_pairs_of_image_and_class_that_occur_are_evaluated():
+    content, results = with_ties()
+    content["categories"] += [{"id": i, "name": f"class {i}"} for i in range(100, 3000)]
+    looked_at = []
+
+    class Counting(COCOeval):
+        def evaluate(self):
+            looked_at.extend((image, c) for image in self.params.imgIds for c in self.params.catIds)
+            super().evaluate()
+
+    class_precisions(index(content), results, "bbox", evaluation_class=Counting)
+    with_objects = {a["category_id"] for a in content["annotations"]}
+    pairs = {(r["image_id"], r["category_id"]) for r in [*content["annotations"], *results]}
+    assert sorted(looked_at) == sorted(pair for pair in pairs if pair[1] in with_objects)
+
+
+def test_a_detection_of_an_image_that_there_is_none_of_is_named():
+    content = synthetic.ground_truth()
+    results = [{**synthetic.detections(content)[0], "image_id": 77}]
+    with pytest.raises(ValueError, match="a detection has image_id 77, which no image of the ground truth"):
+        class_precisions(index(content), results, "bbox")
 
 
 def test_groups_are_the_two_sides_and_all():
@@ -73,11 +141,7 @@ def test_without_detections_ap_is_zero_where_there_is_ground_truth():
 
 def test_an_empty_group_has_no_ap():
     content = synthetic.ground_truth()
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-    precision = evaluate_coco(truth, synthetic.detections(content), "bbox").eval["precision"]
+    precision = class_precisions(index(content), synthetic.detections(content), "bbox")
     found = average_precision(precision, class_groups(range(5), 5))
     assert all(math.isnan(value) for value in found["B"].values())
     assert found["A"] == found["all"]

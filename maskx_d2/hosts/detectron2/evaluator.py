@@ -1,23 +1,22 @@
 """``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
 
-import copy
-from collections import OrderedDict
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from maskx_d2.data.coco_json import (
     class_names,
     complete_annotations,
-    ignore_boxes_without_mask,
     instance_counts,
 )
-from maskx_d2.evaluation.average_precision import average_precision, evaluate_coco
+from maskx_d2.evaluation.average_precision import average_precision, class_precisions
 from maskx_d2.evaluation.run_files import evaluation_of, write_evaluation
 from maskx_d2.evaluation.tables import FREQUENCY_TITLES, group_table
 
@@ -27,11 +26,11 @@ _TASKS = ("bbox", "segm")
 class PartiallySupervisedEvaluator(COCOEvaluator):
     """
     Detectron2's ``COCOEvaluator``, and for boxes and masks AP on A, on B and on all classes out of the
-    same COCOeval. Beside what ``COCOEvaluator`` returns there are, unless all classes have masks,
-    ``bbox_A``, ``bbox_B``, ``segm_A`` and ``segm_B``, and where the annotations say how many training
-    instances each class has ``bbox_frequent``, ``bbox_common``, ``bbox_rare`` and the same of masks, on
-    thirds of the classes; ``ap_by_group.json`` in the output folder has
-    ``{"bbox"|"segm": {"A"|"B"|"all"|...: {metric: value}}}``, null where there is no ground truth.
+    same evaluation, at the cost of :func:`class_precisions`. Beside what ``COCOEvaluator`` returns there
+    are, unless all classes have masks, ``bbox_A``, ``bbox_B``, ``segm_A`` and ``segm_B``, and where the
+    annotations say how many training instances each class has ``bbox_frequent``, ``bbox_common``,
+    ``bbox_rare`` and the same of masks, on thirds of the classes; ``ap_by_group.json`` in the output folder
+    has ``{"bbox"|"segm": {"A"|"B"|"all"|...: {metric: value}}}``, null where there is no ground truth.
     Instances without a mask are ignored in the evaluation of masks, which is left out if none has one.
 
     On a dataset that labels some of the model's classes, detections of the others are passed over.
@@ -47,6 +46,8 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         super().__init__(dataset_name, **kwargs)
         complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
+        # So that its own evaluation asks for them by the method below.
+        self._given_tasks, self._tasks = self._tasks, None
         self._own_index: dict[int, int] | None = None
         self._go_by_own_classes()
         self._precisions: dict[str, np.ndarray] = {}
@@ -100,29 +101,56 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             write_evaluation(Path(self._output_dir), evaluation)
         return results
 
-    def _eval_predictions(self, predictions, img_ids=None) -> None:
+    def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
+        """What is left to Detectron2: boxes and masks are evaluated here."""
+        return [task for task in self._all_tasks(predictions) if task not in _TASKS]
+
+    def _all_tasks(self, results: list[dict]) -> Sequence[str]:
+        return self._given_tasks or super()._tasks_from_predictions(results)
+
+    def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
         if self._own_index is not None:
             predictions = [
                 {**of_image, "instances": self._of_own_classes(of_image["instances"])}
                 for of_image in predictions
             ]
-        ground_truth, given_tasks = self._coco_api, self._tasks
-        for_masks = ignore_boxes_without_mask(ground_truth)
-        if for_masks is ground_truth:
-            super()._eval_predictions(predictions, img_ids)
+        # It also writes the category ids of the dataset into the results, and these into a file.
+        super()._eval_predictions(predictions, img_ids)
+        if not self._do_evaluation:
             return
         results = [result for of_image in predictions for result in of_image["instances"]]
-        tasks = given_tasks or self._tasks_from_predictions(results)
-        if not any(a.get("segmentation") for a in ground_truth.dataset["annotations"]):
-            self._logger.info("Masks are not evaluated: the ground truth has none.")
+        tasks = [task for task in _TASKS if task in self._all_tasks(results)]
+        if not any(a.get("segmentation") for a in self._coco_api.dataset["annotations"]):
+            if "segm" in tasks:
+                self._logger.info("Masks are not evaluated: the ground truth has none.")
             tasks = [task for task in tasks if task != "segm"]
+        for task in tasks:
+            self._precisions[task] = self._class_precisions(results, task, img_ids)
+            self._results[task] = self._metrics(task)
+
+    def _class_precisions(self, results: list[dict], task: str, img_ids=None) -> np.ndarray:
+        log = logging.getLogger(COCOeval_opt.__module__)
+        log.disabled = True  # It would say four things about each class.
         try:
-            for task in tasks:
-                self._tasks = (task,)
-                self._coco_api = for_masks if task == "segm" else ground_truth
-                super()._eval_predictions(copy.deepcopy(predictions), img_ids)
+            return class_precisions(
+                self._coco_api,
+                results,
+                task,
+                image_ids=img_ids,
+                max_detections=self._max_dets_per_image[-1],
+                evaluation_class=COCOeval_opt if self._use_fast_impl else COCOeval,
+            )
         finally:
-            self._coco_api, self._tasks = ground_truth, given_tasks
+            log.disabled = False
+
+    def _metrics(self, task: str) -> dict[str, float]:
+        """Detectron2's metrics, AP of each class too, out of the precision of all classes."""
+        precision = self._precisions[task]
+        in_per_cent = average_precision(precision, {"all": range(precision.shape[2])})["all"]
+        coco_eval = COCOeval(iouType=task)
+        coco_eval.eval = {"precision": precision}
+        coco_eval.stats = np.nan_to_num(np.array(list(in_per_cent.values())) / 100, nan=-1)
+        return self._derive_coco_results(coco_eval, task, class_names=self._metadata.get("thing_classes"))
 
     def _of_own_classes(self, results: list[dict]) -> list[dict]:
         """Results whose ``category_id`` is an index of the model's classes, with those of the dataset."""
@@ -131,16 +159,3 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             for result in results
             if result["category_id"] in self._own_index
         ]
-
-    def _derive_coco_results(
-        self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
-    ) -> dict[str, float]:
-        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
-        if iou_type not in _TASKS:
-            return results
-        if coco_eval is None:
-            # Detectron2 evaluates no empty list of detections. COCO does: its AP is 0, not undefined.
-            coco_eval = evaluate_coco(self._coco_api, [], iou_type)
-        precision = self._precisions[iou_type] = coco_eval.eval["precision"]
-        every_class = {"all": range(precision.shape[2])}
-        return OrderedDict(results, **average_precision(precision, every_class)["all"])

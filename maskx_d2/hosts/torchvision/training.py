@@ -15,7 +15,7 @@ from torch import Tensor
 from maskx_d2.checkpoints import check_classes, check_state, read_checkpoint
 from maskx_d2.data.coco_json import instance_counts
 from maskx_d2.data.files import write_text
-from maskx_d2.evaluation.average_precision import evaluate_coco
+from maskx_d2.evaluation.average_precision import class_precisions
 from maskx_d2.evaluation.run_files import (
     DETECTIONS_FILE,
     EVALUATION_FOLDER,
@@ -198,7 +198,7 @@ class TrainingModule(LightningModule):
         tasks = ["bbox"] + ["segm"] * isinstance(self.model, MaskXRCNN)
         data, classes = self.trainer.datamodule, self.hparams
         evaluation = evaluation_of(
-            {task: evaluate_coco(data.val_coco, results, task).eval["precision"] for task in tasks},
+            {task: class_precisions(data.val_coco, results, task) for task in tasks},
             annotations=Path(data.val_json),
             images=str(Path(data.val_images).resolve()),
             class_names=classes.class_names,

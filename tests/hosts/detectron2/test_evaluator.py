@@ -7,13 +7,15 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.structures import Boxes, Instances
 
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.evaluation.average_precision import average_precision, class_groups, evaluate_coco
+from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 
 from ...evaluation import synthetic
+from ...evaluation.test_average_precision import index, pycocotools_precision, with_ties
 
 GROUP_A = [1, 4]
 IDS = {
@@ -120,6 +122,14 @@ def test_without_detections_ap_is_zero(tmp_path):
         assert by_group[task]["B"]["AP75"] == 0
 
 
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_detectron2s_compiled_evaluation_finds_class_by_class_what_pycocotools_does(task):
+    content, results = with_ties()
+    expected = pycocotools_precision(content, results, task)
+    found = class_precisions(index(content), results, task, evaluation_class=COCOeval_opt)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_where_all_classes_have_masks_there_are_no_two_sides(tmp_path):
     content = synthetic.ground_truth()
     out, by_group = evaluate(content, synthetic.detections(content), tmp_path, classes_with_masks=range(5))
@@ -142,7 +152,7 @@ def test_instances_without_a_mask_are_ignored_in_the_evaluation_of_masks(tmp_pat
     for result in results:
         result["score"] = float(np.float32(result["score"]))
     for task in ("bbox", "segm"):
-        expected = average_precision(evaluate_coco(truth, results, task).eval["precision"], groups)
+        expected = average_precision(class_precisions(truth, results, task), groups)
         for group, values in expected.items():
             assert by_group[task][group] == pytest.approx(values, abs=1e-9)
     assert by_group["segm"]["A"]["AP"] > 1 and by_group["bbox"] != by_group["segm"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Evaluation with 3,001 classes against 80, on the same detections: time, and peak memory of a process for each.
+Evaluation with 3,001 classes against 80, on the same detections: time, and peak memory of a process each.
 
 Generated ground truth and detections whose classes are as unevenly frequent as Visual Genome's; those of 80
 classes are the same, of class modulo 80. The peer is one COCOeval of all images and the 80 classes, as
@@ -111,9 +111,7 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     by = ["pycocotools"] + ["Detectron2"] * (find_spec("detectron2") is not None)
-    print(
-        f"{args.images} images of {OBJECTS} objects, {args.detections} detections each; ratios to all at once"
-    )
+    print(f"{args.images} images, each of {OBJECTS} objects and {args.detections} detections")
     for task in [args.task] if args.task else ("bbox", "segm"):
         for library in [args.by] if args.by else by:
             found = {}

@@ -170,7 +170,7 @@ class TransferMaskPredictor(MaskPredictor):
     """
     Mask weights predicted from class embeddings by the weight transfer function: Mask^X R-CNN.
 
-    In training T runs over the classes that occur among the RoIs. Dropout on the class embeddings, beyond
+    In training T runs over the classes of the RoIs. Dropout on the class embeddings, beyond
     the paper, keeps T from memorising the few that it is trained on. In inference T runs once over all K
     and the result is kept until a weight changes: an optimiser's step, ``load_state_dict``, a move to
     another device or dtype, a switch of the training mode. What torch cannot see does not count: after
@@ -206,11 +206,17 @@ class TransferMaskPredictor(MaskPredictor):
     def class_weights(self, classes: Tensor) -> Tensor:
         if not self.training:
             return self.all_class_weights()[classes]
-        present, index = classes.unique(return_inverse=True)
-        embeddings = self.class_embeddings(present)
+        # A row for each RoI, of which the first of a class counts for all of it: how many classes there
+        # are, which unique() returns, a GPU would have to be waited for.
+        rois = torch.arange(len(classes), device=classes.device)
+        num_classes = len(self.class_embeddings.tensors()[0])
+        first_of = rois.new_zeros(num_classes).scatter_reduce(
+            0, classes, rois, reduce="amin", include_self=False
+        )
+        embeddings = self.class_embeddings(classes)
         if self.embedding_dropout > 0:
             embeddings = F.dropout(embeddings, self.embedding_dropout)
-        return self.transfer(embeddings)[index]
+        return self.transfer(embeddings)[first_of[classes]]
 
     def all_class_weights(self) -> Tensor:
         """(K, C) mask weights of all classes, from the cache where gradients are not asked for."""

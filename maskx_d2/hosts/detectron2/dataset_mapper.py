@@ -8,12 +8,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
 from maskx_d2.data.images import open_image
 from maskx_d2.data.rle import check_rle
 from maskx_d2.hosts.detectron2.config import in_place_of
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses, unpack_classes
+from maskx_d2.hosts.detectron2.partial_bit_masks import PartialBitMasks
 from maskx_d2.hosts.detectron2.partial_supervision import PartialSupervision
 
 _MIN_BOX_SIDE = 1e-5  # pixels; Detectron2's own limit for an empty box
@@ -120,12 +122,7 @@ class PartiallySupervisedMapper(DatasetMapper):
                 image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
             )
-        # Detectron2 wants a segmentation from all or none: one without polygons is an empty mask.
-        for annotation in annotations:
-            annotation.setdefault("segmentation", [])
-        instances = utils.annotations_to_instances(
-            annotations, image_shape, mask_format=self.instance_mask_format
-        )
+        instances = self._instances(annotations, image_shape)
         instances.gt_has_mask = torch.tensor(has_mask, dtype=torch.bool)
         if not annotations:
             dataset_dict["instances"] = instances
@@ -139,3 +136,19 @@ class PartiallySupervisedMapper(DatasetMapper):
         keep = instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
         keep &= instances.gt_masks.nonempty() | ~instances.gt_has_mask
         dataset_dict["instances"] = instances[keep]
+
+    def _instances(self, annotations: list[dict], image_shape: tuple[int, int]) -> Instances:
+        """Detectron2 wants a segmentation from all or none."""
+        if self.instance_mask_format == "polygon":
+            complete = [{"segmentation": [], **annotation} for annotation in annotations]
+            return utils.annotations_to_instances(complete, image_shape, mask_format="polygon")
+        boxes_only = [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
+        instances = utils.annotations_to_instances(boxes_only, image_shape)
+        if annotations:
+            has_mask = torch.tensor(["segmentation" in annotation for annotation in annotations])
+            with_mask = [annotation for annotation in annotations if "segmentation" in annotation]
+            of_some = utils.annotations_to_instances(with_mask, image_shape, mask_format="bitmask")
+            masks = of_some.gt_masks.tensor if with_mask else torch.zeros(0, *image_shape, dtype=torch.bool)
+            index = torch.where(has_mask, has_mask.cumsum(0) - 1, -1)
+            instances.gt_masks = PartialBitMasks(masks, index)
+        return instances

@@ -171,10 +171,13 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         losses = {}
         if self.box_supervision is not None:
             has_mask = [_has_mask(i) for i in instances]
-            is_masked = cat(has_mask)
-            losses = self._box_supervision_losses(logits[~is_masked], instances, has_mask)
-            logits = logits[is_masked]
-            instances = [i[of_image] for i, of_image in zip(instances, has_mask, strict=True)]
+            of_image = logits.split([len(i) for i in instances])
+            others = [(~is_masked).nonzero()[:, 0] for is_masked in has_mask]
+            others_logits = cat([x[rois] for x, rois in zip(of_image, others, strict=True)])
+            losses = self._box_supervision_losses(others_logits, instances, others)
+            masked = [is_masked.nonzero()[:, 0] for is_masked in has_mask]
+            logits = cat([x[rois] for x, rois in zip(of_image, masked, strict=True)])
+            instances = [i[rois] for i, rois in zip(instances, masked, strict=True)]
         targets = [
             i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, logits.shape[-1]).to(x.device)
             for i in instances
@@ -185,9 +188,9 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         return {"loss_mask": mask_loss(logits, targets) * self.loss_weight, **losses}
 
     def _box_supervision_losses(
-        self, logits: Tensor, instances: list[Instances], has_mask: list[Tensor]
+        self, logits: Tensor, instances: list[Instances], without_mask: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Of the RoIs that have no mask, whose (N, M, M) logits are given."""
+        """Of the RoIs that have no mask, whose (N, M, M) logits and indices in each image are given."""
         side = logits.shape[-1]
         with_colours = self.box_supervision.needs_colours
         rois, boxes = [logits.new_zeros(0, 4)], [logits.new_zeros(0, 4)]
@@ -195,11 +198,11 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             [logits.new_zeros(0, side, side).bool()],
             [logits.new_zeros(0, 3, side, side)],
         )
-        for of_image, is_masked in zip(instances, has_mask, strict=True):
+        for of_image, chosen in zip(instances, without_mask, strict=True):
             if len(of_image) == 0:  # and then without ground truth
                 continue
-            rois.append(of_image.proposal_boxes.tensor[~is_masked])
-            boxes.append(of_image.gt_boxes.tensor[~is_masked])
+            rois.append(of_image.proposal_boxes.tensor[chosen])
+            boxes.append(of_image.gt_boxes.tensor[chosen])
             other_masks.append(covered_cells(of_image.gt_other_masks.value, rois[-1], side))
             if with_colours:
                 colours.append(average_to_cells(of_image.gt_image.value, rois[-1], side))

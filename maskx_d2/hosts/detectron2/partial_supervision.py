@@ -72,6 +72,8 @@ class PartialSupervision(ROIHeads):
         self._to_rgb = to_rgb
         self._ground_truth: list[Instances] = []
         supervision = None
+        if self.mask_on:
+            self.mask_head.register_forward_pre_hook(self._log_num_mask_rois)
         if self.mask_on and isinstance(self.mask_head, MaskXHead):
             self.mask_head.connect_box_predictor(self.box_predictors[-1])
             supervision = self.mask_head.box_supervision
@@ -136,7 +138,7 @@ class PartialSupervision(ROIHeads):
                 if self._masks_learn_from_boxes:
                     # Of instances without a mask there is nothing to leave out: all masks are of others.
                     has_masks = instances.has("gt_masks")
-                    masks = instances.gt_masks[instances.gt_has_mask] if has_masks else None
+                    masks = instances.gt_masks[_indices(instances.gt_has_mask)] if has_masks else None
                     instances.gt_other_masks = ImageField(masks, len(instances))
             if self.train_rois != "proposals":
                 self._ground_truth = [_as_rois(instances) for instances in targets]
@@ -146,7 +148,7 @@ class PartialSupervision(ROIHeads):
                 self._hand_on_labelled_classes(of_image, instances)
             return sampled
         if not self._masks_learn_from_boxes:
-            targets = [instances[instances.gt_has_mask] for instances in targets]
+            targets = [instances[_indices(instances.gt_has_mask)] for instances in targets]
         sampled = super().label_and_sample_proposals(proposals, targets)
         return select_foreground_proposals(sampled, self.num_classes)[0]
 
@@ -175,20 +177,26 @@ class PartialSupervision(ROIHeads):
         self._class_has_mask = self._class_has_mask.to(has_mask.device)
         return has_mask & self._class_has_mask[targets.gt_classes]
 
-    def _chosen(self, rois: Instances) -> Tensor:
-        """Indices of an image's positive RoIs that the mask head is trained on."""
+    def _with_others_as_background(self, rois: Instances) -> Instances:
+        """RoIs of an image, those that the mask head is not trained on as if they were background."""
         # An image without annotations has no positive RoIs and no gt_has_mask.
-        if self._masks_learn_from_boxes or len(rois) == 0:
-            chosen = torch.arange(len(rois), device=rois.gt_classes.device)
-        else:
-            chosen = rois.gt_has_mask.nonzero()[:, 0]
-        if 0 < self.rois_per_image < len(chosen):
-            chosen = chosen[torch.randperm(len(chosen), device=chosen.device)[: self.rois_per_image]]
-        return chosen
+        if self._masks_learn_from_boxes or not rois.has("gt_has_mask"):
+            return rois
+        marked = Instances(rois.image_size, **rois.get_fields())
+        marked.gt_classes = rois.gt_classes.masked_fill(~rois.gt_has_mask, self.num_classes)
+        return marked
 
-    @staticmethod
-    def _log_num_mask_rois(numbers: Sequence[int]) -> None:
-        get_event_storage().put_scalar("roi_head/num_mask_samples", sum(numbers) / len(numbers))
+    def _at_random(self, rois: Instances) -> Instances:
+        """So many RoIs of an image as the mask head is trained on at most."""
+        if not 0 < self.rois_per_image < len(rois):
+            return rois
+        device = rois.gt_classes.device
+        return rois[torch.randperm(len(rois), device=device)[: self.rois_per_image]]
+
+    def _log_num_mask_rois(self, mask_head: nn.Module, inputs: tuple) -> None:
+        if self.training:
+            numbers = [len(rois) for rois in inputs[1]]
+            get_event_storage().put_scalar("roi_head/num_mask_samples", sum(numbers) / len(numbers))
 
 
 def _for_partial_labels(cfg: CfgNode, predictor):
@@ -208,6 +216,11 @@ def _for_partial_labels(cfg: CfgNode, predictor):
         )
     new.load_state_dict(predictor.state_dict())
     return new
+
+
+def _indices(chosen: Tensor) -> Tensor:
+    """(N,) bool -> indices: picked by bool, each field of Instances would have a GPU waited for."""
+    return chosen.nonzero()[:, 0]
 
 
 def _as_rois(targets: Instances) -> Instances:

@@ -1,5 +1,6 @@
 """Detectron2's ROI heads where some instances have no mask."""
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import (
@@ -31,20 +32,25 @@ class PartiallySupervisedROIHeads(PartialSupervision, StandardROIHeads):
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
         if self.training and self.mask_on:
             instances = self._mask_rois(instances)
-            self._log_num_mask_rois([len(i) for i in instances])
         return super()._forward_mask(features, instances)
 
     def _mask_rois(self, sampled: list[Instances]) -> list[Instances]:
-        """The RoIs of each image that the mask head is trained on."""
-        rois, _ = select_foreground_proposals(sampled, self.num_classes)
+        """
+        The RoIs of each image that the mask head is trained on, and background. Detectron2 leaves out what
+        is background, the one place where a GPU has to be waited for.
+        """
+        rois = sampled
         if self.train_rois != "proposals":
             ground_truth, self._ground_truth = self._ground_truth, []
             rois = (
                 ground_truth
                 if self.train_rois == "ground_truth"
-                else [_joined(*of_image) for of_image in zip(rois, ground_truth, strict=True)]
+                else [_joined(*of_image) for of_image in zip(sampled, ground_truth, strict=True)]
             )
-        return [i[self._chosen(i)] for i in rois]
+        rois = [self._with_others_as_background(i) for i in rois]
+        if self.rois_per_image > 0:
+            rois = [self._at_random(i) for i in select_foreground_proposals(rois, self.num_classes)[0]]
+        return rois
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]):
         if self.training and self.keypoint_on and not self.keypoint_head.training:
@@ -90,7 +96,7 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
                 "their features"
             )
         if self.mask_on:
-            self.mask_head.register_forward_pre_hook(self._choose_rois)
+            self.mask_head.register_forward_pre_hook(self._choose_rois, prepend=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
@@ -109,11 +115,14 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         if not self.training:
             return None
         features, rois = inputs
-        chosen = [self._chosen(i) for i in rois]
-        self._log_num_mask_rois([len(i) for i in chosen])
-        starts = [sum(map(len, rois[:number])) for number in range(len(rois))]
-        features = features[cat([i + start for i, start in zip(chosen, starts, strict=True)])]
-        return features, [i[of_image] for i, of_image in zip(rois, chosen, strict=True)]
+        rows = torch.arange(len(features), device=features.device).split([len(i) for i in rois])
+        for of_image, of_features in zip(rois, rows, strict=True):
+            of_image.row_of_features = of_features
+        rois, _ = select_foreground_proposals(
+            [self._with_others_as_background(i) for i in rois], self.num_classes
+        )
+        rois = [self._at_random(i) for i in rois]
+        return features[cat([i.row_of_features for i in rois])], rois
 
 
 def side_behind_res5(side: int) -> int:

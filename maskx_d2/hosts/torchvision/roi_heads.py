@@ -201,21 +201,27 @@ class MaskXRoIHeads(RoIHeads):
         logits = self._mask_logits(
             features, [r.boxes for r in rois], [r.classes for r in rois], image_shapes
         )
-        masked = torch.cat([r.is_masked for r in rois])
-        side = logits.shape[-1]
-        mask_targets = [r.mask_targets(side) for r in rois if r.is_masked.any()]
-        of_masks = logits[masked]
-        losses = {"loss_mask": mask_loss(of_masks, torch.cat(mask_targets) if mask_targets else of_masks)}
+        losses = {}
         if self.mask_box_supervision is not None:
-            losses.update(self._box_supervision_losses(logits[~masked], [r[~r.is_masked] for r in rois]))
-        return losses
+            # Indices: picked by bool, each tensor would have a GPU waited for.
+            of_image = list(zip(logits.split([len(r.boxes) for r in rois]), rois, strict=True))
+            others = [(x, r, (~r.is_masked).nonzero()[:, 0]) for x, r in of_image]
+            losses = self._box_supervision_losses(
+                torch.cat([x[chosen] for x, _, chosen in others]), [r[chosen] for _, r, chosen in others]
+            )
+            masked = [(x, r, r.is_masked.nonzero()[:, 0]) for x, r in of_image]
+            logits = torch.cat([x[chosen] for x, _, chosen in masked])
+            rois = [r[chosen] for _, r, chosen in masked]
+        mask_targets = [r.mask_targets(logits.shape[-1]) for r in rois if len(r.boxes) > 0]
+        of_masks = mask_loss(logits, torch.cat(mask_targets) if mask_targets else logits)
+        return {"loss_mask": of_masks, **losses}
 
     def _mask_rois(self, proposals, matched, labels, target, has_mask) -> "_MaskRois":
         """Of the sampled proposals of an image and its boxes those that the mask branch is trained on."""
         learns = has_mask | (self.mask_box_supervision is not None)
         # In an image without boxes all proposals are background, and matched to nothing.
-        selected = labels > 0
-        selected[selected.clone()] = learns[matched[selected]]
+        selected = (labels > 0) & learns[matched] if len(learns) > 0 else labels > 0
+        selected = selected.nonzero()[:, 0]
         boxes, instances = proposals[selected], matched[selected]
         if self.train_rois != "proposals":
             truth = learns.nonzero().flatten()
@@ -302,10 +308,8 @@ class _MaskRois:
         return self.target["boxes"].to(self.boxes)[self.instances]
 
     def mask_targets(self, side: int) -> Tensor:
-        """(number of RoIs with a mask, side, side)."""
-        masked = self.is_masked
-        boxes, instances = self.boxes[masked], self.instances[masked]
-        return project_masks_on_boxes(self.target["masks"], boxes, instances, side)
+        """(R, side, side), of RoIs that all have a mask."""
+        return project_masks_on_boxes(self.target["masks"], self.boxes, self.instances, side)
 
     def covered_cells(self, side: int) -> Tensor:
         """
@@ -347,6 +351,6 @@ def _has_mask(target: Target) -> Tensor:
             f"has_mask of a target is {has_mask.dtype} of shape {tuple(has_mask.shape)}, "
             f"expected torch.bool of shape ({num_boxes},)"
         )
-    if has_mask.any() and "masks" not in target:
+    if "masks" not in target and has_mask.any():
         raise ValueError("a target has has_mask, but no masks, expected masks where has_mask is true")
     return has_mask

@@ -11,6 +11,7 @@ from PIL import Image
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 
 from ...evaluation.synthetic import disk, rle
+from ...largest_tensor import LargestTensor
 from . import tiny
 
 POLYGON = [[10.0, 10, 50, 10, 50, 40, 10, 40]]
@@ -69,6 +70,16 @@ def test_with_all_masks_it_gives_what_the_stock_mapper_gives(image, mask_format)
     assert torch.equal(ours.gt_classes, stock.gt_classes)
     boxes = stock.gt_boxes.tensor
     assert torch.equal(ours.gt_masks.crop_and_resize(boxes, 28), stock.gt_masks.crop_and_resize(boxes, 28))
+
+
+def test_boxes_without_masks_take_no_memory_for_masks(image):
+    box = (10, 10, 50, 40)
+    image["annotations"] = [annotation(None, i % 4, box=box) for i in range(200)]
+    with LargestTensor() as largest:
+        instances = mapper(augmentations=[])(image)["instances"]
+    assert len(instances) == 200 and not instances.gt_has_mask.any()
+    assert largest.numel <= 3 * 160 * 160  # the image
+    assert instances.gt_masks.tensor.shape == (200, 160, 160)
 
 
 def test_a_crop_takes_away_what_it_empties_and_keeps_what_never_had_a_mask(image):

@@ -2,8 +2,9 @@ import functools
 
 import pytest
 import torch
-from detectron2.structures import Keypoints
+from detectron2.structures import Keypoints, PolygonMasks
 
+from ...waits import Waits
 from . import tiny
 
 STOCK = [
@@ -231,3 +232,39 @@ def test_class_has_mask_survives_a_copy_of_the_model():
     model.roi_heads._get_class_has_mask = functools.partial(list, [False] * tiny.NUM_CLASSES)
     other = copy.deepcopy(model)
     assert tiny.losses(other, tiny.batch(tiny.instances([0])))["loss_mask"] == 0
+
+
+def with_outlines(inputs):
+    """The same with polygons for masks."""
+    for image in inputs:
+        boxes = image["instances"].gt_boxes.tensor.double().numpy()
+        image["instances"].gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3]]] for box in boxes])
+    return inputs
+
+
+@pytest.mark.parametrize("form", [lambda inputs: inputs, with_outlines], ids=["bitmask", "polygon"])
+@pytest.mark.parametrize("kind", ["Standard", "Cascade"])
+def test_a_step_waits_for_a_gpu_no_more_often_than_one_of_stock_mask_rcnn(kind, form):
+    is_cascade = kind == "Cascade"
+    common = [
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", is_cascade),
+        *("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "cls" if is_cascade else "cls+box"),
+    ]
+    ours = ["MODEL.ROI_HEADS.NAME", f"PartiallySupervised{'Cascade' * is_cascade}ROIHeads"]
+    stock = [*STOCK, "MODEL.ROI_HEADS.NAME", f"{kind}ROIHeads"]
+
+    def waits(options, has_mask=True):
+        model = tiny.build(tiny.model_config(*options, *common))
+        inputs = tiny.batch(
+            tiny.instances([0, 3, 1], [True, has_mask, True]), tiny.instances([2, 2], [has_mask, True])
+        )
+        with Waits() as counter:
+            sum(tiny.losses(model, form(inputs)).values()).backward()
+        return counter
+
+    expected = waits(stock)
+    assert expected.counts["nonzero"] > 0 and expected.counts["_local_scalar_dense"] > 0
+    for has_mask in (True, False):
+        found = waits(ours, has_mask)
+        assert found.total <= expected.total, (found.counts, expected.counts)
+        assert found.counts["nonzero"] <= expected.counts["nonzero"]

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 
+from ...waits import Waits
 from . import tiny
 
 HEAD = "roi_heads.mask_"
@@ -220,3 +223,30 @@ def test_training_without_targets_is_an_error():
     heads = tiny.build().train().roi_heads
     with pytest.raises(ValueError, match="targets is None, expected a target for each image"):
         heads({}, [], [])
+
+
+def test_a_step_waits_for_a_gpu_no_more_often_than_one_of_torchvisions_mask_rcnn():
+    ours = tiny.build()
+    parts = ("box_head", "box_predictor", "box_roi_pool", "mask_roi_pool")
+    stock = MaskRCNN(
+        ours.backbone,
+        min_size=tiny.SIDE,
+        max_size=tiny.SIDE,
+        rpn_anchor_generator=ours.rpn.anchor_generator,
+        rpn_head=ours.rpn.head,
+        **{part: getattr(ours.roi_heads, part) for part in parts},
+        mask_head=MaskRCNNHeads(16, (8, 8), 1),
+        mask_predictor=MaskRCNNPredictor(8, 8, tiny.NUM_CLASSES + 1),
+    )
+
+    def waits(model, has_mask=True):
+        targets = [tiny.target([1, 3, 2], [True, has_mask, True]), tiny.target([2, 2], [has_mask, True])]
+        with Waits() as counter:
+            sum(tiny.losses(model, targets).values()).backward()
+        return counter
+
+    expected = waits(stock)
+    assert expected.counts["nonzero"] > 0
+    for has_mask in (True, False):
+        found = waits(ours, has_mask)
+        assert found.total <= expected.total, (found.counts, expected.counts)

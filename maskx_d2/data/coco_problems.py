@@ -15,8 +15,8 @@ from maskx_d2.data.rle import check_rle, is_image_size
 PARTS = ("images", "annotations", "categories")
 MIN_POLYGON = 6  # coordinates of three points
 _MAX_NAMED = 5
-_LONGEST_NAME = 1000
-_LARGEST = 2**53  # COCOeval keeps ids in float64
+LONGEST_NAME = 1000
+LARGEST = 2**53  # COCOeval keeps ids in float64
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def find_problems(content: dict) -> Iterator[Problem]:
         # The rest goes by ids.
         yield from without_id
         return
-    yield from _of_categories(content["categories"])
+    yield from category_problems(content["categories"])
     yield from _of_images(content["images"])
     images = {image.get("id"): image for image in content["images"]}
     category_ids = {category.get("id") for category in content["categories"]}
@@ -65,7 +65,7 @@ def find_problems(content: dict) -> Iterator[Problem]:
             yield _remark("images without annotations", f"image {image_id}", "not used in training")
 
 
-def _of_categories(categories: list[dict]) -> Iterator[Problem]:
+def category_problems(categories: list[dict]) -> Iterator[Problem]:
     if not categories:
         yield Problem(
             "annotation files without categories", "categories", "are empty, expected one at least"
@@ -97,7 +97,7 @@ def _of_images(images: list[dict]) -> Iterator[Problem]:
     for image in images:
         where = f"image {image.get('id')}"
         file_name = image.get("file_name")
-        if not isinstance(file_name, str) or len(file_name) > _LONGEST_NAME:
+        if not isinstance(file_name, str) or len(file_name) > LONGEST_NAME:
             yield Problem("images without file name", where, f"has the file_name {shown(file_name)}")
         if not _has_size(image):
             size = f"width {shown(image.get('width'))} and height {shown(image.get('height'))}"
@@ -227,11 +227,11 @@ def _has_size(image: dict) -> bool:
 
 def _is_number(value) -> bool:
     """Of pixels, as a coordinate or an area. NaN is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _is_id(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 # ---- Image files ----
@@ -249,7 +249,7 @@ def find_image_problems(
         progress: wraps the images, as ``tqdm`` does.
     """
     names = [(image, image.get("file_name")) for image in content["images"]]
-    images = [image for image, n in names if isinstance(n, str) and len(n) <= _LONGEST_NAME]
+    images = [image for image, n in names if isinstance(n, str) and len(n) <= LONGEST_NAME]
     with ThreadPoolExecutor() as threads:
         found = threads.map(partial(_of_image_file, image_root), images)
         for problem in progress(found):

@@ -1,16 +1,15 @@
 """Registering datasets in COCO's format: those of the config, and Visual Genome."""
 
-import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from msgspec import UNSET
 
 from maskx_d2.data.class_names import (
     coco_class_names,
@@ -20,12 +19,7 @@ from maskx_d2.data.class_names import (
     readable_visual_genome_class_names,
     visual_genome_class_names,
 )
-from maskx_d2.data.coco_json import (
-    category_names,
-    drop_degenerate_polygons,
-    in_order,
-    read_checked_json,
-)
+from maskx_d2.data.coco_file import Annotation, CocoFile, read_coco_file
 from maskx_d2.data.visual_genome import SPLITS, check_finished
 from maskx_d2.hosts.detectron2.labelled_classes import pack_classes
 
@@ -108,30 +102,6 @@ def register_visual_genome() -> None:
 # ---- Loading ----
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """What is needed of an annotation file that has been checked, so that it is not in memory twice."""
-
-    path: str
-
-    categories: list[dict]
-    """In the order of the contiguous indices."""
-
-    mended: dict | None
-    """Its content, if something had to be changed."""
-
-    @property
-    def class_names(self) -> list[str]:
-        return category_names(self.categories)
-
-
-def _check(json_file: str) -> _Checked:
-    content = read_checked_json(Path(json_file))
-    # Detectron2 would drop annotations with no other polygons, their boxes too.
-    changed = drop_degenerate_polygons(content["annotations"])
-    return _Checked(json_file, in_order(content["categories"]), content if changed else None)
-
-
 def _must_be_there(json_file: str, where_from: str) -> None:
     if not Path(json_file).is_file():
         raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
@@ -139,25 +109,25 @@ def _must_be_there(json_file: str, where_from: str) -> None:
 
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
     """With the classes that the file has, or with those of a list that has them too."""
-    checked = _check(json_file)
-    classes, indices = checked.class_names, list(range(len(checked.categories)))
+    file = read_coco_file(Path(json_file))
+    classes, indices = file.class_names, list(range(len(file.categories)))
     if class_list is not None:
         classes = read_class_names(Path(class_list))
-        indices = indices_in(classes, checked.class_names, what=f"annotation file {json_file}")
-    category_ids = [category["id"] for category in checked.categories]
+        indices = indices_in(classes, file.class_names, what=f"annotation file {json_file}")
+    category_ids = [category["id"] for category in file.categories]
     MetadataCatalog.get(name).set(
         thing_classes=classes,
         thing_dataset_id_to_contiguous_id=dict(zip(category_ids, indices, strict=True)),
     )
-    return _records(name, checked, image_root)
+    return _records(name, json_file, file, image_root)
 
 
 def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
     _must_be_there(json_file, "maskx prepare vg3k writes it")
     check_finished(Path(json_file).parent)
-    checked = _check(json_file)
+    file = read_coco_file(Path(json_file))
     expected = visual_genome_class_names()
-    found = [name_of_synset(category["name"]) for category in checked.categories]
+    found = [name_of_synset(category["name"]) for category in file.categories]
     if found != expected:
         differing = sum(a != b for a, b in zip(found, expected, strict=False))
         raise ValueError(
@@ -165,36 +135,60 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
             f"the list of {len(expected)} that {name!r} is registered with: register it by "
             "DATASETS.REGISTER under another name"
         )
-    return _records(name, checked, image_root)
+    return _records(name, json_file, file, image_root)
 
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
     _must_be_there(json_file, "datasets/README.md tells where it comes from")
-    checked = _check(json_file)
-    if checked.class_names != coco_class_names():
+    file = read_coco_file(Path(json_file))
+    if file.class_names != coco_class_names():
         raise ValueError(f"annotation file {json_file} has other classes, expected COCO's 80")
-    return _records(name, checked, image_root)
+    return _records(name, json_file, file, image_root)
 
 
-def _records(name: str, checked: _Checked, image_root: str) -> list[dict]:
+def _records(name: str, json_file: str, file: CocoFile, image_root: str) -> list[dict]:
     """
-    Detectron2's dicts of a file, with class indices by the metadata. Where it does not label all classes,
-    they have ``labelled_classes``: those of its categories, but for such as say that they have no instance.
+    What Detectron2's ``load_coco_json`` makes of a file, with class indices by the metadata; annotations
+    whose polygons are all of fewer than three points keep their boxes. Where the file does not label all
+    classes, there are ``labelled_classes``: those of its categories, but for such as say that they have no
+    instance.
     """
     metadata = MetadataCatalog.get(name)
-    if checked.mended is None:
-        records = load_coco_json(checked.path, image_root)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(checked.path).name
-            path.write_text(json.dumps(checked.mended), encoding="utf-8")
-            records = load_coco_json(str(path), image_root)
     index_of, num_classes = metadata.thing_dataset_id_to_contiguous_id, len(metadata.thing_classes)
-    labelled = {index_of[c["id"]] for c in checked.categories if c.get("instance_count") != 0}
-    packed = pack_classes(labelled, num_classes)
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = index_of[annotation["category_id"]]
-        if len(labelled) < num_classes:
-            record["labelled_classes"] = packed
-    return records
+    labelled = {index_of[c["id"]] for c in file.categories if c.get("instance_count") != 0}
+    in_part = (
+        {"labelled_classes": pack_classes(labelled, num_classes)} if len(labelled) < num_classes else {}
+    )
+    return [
+        {
+            "file_name": os.path.join(image_root, image.file_name),
+            "height": image.height,
+            "width": image.width,
+            "image_id": image.id,
+            "annotations": [_object(annotation, index_of, json_file) for annotation in annotations],
+            **in_part,
+        }
+        for image, annotations in file.by_image()
+    ]
+
+
+def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str) -> dict:
+    if annotation.ignore:
+        raise ValueError(
+            f"annotation file {json_file}: annotation {annotation.id} has ignore {annotation.ignore!r}, "
+            "expected none or 0: Detectron2 has no such instances, iscrowd is for regions to ignore"
+        )
+    result = {"bbox": annotation.bbox, "category_id": index_of[annotation.category_id]}
+    result["bbox_mode"] = BoxMode.XYWH_ABS
+    if annotation.iscrowd is not UNSET:
+        result["iscrowd"] = annotation.iscrowd
+    mask = annotation.mask
+    if mask is not None:
+        is_uncompressed = isinstance(mask, dict) and isinstance(mask["counts"], list)
+        result["segmentation"] = mask_util.frPyObjects(mask, *mask["size"]) if is_uncompressed else mask
+    if annotation.keypoints is not UNSET:
+        # Detectron2's places are in the middle of pixels. Every third number is no place.
+        result["keypoints"] = annotation.keypoints and [
+            value if number % 3 == 2 else value + 0.5 for number, value in enumerate(annotation.keypoints)
+        ]
+    return result

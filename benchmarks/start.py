@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""
+What a run does before its first image: from an annotation file to Detectron2's dicts with every annotation
+checked, against Detectron2's own loading, which checks none; and what the data loaders of the torchvision host
+hold of it, against pycocotools' dictionaries.
+
+Generated files of the size of `vg3k_train` (103,077 images, boxes of 3,001 classes) and of COCO's training
+set (118,287 images, 860,001 objects with polygons), a process for each figure. Detectron2's parts are left out
+where it is not installed.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from visual_genome import generate as generate_visual_genome
+
+from maskx_d2.data.class_names import coco_class_names
+from maskx_d2.data.visual_genome import convert
+
+COCO_IMAGES, COCO_OBJECTS = 118_287, 860_001
+
+
+def visual_genome(folder: Path, scale: float) -> Path:
+    generate_visual_genome(folder, round(108_077 * scale))
+    inputs = (folder / name for name in ("image_data.json", "objects.json", "instances_val2017.json"))
+    convert(*inputs, folder / "genome")
+    return folder / "genome" / "vg3k_train.json"
+
+
+def coco(folder: Path, scale: float) -> Path:
+    """Seven objects an image, outlines of 26 points on average, one in a hundred a crowd."""
+    rng = random.Random(0)
+    images = [
+        {"id": 5 * i, "file_name": f"{5 * i:012}.jpg", "width": 640, "height": 480, "license": 3}
+        for i in range(1, round(COCO_IMAGES * scale) + 1)
+    ]
+    path = folder / "instances_train2017.json"
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(coco_class_names())]
+    with path.open("w") as file:
+        file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}')
+        file.write(', "annotations": [')
+        for number in range(1, round(COCO_OBJECTS * scale) + 1):
+            x, y = round(rng.uniform(0, 500), 2), round(rng.uniform(0, 380), 2)
+            outline = [round(c + rng.uniform(0, 100), 2) for _ in range(rng.randint(4, 48)) for c in (x, y)]
+            is_crowd = number % 100 == 0
+            crowd = {"size": [480, 640], "counts": [480 * 100, 480 * 300, 480 * 240]}
+            annotation = {
+                "segmentation": crowd if is_crowd else [outline], "area": 5000.5, "iscrowd": int(is_crowd),
+                "image_id": 5 * rng.randint(1, len(images)), "bbox": [x, y, 100.0, 100.0],
+                "category_id": rng.randint(1, 80), "id": number,
+            }  # fmt: skip
+            file.write((", " if number > 1 else "") + json.dumps(annotation))
+        file.write("]}")
+    return path
+
+
+FILES = {"vg3k_train": visual_genome, "COCO": coco}
+
+
+# ---- What is measured ----
+
+
+def by_detectron2(path: Path) -> int:
+    from detectron2.data.datasets import load_coco_json
+
+    return len(load_coco_json(str(path), "images", "measured"))
+
+
+def by_maskx(path: Path) -> int:
+    from detectron2.data import DatasetCatalog
+
+    from maskx_d2.hosts.detectron2 import add_maskx_config
+    from maskx_d2.hosts.detectron2.config import get_cfg
+    from maskx_d2.hosts.detectron2.datasets import register_datasets
+
+    cfg = get_cfg()
+    add_maskx_config(cfg)
+    cfg.DATASETS.REGISTER = [["measured", str(path), str(path.parent)]]
+    register_datasets(cfg)
+    return len(DatasetCatalog.get("measured"))
+
+
+PROGRAMS = {"Detectron2": by_detectron2, "with the check": by_maskx}
+
+
+def measure(program: str, path: Path) -> dict:
+    if program in ("Detectron2", "with the check"):
+        import maskx_d2.hosts.detectron2  # noqa: F401
+    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images = PROGRAMS[program](path)
+    seconds = time.perf_counter() - start
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the files' sizes")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.program:
+        print(json.dumps(measure(args.program, args.file)))
+        return
+    for name, generate in FILES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = generate(Path(folder), args.scale)
+            print(f"{name}: {path.stat().st_size / 2**20:.0f} MiB")
+            peer = None
+            for program in PROGRAMS:
+                command = [sys.executable, __file__, "--program", program, "--file", str(path)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                row = json.loads(done.stdout.splitlines()[-1])
+                peer = peer or row
+                print(
+                    f"  {program:16} {row['images']:,} images: {row['seconds']:6.1f} s, "
+                    f"{row['seconds'] / peer['seconds']:.2f} x; peak {row['peak']:5.2f} GiB, "
+                    f"{row['peak'] / peer['peak']:.2f} x"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -17,13 +17,23 @@ def class_names(dataset_name: str) -> list[str]:
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is None:
-        if dataset_name not in DatasetCatalog:
-            raise ValueError(
-                f"dataset {dataset_name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered: use a "
-                "registered name, or register it by DATASETS.REGISTER"
-            )
-        DatasetCatalog.get(dataset_name)
+        load_dataset(dataset_name)
     return list(metadata.get("readable_classes") or metadata.thing_classes)
+
+
+def load_dataset(dataset_name: str) -> list[dict]:
+    """
+    Detectron2's dicts of a dataset.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if dataset_name not in DatasetCatalog:
+        raise ValueError(
+            f"dataset {dataset_name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered: use a "
+            "registered name, or register it by DATASETS.REGISTER"
+        )
+    return DatasetCatalog.get(dataset_name)
 
 
 def check_same_classes(dataset_names: Sequence[str]) -> None:

@@ -4,13 +4,14 @@ import argparse
 import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -21,9 +22,10 @@ from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import METRICS_FILE
 from maskx_d2.exits import one_sentence
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
-from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_names
+from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_names, load_dataset
 from maskx_d2.hosts.detectron2.config import load_config
 from maskx_d2.hosts.detectron2.datasets import register_datasets
+from maskx_d2.hosts.detectron2.once_a_machine import once_a_machine
 from maskx_d2.hosts.detectron2.trainer import Trainer
 
 
@@ -45,7 +47,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     cfg = read_config(args.config_file, args.opts)
     if not args.eval_only:
         _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
-        check_evaluation(cfg)
+        once_a_machine(partial(check_evaluation, cfg), datasets=cfg.DATASETS.TEST)
         _clear_folder(Path(cfg.OUTPUT_DIR), resume=args.resume)
     default_setup(cfg, args)
     if args.eval_only:
@@ -53,7 +55,8 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=args.resume)
         for name in _coco_datasets(cfg)[:1]:
-            check_classes_of_weights(path, class_names(name))
+            names = once_a_machine(partial(class_names, name), datasets=[name])
+            check_classes_of_weights(path, names)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
@@ -75,8 +78,9 @@ def check_evaluation(cfg: CfgNode) -> None:
         ValueError: an annotation file cannot be used, or is of other classes than the model.
     """
     for name in _coco_datasets(cfg):
+        # Loading it says what its classes are.
+        paths = [record["file_name"] for record in load_dataset(name)]
         check_num_classes(cfg, name)
-        paths = [record["file_name"] for record in DatasetCatalog.get(name)]
         local = (Path(path) for path in paths if "://" not in path)
         check_images_exist(local, of=f"DATASETS.TEST {name!r}")
 

@@ -1,17 +1,24 @@
-"""The training data loader."""
+"""The data loaders."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
+from maskx_d2.hosts.detectron2.once_a_machine import load_once_a_machine
 
 
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
@@ -24,20 +31,15 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         cfg: the config.
         start_iter: iterations done before, whose images are passed over.
     """
-    mixed = mix_datasets(cfg) if cfg.DATALOADER.DATASET_RATIO else {}
+    names = cfg.DATASETS.TRAIN
+    dataset, sizes = load_once_a_machine(functools.partial(load_training_data, cfg), datasets=names)
+    ratio, seed = cfg.DATALOADER.DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
     arguments = build_detection_train_loader.from_config(
-        cfg, mapper=PartiallySupervisedMapper(cfg, is_train=True), **mixed
+        cfg,
+        mapper=PartiallySupervisedMapper(cfg, is_train=True),
+        dataset=dataset,
+        sampler=mixing_sampler(sizes, ratio, seed=seed) if ratio else None,
     )
-    check_num_classes(cfg, cfg.DATASETS.TRAIN[0])
-    check_same_classes(cfg.DATASETS.TRAIN)
-    if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
-        class_has_mask = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
-        remove_masks(arguments["dataset"], class_has_mask())
-    if cfg.MODEL.MASK_ON and not has_masks(arguments["dataset"]):
-        raise ValueError(
-            f"no annotation of {', '.join(cfg.DATASETS.TRAIN)} has a mask that DATASETS.CLASSES_WITH_MASKS "
-            f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
-        )
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
@@ -48,25 +50,46 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     return build_detection_train_loader(**arguments)
 
 
-def mix_datasets(cfg: CfgNode) -> dict:
+def load_training_data(cfg: CfgNode) -> tuple[list[dict], list[int]]:
     """
-    The training datasets, and a sampler that draws from each as DATALOADER.DATASET_RATIO says.
+    Detectron2's dicts of DATASETS.TRAIN with the masks that DATASETS.CLASSES_WITH_MASKS leaves, and with
+    DATALOADER.DATASET_RATIO how many there are of each dataset.
 
-    Returns:
-        ``{"dataset": Detectron2's dicts of all, "sampler": a sampler}``
+    Raises:
+        ValueError: the datasets' classes are not the model's, or there is no mask to learn from.
     """
-    datasets = []
-    for name in cfg.DATASETS.TRAIN:
-        of_one = cfg.clone()
-        of_one.defrost()
-        of_one.DATASETS.TRAIN = (name,)
-        # No mapper is needed to load a dataset, but None would build Detectron2's.
-        datasets.append(build_detection_train_loader.from_config(of_one, mapper=False)["dataset"])
-    seed = cfg.SEED if cfg.SEED >= 0 else None
-    return {
-        "dataset": list(itertools.chain.from_iterable(datasets)),
-        "sampler": mixing_sampler([len(d) for d in datasets], cfg.DATALOADER.DATASET_RATIO, seed=seed),
-    }
+    names = cfg.DATASETS.TRAIN
+    dataset, sizes = [], []
+    for together in [(name,) for name in names] if cfg.DATALOADER.DATASET_RATIO else [names]:
+        of_some = cfg.clone()
+        of_some.defrost()
+        of_some.DATASETS.TRAIN = together
+        # To load them no mapper and no sampler is needed, but None would build Detectron2's.
+        arguments = build_detection_train_loader.from_config(of_some, mapper=False, sampler=False)
+        dataset += arguments["dataset"]
+        sizes.append(len(arguments["dataset"]))
+    check_num_classes(cfg, names[0])
+    check_same_classes(names)
+    if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
+        remove_masks(dataset, ClassHasMask(names[0], cfg.DATASETS.CLASSES_WITH_MASKS)())
+    if cfg.MODEL.MASK_ON and not has_masks(dataset):
+        raise ValueError(
+            f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
+            f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
+        )
+    return dataset, sizes
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Detectron2's test loader of a dataset that each machine reads once."""
+
+    def load() -> tuple[list[dict], None]:
+        return build_detection_test_loader.from_config(cfg, dataset_name, mapper=False)["dataset"], None
+
+    dataset, _ = load_once_a_machine(load, datasets=[dataset_name])
+    return build_detection_test_loader(
+        dataset, mapper=DatasetMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
 
 
 def mixing_sampler(

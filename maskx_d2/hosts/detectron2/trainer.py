@@ -19,6 +19,7 @@ from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch.utils.data import DataLoader
 
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.exits import DeferredSignals
@@ -28,7 +29,7 @@ from maskx_d2.hosts.detectron2.class_split import (
     class_names,
     evaluated_classes_with_masks,
 )
-from maskx_d2.hosts.detectron2.data_loader import build_train_loader
+from maskx_d2.hosts.detectron2.data_loader import build_test_loader, build_train_loader
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
 
 _ITERATIONS_BETWEEN_AGREEMENTS = 20
@@ -88,6 +89,10 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0):
         """See :func:`build_train_loader`; a run that resumes passes ``start_iter``."""
         return build_train_loader(cfg, start_iter=start_iter)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

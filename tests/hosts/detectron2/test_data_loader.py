@@ -4,11 +4,17 @@ import pytest
 from detectron2.utils import comm
 
 from maskx_d2.data import shapes
+from maskx_d2.hosts.detectron2 import data_loader
 from maskx_d2.hosts.detectron2.class_split import (
     ClassHasMask,
     evaluated_classes_with_masks,
 )
-from maskx_d2.hosts.detectron2.data_loader import build_train_loader, mix_datasets, remove_masks
+from maskx_d2.hosts.detectron2.data_loader import (
+    build_train_loader,
+    load_training_data,
+    mixing_sampler,
+    remove_masks,
+)
 from maskx_d2.hosts.detectron2.datasets import register_datasets
 
 from ...data import awkward
@@ -113,21 +119,22 @@ def mixed(shapes_dataset, tmp_path, ratio, **keys):
         tmp_path,
         *("DATASETS.TRAIN", ("shapes_train", "shapes_test"), "DATALOADER.DATASET_RATIO", ratio, *overrides),
     )
-    return mix_datasets(cfg)
+    dataset, sizes = load_training_data(cfg)
+    return dataset, mixing_sampler(sizes, ratio, seed=cfg.SEED)
 
 
 @pytest.mark.parametrize(("ratio", "share"), [([1, 1], 1 / 2), ([1, 3], 3 / 4), ([3.0, 0.5], 1 / 7)])
 def test_images_are_drawn_from_datasets_as_the_ratio_says(shapes_dataset, tmp_path, ratio, share):
-    found = mixed(shapes_dataset, tmp_path, ratio)
-    assert len(found["dataset"]) == 32
-    drawn = list(itertools.islice(iter(found["sampler"]), 6400))
+    dataset, sampler = mixed(shapes_dataset, tmp_path, ratio)
+    assert len(dataset) == 32
+    drawn = list(itertools.islice(iter(sampler), 6400))
     assert sum(i >= 24 for i in drawn) / len(drawn) == pytest.approx(share, abs=0.02)
     assert set(drawn) == set(range(32))
 
 
 def test_the_mix_is_that_of_the_seed(shapes_dataset, tmp_path):
     first, second, other = (
-        list(itertools.islice(iter(mixed(shapes_dataset, tmp_path, [1, 1], SEED=seed)["sampler"]), 100))
+        list(itertools.islice(iter(mixed(shapes_dataset, tmp_path, [1, 1], SEED=seed)[1]), 100))
         for seed in (4, 4, 5)
     )
     assert first == second != other
@@ -276,6 +283,7 @@ def test_ranks_and_workers_of_a_seeded_run_draw_other_scales_and_the_same_when_s
     cfg = tiny.data_config(shapes_dataset, tmp_path, *options)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(comm, "shared_random_seed", lambda: 7)
+    monkeypatch.setattr(data_loader, "load_once_a_machine", lambda load, datasets: load())
 
     def drawn(rank):
         monkeypatch.setattr(comm, "get_rank", lambda: rank)

@@ -1,0 +1,95 @@
+import json
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from maskx_d2.data.records import Records
+from maskx_d2.hosts.detectron2 import data_loader, datasets
+from maskx_d2.hosts.detectron2.class_split import class_names
+from maskx_d2.hosts.detectron2.once_a_machine import load_once_a_machine, once_a_machine
+
+from . import tiny
+
+
+def test_a_process_alone_calls_and_gets_what_is_there():
+    dicts = [{"a": 1}]
+    found, more = load_once_a_machine(lambda: (dicts, 7), datasets=[])
+    assert found is dicts and more == 7
+    with pytest.raises(KeyError):
+        once_a_machine(lambda: {}["absent"], datasets=[])
+
+
+class _TwoArguments(Exception):
+    """That cannot be sent to another process."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+def _fail(error):
+    raise error
+
+
+def _worker(rank, port, dataset, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    comm.create_local_process_group(2)
+    files_read = []
+    read = datasets.read_coco_file
+    datasets.read_coco_file = lambda path: files_read.append(path.name) or read(path)
+    cfg = tiny.data_config(dataset, folder, "DATALOADER.NUM_WORKERS", 2, "MODEL.MASK_ON", True)
+    shared = []
+    read_records = Records.read
+    Records.read = lambda path: shared.append(path) or read_records(path)
+    batches = iter(data_loader.build_train_loader(cfg))
+    trained_on = [image["image_id"] for _ in range(8) for image in next(batches)]
+    tested_on = [batch[0]["image_id"] for batch in data_loader.build_test_loader(cfg, "shapes_test")]
+    has_mask = [bool(i["instances"].gt_has_mask.any()) for _ in range(4) for i in next(batches)]
+    comm.synchronize()  # Whoever reads last may delete last.
+    errors = []
+    for function in (lambda: _fail(ValueError("no such")), lambda: _fail(_TwoArguments(1, 2))):
+        try:
+            once_a_machine(function, datasets=[])
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    result = {
+        "read": files_read,
+        "classes": class_names("shapes_train"),
+        "trained_on": trained_on,
+        "tested_on": tested_on,
+        "has_mask": has_mask,
+        "errors": errors,
+        "shared": list(map(str, shared)),
+        "left": [str(path) for path in shared if path.exists()],
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+def test_of_two_processes_one_reads_and_both_have_it(shapes_dataset, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(_worker, args=(port, shapes_dataset, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["read"] == ["train.json", "test.json"] and second["read"] == []
+    assert first["classes"] == second["classes"] and len(first["classes"]) == 32
+    # Each its own images, of the same data.
+    assert not set(first["tested_on"]) & set(second["tested_on"])
+    assert len(first["tested_on"]) + len(second["tested_on"]) == 8
+    assert len(first["trained_on"]) == 8 and set(first["trained_on"]) != set(second["trained_on"])
+    assert any(first["has_mask"]) and any(second["has_mask"])
+    expected = ["ValueError: no such", "RuntimeError: _TwoArguments: 1 and 2"]
+    assert first["errors"] == second["errors"] == expected
+    assert first["shared"] == second["shared"] and len(first["shared"]) == 2
+    assert first["left"] == second["left"] == []

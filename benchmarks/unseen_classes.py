@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from maskx_d2.data import shapes, textured_forms
 from maskx_d2.data.class_splits import classes_with_masks
+from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.data.coco_json import class_names, read_coco
 from maskx_d2.data.files import load_json, write_json
 from maskx_d2.data.generated_dataset import GeneratedDataset
@@ -224,7 +225,7 @@ class Frozen:
         self.poolers = {side: MultiScaleRoIAlign(["0", "1", "2", "3"], side, 2) for side in sides}
         torch.manual_seed(seed)
         train = PartiallySupervisedCoco(
-            read_coco(masks or dataset.all_masks_json),
+            read_coco_file(masks or dataset.all_masks_json),
             dataset.train_images,
             transforms=evaluation_transforms(),
         )
@@ -233,7 +234,7 @@ class Frozen:
             for sample in tqdm((train[i] for i in range(len(train))), "RoIs", len(train), leave=False)
         ]
         test = PartiallySupervisedCoco(
-            self.ground_truth, dataset.test_images, transforms=evaluation_transforms()
+            read_coco_file(dataset.test_json), dataset.test_images, transforms=evaluation_transforms()
         )
         self.test = [self._detections(model.eval(), *test[i]) for i in range(len(test))]
 

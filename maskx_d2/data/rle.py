@@ -25,6 +25,22 @@ def encode(mask: np.ndarray) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
+def compressed(segmentation: list[list[float]] | Mapping, height: int, width: int) -> Mapping:
+    """
+    Args:
+        segmentation: polygons of three points or more each, or RLE of either form.
+        height, width: of the image.
+
+    Returns:
+        Compressed RLE of it, of the union of the polygons.
+    """
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
 def check_rle(rle: Mapping) -> None:
     """
     Args:

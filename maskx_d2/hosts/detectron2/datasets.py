@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -20,6 +19,7 @@ from maskx_d2.data.class_names import (
     visual_genome_class_names,
 )
 from maskx_d2.data.coco_file import Annotation, CocoFile, read_coco_file
+from maskx_d2.data.rle import compressed
 from maskx_d2.data.visual_genome import SPLITS, check_finished
 from maskx_d2.hosts.detectron2.labelled_classes import pack_classes
 
@@ -184,8 +184,7 @@ def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str)
         result["iscrowd"] = annotation.iscrowd
     mask = annotation.mask
     if mask is not None:
-        is_uncompressed = isinstance(mask, dict) and isinstance(mask["counts"], list)
-        result["segmentation"] = mask_util.frPyObjects(mask, *mask["size"]) if is_uncompressed else mask
+        result["segmentation"] = mask if isinstance(mask, list) else compressed(mask, *mask["size"])
     if annotation.keypoints is not UNSET:
         # Detectron2's places are in the middle of pixels. Every third number is no place.
         result["keypoints"] = annotation.keypoints and [

@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from maskx_d2.data import class_splits
+from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.data.coco_json import class_names, read_coco
 from maskx_d2.data.images import check_images_exist
 from maskx_d2.hosts.torchvision.dataset import (
@@ -60,16 +61,28 @@ class CocoDataModule(LightningDataModule):
         self.seed = seed
 
     @cached_property
-    def train_coco(self) -> COCO:
-        return read_coco(Path(self.train_json))
+    def _training(self) -> tuple[PartiallySupervisedCoco, list[str], list[int]]:
+        """The training data, and names and category ids of their classes. The file's rest is not kept."""
+        file = read_coco_file(Path(self.train_json))
+        dataset = PartiallySupervisedCoco(
+            file,
+            Path(self.train_images),
+            with_masks=class_splits.classes_with_masks(self.split, file.class_names),
+            transforms=training_transforms(),
+            annotated_only=True,
+        )
+        return dataset, file.class_names, [category["id"] for category in file.categories]
 
     @cached_property
     def val_coco(self) -> COCO:
         """The ground truth of evaluation."""
         coco = read_coco(Path(self.val_json))
-        if self.class_names != class_names(coco):
-            raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
+        self._check_classes(class_names(coco))
         return coco
+
+    def _check_classes(self, of_validation: list[str]) -> None:
+        if self.class_names != of_validation:
+            raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
 
     def setup(self, stage: str) -> None:
         # What the evaluation at the end of a long training needs is there.
@@ -79,23 +92,17 @@ class CocoDataModule(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """Names of the K classes in the order of their contiguous indices."""
-        return class_names(self.train_coco)
+        return self._training[1]
 
     @property
     def category_ids(self) -> list[int]:
         """Category id of each class."""
-        return sorted(self.train_coco.cats)
+        return self._training[2]
 
     @property
     def has_masks(self) -> bool:
         """Whether there is any mask to train with."""
-        category_ids = self.category_ids
-        with_masks = class_splits.classes_with_masks(self.split, self.class_names)
-        ids = {category_ids[i] for i in with_masks}
-        annotations = self.train_coco.dataset["annotations"]
-        return any(
-            a.get("segmentation") and not a["iscrowd"] and a["category_id"] in ids for a in annotations
-        )
+        return self._training[0].has_masks
 
     @property
     def evaluated_with_masks(self) -> list[int]:
@@ -103,13 +110,7 @@ class CocoDataModule(LightningDataModule):
         return class_splits.classes_with_masks(self.class_split or self.split, self.class_names)
 
     def train_dataloader(self) -> DataLoader:
-        dataset = PartiallySupervisedCoco(
-            self.train_coco,
-            Path(self.train_images),
-            with_masks=class_splits.classes_with_masks(self.split, self.class_names),
-            transforms=training_transforms(),
-            annotated_only=True,
-        )
+        dataset = self._training[0]
         if len(dataset) == 0:
             raise ValueError(f"{self.train_json} has no image with an object, expected one at least")
         trainer = self.trainer
@@ -127,8 +128,10 @@ class CocoDataModule(LightningDataModule):
         return self._loader(dataset, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
+        file = read_coco_file(Path(self.val_json))
+        self._check_classes(file.class_names)
         dataset = PartiallySupervisedCoco(
-            self.val_coco, Path(self.val_images), transforms=evaluation_transforms()
+            file, Path(self.val_images), with_masks=(), transforms=evaluation_transforms()
         )
         return self._loader(dataset)
 

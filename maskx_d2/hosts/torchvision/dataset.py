@@ -1,16 +1,21 @@
 """``PartiallySupervisedCoco``: images and targets of a COCO JSON in which some annotations have no mask."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
-from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from maskx_d2.data.coco_file import Annotation, CocoFile, Image
 from maskx_d2.data.images import read_image, size_difference
+from maskx_d2.data.records import Records
+from maskx_d2.data.rle import compressed
 from maskx_d2.hosts.torchvision.roi_heads import Target
 
 Sample = tuple[torch.Tensor, Target]
@@ -26,7 +31,7 @@ class PartiallySupervisedCoco(Dataset):
 
     def __init__(
         self,
-        coco: COCO,
+        file: CocoFile,
         image_root: Path,
         *,
         with_masks: Collection[int] | None = None,
@@ -35,7 +40,7 @@ class PartiallySupervisedCoco(Dataset):
     ):
         """
         Args:
-            coco: the annotations.
+            file: the annotations, of which the dataset holds what it needs.
             image_root: the folder that their file names are relative to.
             with_masks: contiguous indices of the classes whose masks may be used; None for all.
             transforms: torchvision's v2 transforms.
@@ -43,53 +48,73 @@ class PartiallySupervisedCoco(Dataset):
         """
         if not image_root.is_dir():
             raise FileNotFoundError(f"image folder {image_root} is no folder")
-        self.coco = coco
         self.image_root = image_root
         self.transforms = transforms
-        category_ids = sorted(coco.cats)
+        category_ids = [category["id"] for category in file.categories]
         self._label_of = {category_id: i + 1 for i, category_id in enumerate(category_ids)}
         allowed = range(len(category_ids)) if with_masks is None else with_masks
         self._ids_with_masks = {category_ids[i] for i in allowed}
-        self.image_ids = sorted(coco.imgs)
-        if annotated_only:
-            self.image_ids = [image_id for image_id in self.image_ids if self._annotations(image_id)]
+        self.has_masks = False
+        """Whether any instance has a mask that may be used."""
+
+        objects = ((i, [a for a in of_image if not a.iscrowd]) for i, of_image in file.by_image())
+        records = Records.of(self._record(i, kept) for i, kept in objects if kept or not annotated_only)
+        # Tensors: worker processes that are not forked share these alone.
+        self._content, self._ends = torch.from_numpy(records.content), torch.from_numpy(records.ends)
+
+    def _record(self, image: Image, objects: list[Annotation]) -> "_Record":
+        masks = [a.mask if a.category_id in self._ids_with_masks else None for a in objects]
+        self.has_masks |= any(masks)
+        return _Record(
+            image=image,
+            boxes=np.array([a.bbox for a in objects], dtype=np.float32).reshape(-1, 4),
+            labels=np.array([self._label_of[a.category_id] for a in objects], dtype=np.int64),
+            masks=masks,
+        )
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self._ends)
 
     def __getitem__(self, index: int) -> Sample:
-        image_id = self.image_ids[index]
-        record = self.coco.imgs[image_id]
-        path = self.image_root / record["file_name"]
+        record = Records(self._content.numpy(), self._ends.numpy())[index]
+        path = self.image_root / record.image.file_name
         image = v2.functional.to_image(read_image(path))
         height, width = image.shape[-2:]
-        if difference := size_difference((width, height), record):
+        if difference := size_difference((width, height), msgspec.structs.asdict(record.image)):
             raise ValueError(f"{path} {difference}")
-        annotations = self._annotations(image_id)
-        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes = torch.from_numpy(record.boxes)
         boxes[:, 2:] += boxes[:, :2]
-        has_mask = [self._has_mask(annotation) for annotation in annotations]
-        masks = np.zeros((len(annotations), height, width), dtype=np.uint8)
-        for mask, annotation, present in zip(masks, annotations, has_mask, strict=True):
-            if present:
-                mask[:] = self.coco.annToMask(annotation)
+        masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
+        for pixels, mask in zip(masks, record.masks, strict=True):
+            if mask is not None:
+                pixels[:] = mask_util.decode(compressed(mask, height, width))
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-            "labels": torch.tensor(
-                [self._label_of[a["category_id"]] for a in annotations], dtype=torch.int64
-            ),
+            "labels": torch.from_numpy(record.labels),
             "masks": tv_tensors.Mask(torch.from_numpy(masks)),
-            "has_mask": torch.tensor(has_mask, dtype=torch.bool),
-            "image_id": torch.tensor(image_id),
+            "has_mask": torch.tensor([mask is not None for mask in record.masks], dtype=torch.bool),
+            "image_id": torch.tensor(record.image.id),
         }
         sample = image, target
         return sample if self.transforms is None else self.transforms(sample)
 
-    def _annotations(self, image_id: int) -> list[dict]:
-        return [a for a in self.coco.imgToAnns[image_id] if not a.get("iscrowd", 0)]
 
-    def _has_mask(self, annotation: dict) -> bool:
-        return bool(annotation.get("segmentation")) and annotation["category_id"] in self._ids_with_masks
+@dataclass(frozen=True)
+class _Record:
+    """What is held of an image and its N objects."""
+
+    image: Image
+    boxes: np.ndarray
+    """(N, 4) float32, XYWH."""
+
+    labels: np.ndarray
+    """(N,) int64."""
+
+    masks: list
+    """Polygons, RLE, or None where there is no mask or none to be used."""
+
+    def __reduce__(self) -> tuple:
+        return _Record, (self.image, self.boxes, self.labels, self.masks)
 
 
 def training_transforms() -> v2.Transform:

@@ -53,7 +53,7 @@ def build(config: str, overrides: list) -> torch.nn.Module:
 def main() -> None:
     args = batch_arguments(__doc__, side=512)
     images = list(torch.rand(args.images, 3, args.side, args.side))
-    objects = targets(args.images, args.side, args.objects)
+    objects = targets(args.images, args.side, args.side, args.objects)
     some_masks = [{**o, "has_mask": torch.arange(len(o["labels"])) % 2 == 0} for o in objects]
     for title, models in COMPARISONS.items():
         steps = {}

@@ -25,15 +25,16 @@ NUM_CLASSES = 80
 PEER = "torchvision: Mask R-CNN"
 
 
-def targets(num_images: int, side: int, objects: int) -> list[dict]:
-    """Boxes of a quarter to a half of the image's side, with a full mask each."""
+def targets(num_images: int, height: int, width: int, objects: int) -> list[dict]:
+    """Boxes of a quarter to a half of the image's sides, with a full mask each."""
     generator = torch.Generator().manual_seed(0)
+    sides = torch.tensor([width, height])
     result = []
     for _ in range(num_images):
-        size = side * (0.25 + 0.25 * torch.rand(objects, 2, generator=generator))
-        corner = (side - size) * torch.rand(objects, 2, generator=generator)
+        size = sides * (0.25 + 0.25 * torch.rand(objects, 2, generator=generator))
+        corner = (sides - size) * torch.rand(objects, 2, generator=generator)
         boxes = torch.cat([corner, corner + size], dim=1)
-        masks = torch.zeros(objects, side, side, dtype=torch.uint8)
+        masks = torch.zeros(objects, height, width, dtype=torch.uint8)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y0:y1, x0:x1] = 1
         labels = torch.randint(1, NUM_CLASSES + 1, (objects,), generator=generator)
@@ -41,15 +42,18 @@ def targets(num_images: int, side: int, objects: int) -> list[dict]:
     return result
 
 
-def torchvision_models(side: int) -> dict[str, torch.nn.Module]:
-    options = {"min_size": side, "max_size": side, "box_score_thresh": 0.0}
+def torchvision_models(
+    height: int, width: int, *, depth: int = 50, **mask_branch
+) -> dict[str, torch.nn.Module]:
+    """``mask_branch``: options of Mask^X's."""
+    options = {"min_size": height, "max_size": max(height, width), "box_score_thresh": 0.0}
     backbone = resnet_fpn_backbone(
-        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+        backbone_name=f"resnet{depth}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
     models = {PEER: MaskRCNN(backbone, NUM_CLASSES + 1, **options)}
-    for name, mask_branch in (("Mask^X", {}), ("Mask^X without MLP branch", {"mlp_layers": 0})):
+    for name, more in (("Mask^X", {}), ("Mask^X without MLP branch", {"mlp_layers": 0})):
         model = maskx_rcnn_resnet_fpn(
-            num_classes=NUM_CLASSES + 1, norm="FrozenBN", **mask_branch, **options
+            num_classes=NUM_CLASSES + 1, depth=depth, norm="FrozenBN", **options, **{**mask_branch, **more}
         )
         for part in (model.backbone.body.conv1, model.backbone.body.layer1):
             part.requires_grad_(False)
@@ -61,13 +65,13 @@ def torchvision_calls(model, images: list, objects: list[dict]) -> tuple[Callabl
     return lambda: model(images, objects), lambda: model(images)
 
 
-def detectron2_models(side: int) -> dict[str, torch.nn.Module]:
+def detectron2_models(height: int, width: int, overrides: list | None = None) -> dict[str, torch.nn.Module]:
     from detectron2.modeling import build_model
 
     from maskx_d2.hosts.detectron2.config import load_config
 
     settings = [
-        *("INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", side, "MODEL.WEIGHTS", ""),
+        *("INPUT.MIN_SIZE_TEST", height, "INPUT.MAX_SIZE_TEST", max(height, width), "MODEL.WEIGHTS", ""),
         *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
         *("DATASETS.CLASSES_WITH_MASKS", "all"),
     ]
@@ -78,7 +82,7 @@ def detectron2_models(side: int) -> dict[str, torch.nn.Module]:
         "Mask^X without MLP branch": (maskx, ["MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", 0]),
     }
     return {
-        f"Detectron2: {name}": build_model(load_config(config, [*settings, *more]))
+        f"Detectron2: {name}": build_model(load_config(config, [*settings, *(overrides or []), *more]))
         for name, (config, more) in configs.items()
     }
 
@@ -127,13 +131,13 @@ def training_step(losses: Callable, optimizer: torch.optim.Optimizer) -> None:
 def main() -> None:
     args = batch_arguments(__doc__, side=320)
     images = list(torch.rand(args.images, 3, args.side, args.side))
-    objects = targets(args.images, args.side, args.objects)
+    objects = targets(args.images, args.side, args.side, args.objects)
     models = {
         name: (model, torchvision_calls(model, images, objects))
-        for name, model in torchvision_models(args.side).items()
+        for name, model in torchvision_models(args.side, args.side).items()
     }
     if find_spec("detectron2") is not None:
-        for name, model in detectron2_models(args.side).items():
+        for name, model in detectron2_models(args.side, args.side).items():
             models[name] = model, detectron2_calls(model, images, objects)
 
     steps, inferences = {}, {}

@@ -35,7 +35,7 @@ def build(config: str, mlp_layers: int) -> torch.nn.Module:
 def main() -> None:
     args = batch_arguments(__doc__, side=512)
     images = list(torch.rand(args.images, 3, args.side, args.side))
-    objects = targets(args.images, args.side, args.objects)
+    objects = targets(args.images, args.side, args.side, args.objects)
     for mlp_layers in (1, 0):
         steps = {}
         for name, config in CONFIGS.items():

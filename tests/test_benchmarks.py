@@ -90,3 +90,29 @@ def test_filled_masks_are_measured_and_learned_from(tmp_path):
     lines = done.stdout.splitlines()
     assert sum("mean IoU" in line for line in lines) == 4
     assert sum("mask AP on A" in line for line in lines) == 5
+
+
+def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_one_part_that_fails_leaves_the_others(tmp_path):
+    """Waiting for a GPU is what a CPU cannot measure."""
+    if find_spec("detectron2") is None:
+        pytest.skip("needs Detectron2, which is not installed (make detectron2)")
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--small", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "gpu.json")], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "not measured: waits" in done.stderr, done.stdout + done.stderr
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert parts.pop("waits")["failed"] == "ValueError: only a GPU is waited for"
+    assert len(parts) == 8 and not [name for name, part in parts.items() if "failed" in part]
+    assert all(row["same"] for row in parts["same_as_on_cpu"]["rows"])
+    rows = [row for name, part in parts.items() if name != "same_as_on_cpu" for row in part["rows"]]
+    assert len(rows) > 40 and all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
+    for row in parts["inference"]["rows"]:
+        assert row["million parameters"] > 1 and row["GFLOP"] > 0.1 and row["detections"] > 50
+    command += ["--parts", "training", "mask_predictor", "--minutes", "0.001"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "short.json")], capture_output=True, text=True
+    )
+    assert "not measured: training, mask_predictor" in done.stderr
+    parts = json.loads((tmp_path / "short.json").read_text())["parts"]
+    assert parts["training"]["failed"].startswith("took over") and "no time" in str(parts["mask_predictor"])

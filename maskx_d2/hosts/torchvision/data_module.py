@@ -130,9 +130,7 @@ class CocoDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         file = read_coco_file(Path(self.val_json))
         self._check_classes(file.class_names)
-        dataset = PartiallySupervisedCoco(
-            file, Path(self.val_images), with_masks=(), transforms=evaluation_transforms()
-        )
+        dataset = PartiallySupervisedCoco(file, Path(self.val_images), transforms=evaluation_transforms())
         return self._loader(dataset)
 
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:

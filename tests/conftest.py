@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 # The suite's examples are the same each time; `make fuzz` draws others, for as long as it is given.
 settings.register_profile(
     "suite",
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

@@ -14,7 +14,7 @@ from maskx_d2.detector import Detector, KnownObjects
 from maskx_d2.find_masks import BoxesOfImage, find_masks
 from maskx_d2.on_ray import find_masks_on_ray, predict_on_ray
 
-NUM_IMAGES = 40
+NUM_IMAGES = 16
 
 
 def killed_once(detector: Detector, marker: Path) -> Detector:

@@ -1,8 +1,11 @@
 """What a benchmark shows that is no timing."""
 
+import argparse
 import json
+import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -109,10 +112,16 @@ def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_one_part_that_fails_leaves_
     assert len(rows) > 40 and all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
     for row in parts["inference"]["rows"]:
         assert row["million parameters"] > 1 and row["GFLOP"] > 0.1 and row["detections"] > 50
-    command += ["--parts", "training", "mask_predictor", "--minutes", "0.001"]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "short.json")], capture_output=True, text=True
-    )
-    assert "not measured: training, mask_predictor" in done.stderr
-    parts = json.loads((tmp_path / "short.json").read_text())["parts"]
-    assert parts["training"]["failed"].startswith("took over") and "no time" in str(parts["mask_predictor"])
+
+
+def test_a_part_has_so_long_and_its_process_may_end(monkeypatch):
+    import gpu
+
+    args, outcomes = argparse.Namespace(threads=1), []
+    for part in (lambda args: time.sleep(60), lambda args: os._exit(9), lambda args: [{"ms": 1.0}]):
+        monkeypatch.setitem(gpu.PARTS, part.__name__, part)
+        outcomes.append(gpu.run_part(part.__name__, args, 1))
+    late, ended, done = outcomes
+    assert late["failed"] == "took over 1 s" and late["seconds"] < 30
+    assert ended["failed"] == "its process ended with 9"
+    assert done["rows"] == [{"ms": 1.0}]

@@ -47,7 +47,7 @@ def _worker(rank, port, dataset, folder):
     files_read = []
     read = datasets.read_coco_file
     datasets.read_coco_file = lambda path: files_read.append(path.name) or read(path)
-    cfg = tiny.data_config(dataset, folder, "DATALOADER.NUM_WORKERS", 2, "MODEL.MASK_ON", True)
+    cfg = tiny.data_config(dataset, folder, "DATALOADER.NUM_WORKERS", 0, "MODEL.MASK_ON", True)
     shared = []
     read_records = Records.read
     Records.read = lambda path: shared.append(path) or read_records(path)

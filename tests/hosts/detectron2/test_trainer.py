@@ -176,7 +176,6 @@ def run(kill_at, config, *flags, number=signal.SIGKILL):
     ("meta_architecture", "number", "status"),
     [
         ("GeneralizedRCNN", signal.SIGKILL, -signal.SIGKILL),
-        ("FrozenDetectorRCNN", signal.SIGKILL, -signal.SIGKILL),
         ("FrozenDetectorRCNN", signal.SIGTERM, 143),
     ],
 )

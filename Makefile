@@ -18,9 +18,8 @@ PYTHON := .venv/bin/python
 SETUP := .venv/installed .venv/detectron2-tried
 endif
 
-# Three processes of one thread each, which now and then wait: as fast as two cores allow, and no more on a
-# large machine.
-PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Two processes of one thread each: as fast as two cores allow, and no more on a large machine.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test test-without-detectron2: export OMP_NUM_THREADS := 1
 
 .PHONY: demo test test-without-detectron2 lint fuzz detectron2
@@ -31,10 +30,14 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(PYTHON) $(PYTEST)
 
-# As somebody has it who only has pip: a second environment, and the package installed into it.
+# As somebody has it who only has pip: a second environment, and in it the wheel that is built out of the sdist.
 test-without-detectron2: .venv-pip/torch
-	rm -rf build
-	.venv-pip/bin/python -m pip install '.[test]'
+	rm -rf build dist
+	.venv-pip/bin/python -m pip install build twine
+	.venv-pip/bin/python -m build
+	.venv-pip/bin/python -m twine check --strict dist/*
+	.venv-pip/bin/python -m pip install "$$(ls dist/*.whl)[test]"
+	.venv-pip/bin/python -m pip install --force-reinstall --no-deps dist/*.whl
 	.venv-pip/bin/python $(PYTEST)
 
 lint: $(SETUP)

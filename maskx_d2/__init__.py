@@ -8,7 +8,7 @@ and adds their config keys to ``detectron2.config.get_cfg()``.
 
 from importlib.util import find_spec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if find_spec("detectron2") is not None:
     from maskx_d2.hosts.detectron2 import add_maskx_config, build_train_loader

@@ -1,5 +1,6 @@
 """A detector with and without Ray, for tests of both hosts."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,33 @@ from maskx_d2.detector import Detector, KnownObjects
 from maskx_d2.find_masks import BoxesOfImage, find_masks
 from maskx_d2.on_ray import find_masks_on_ray, predict_on_ray
 
+from .test_imports import HIDE_DETECTRON2
+
 NUM_IMAGES = 16
+
+
+@contextlib.contextmanager
+def two_cpus(folder: Path, *, with_detectron2: bool):
+    """
+    Ray on this machine.
+
+    Args:
+        folder: for a file that its processes start with.
+        with_detectron2: or as if it were not installed, which each process would take seconds to import.
+    """
+    paths = os.environ.get("PYTHONPATH", "")
+    if not with_detectron2:
+        (folder / "sitecustomize.py").write_text(HIDE_DETECTRON2)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths.split(os.pathsep)])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if paths:
+            os.environ["PYTHONPATH"] = paths
+        else:
+            os.environ.pop("PYTHONPATH", None)
 
 
 def killed_once(detector: Detector, marker: Path) -> Detector:
@@ -48,12 +75,15 @@ def killed_once(detector: Detector, marker: Path) -> Detector:
     return KilledOnce()
 
 
-def check_detector(detector: Detector, folder: Path, *, also_masks_in_boxes: bool) -> None:
+def check_detector(
+    detector: Detector, folder: Path, *, also_masks_in_boxes: bool, with_detectron2: bool
+) -> None:
     """
     Args:
         detector: one that finds something everywhere.
         folder: to work in.
         also_masks_in_boxes: or what it detects alone.
+        with_detectron2: whether the detector needs it.
     """
     rng = np.random.default_rng(0)
     paths = [str(folder / f"{i}.png") for i in range(1, NUM_IMAGES + 1)]
@@ -62,8 +92,7 @@ def check_detector(detector: Detector, folder: Path, *, also_masks_in_boxes: boo
     threads = torch.get_num_threads()
     # As many as Ray gives its workers: sums depend on how they are split.
     torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
+    with two_cpus(folder, with_detectron2=with_detectron2):
         expected = {}
         scores = sorted(d["score"] for d in detector.coco_results([Image.open(paths[0])], [1])[0])
         min_score = scores[-3]
@@ -81,31 +110,26 @@ def check_detector(detector: Detector, folder: Path, *, also_masks_in_boxes: boo
                 assert detection.pop("category_name") == detector.style.names[detection["category_id"]]
         assert {row["path"]: row["detections"] for row in rows} == expected
 
-        if not also_masks_in_boxes:
-            return
-        of_images = [
-            BoxesOfImage(
-                path=path,
-                width=90,
-                height=70,
-                annotation_ids=[100 * number + i for i in range(len(of_image))],
-                objects=KnownObjects(
-                    [
-                        [x, y, x + width, y + height]
-                        for x, y, width, height in (d["bbox"] for d in of_image)
-                    ],
-                    [d["category_id"] for d in of_image],
-                ),
+        if also_masks_in_boxes:
+            of_images = _boxes_of(expected)
+            here = find_masks(detector, of_images, batch_size=1)
+            on_ray = find_masks_on_ray(detector, of_images, batch_size=1)
+            assert _by_annotation(on_ray) == _by_annotation(here)
+    torch.set_num_threads(threads)
+
+
+def _boxes_of(detections: dict[str, list[dict]]) -> list[BoxesOfImage]:
+    """What has been detected, as what is known."""
+    found = []
+    for number, (path, of_image) in enumerate(detections.items()):
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in (d["bbox"] for d in of_image)]
+        objects = KnownObjects(boxes, [d["category_id"] for d in of_image])
+        annotation_ids = [100 * number + i for i in range(len(of_image))]
+        if of_image:
+            found.append(
+                BoxesOfImage(path=path, width=90, height=70, annotation_ids=annotation_ids, objects=objects)
             )
-            for number, (path, of_image) in enumerate(expected.items())
-            if of_image
-        ]
-        here = find_masks(detector, of_images, batch_size=1)
-        on_ray = find_masks_on_ray(detector, of_images, batch_size=1)
-        assert _by_annotation(on_ray) == _by_annotation(here)
-    finally:
-        ray.shutdown()
-        torch.set_num_threads(threads)
+    return found
 
 
 def _by_annotation(found):

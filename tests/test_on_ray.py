@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-import ray
 from PIL import Image
 
 from maskx_d2 import on_ray
 from maskx_d2.fill_masks import fill_masks
 from maskx_d2.predict import find_images, predict
 
-from .on_ray import killed_once
+from .on_ray import killed_once, two_cpus
 
 NUM_IMAGES = 100
 
@@ -85,11 +84,10 @@ def make_detector(breaks_after: Path | None = None):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_cpus():
+def begun(tmp_path_factory):
     """Here, so that it is begun once for all tests; the commands' tests begin their own."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with two_cpus(tmp_path_factory.mktemp("ray"), with_detectron2=False):
+        yield
 
 
 @pytest.fixture(scope="module")

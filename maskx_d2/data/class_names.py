@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from maskx_d2.data.coco_json import class_names, read_coco
+from maskx_d2.data.coco_file import read_coco_file
 
 _SENSE = re.compile(r"\.[a-z]\.\d+$")  # part of speech and number
 _CLASS_LISTS = Path(__file__).parent / "class_lists"
@@ -43,7 +43,7 @@ def read_class_names(path: Path | None) -> list[str]:
     if path is None:
         return coco_class_names()
     if path.suffix.lower() == ".json":
-        return class_names(read_coco(path))
+        return read_coco_file(path).class_names
     if not path.is_file():
         raise FileNotFoundError(f"class names {path} are no file")
     names = read_names(path)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
@@ -159,3 +160,13 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             for result in results
             if result["category_id"] in self._own_index
         ]
+
+
+class PredictionsForFirstRank(COCOEvaluator):
+    """In the other processes of a run: hands what they predict to the one that evaluates."""
+
+    def __init__(self) -> None:
+        # Not that of COCOEvaluator, which reads the annotations.
+        self._distributed = True
+        self._cpu_device = torch.device("cpu")
+        self.reset()

@@ -30,7 +30,7 @@ from maskx_d2.hosts.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.hosts.detectron2.data_loader import build_test_loader, build_train_loader
-from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator
+from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator, PredictionsForFirstRank
 
 _ITERATIONS_BETWEEN_AGREEMENTS = 20
 
@@ -114,6 +114,8 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         if MetadataCatalog.get(dataset_name).get("evaluator_type") != "coco":
             return super().build_evaluator(cfg, dataset_name)
+        if not comm.is_main_process():
+            return PredictionsForFirstRank()
         check_num_classes(cfg, dataset_name)
         # Left to itself, Detectron2 takes the tasks from the detections, of which there may be none.
         tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON

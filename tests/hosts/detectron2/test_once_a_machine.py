@@ -5,10 +5,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.multiprocessing as mp
+from detectron2.evaluation import coco_evaluation
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from maskx_d2.data.records import Records
-from maskx_d2.hosts.detectron2 import data_loader, datasets
+from maskx_d2.hosts.detectron2 import Trainer, data_loader, datasets
 from maskx_d2.hosts.detectron2.class_split import class_names
 from maskx_d2.hosts.detectron2.once_a_machine import load_once_a_machine, once_a_machine
 
@@ -34,6 +36,35 @@ def _fail(error):
     raise error
 
 
+def _evaluated(cfg, dataset):
+    """Results for boxes that are all right, and how often pycocotools has read annotations."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_ON = False
+    num_indexed = 0
+
+    class CountedCOCO(coco_evaluation.COCO):
+        def __init__(self, *args):
+            nonlocal num_indexed
+            num_indexed += 1
+            super().__init__(*args)
+
+    coco_evaluation.COCO = CountedCOCO
+    content = json.loads(dataset.test_json.read_text())
+    category_ids = sorted(category["id"] for category in content["categories"])
+    evaluator = Trainer.build_evaluator(cfg, "shapes_test")
+    evaluator.reset()
+    for (image,) in data_loader.build_test_loader(cfg, "shapes_test"):
+        objects = [a for a in content["annotations"] if a["image_id"] == image["image_id"]]
+        boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        found = Instances((image["height"], image["width"]))
+        found.pred_boxes, found.scores = Boxes(boxes), torch.full((len(boxes),), 0.9)
+        found.pred_classes = torch.tensor([category_ids.index(a["category_id"]) for a in objects])
+        evaluator.process([image], [{"instances": found}])
+    return evaluator.evaluate(), num_indexed
+
+
 def _worker(rank, port, dataset, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -56,6 +87,7 @@ def _worker(rank, port, dataset, folder):
     tested_on = [batch[0]["image_id"] for batch in data_loader.build_test_loader(cfg, "shapes_test")]
     has_mask = [bool(i["instances"].gt_has_mask.any()) for _ in range(4) for i in next(batches)]
     comm.synchronize()  # Whoever reads last may delete last.
+    evaluated, num_indexed = _evaluated(cfg, dataset)
     errors = []
     for function in (lambda: _fail(ValueError("no such")), lambda: _fail(_TwoArguments(1, 2))):
         try:
@@ -69,6 +101,8 @@ def _worker(rank, port, dataset, folder):
         "tested_on": tested_on,
         "has_mask": has_mask,
         "errors": errors,
+        "evaluated": evaluated,
+        "num_indexed": num_indexed,
         "shared": list(map(str, shared)),
         "left": [str(path) for path in shared if path.exists()],
     }
@@ -82,14 +116,17 @@ def test_of_two_processes_one_reads_and_both_have_it(shapes_dataset, tmp_path):
         port = s.getsockname()[1]
     mp.spawn(_worker, args=(port, shapes_dataset, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first["read"] == ["train.json", "test.json"] and second["read"] == []
+    assert first["read"] == ["train.json", "test.json", "test.json"] and second["read"] == []
     assert first["classes"] == second["classes"] and len(first["classes"]) == 32
     # Each its own images, of the same data.
     assert not set(first["tested_on"]) & set(second["tested_on"])
     assert len(first["tested_on"]) + len(second["tested_on"]) == 8
     assert len(first["trained_on"]) == 8 and set(first["trained_on"]) != set(second["trained_on"])
+    # One reads the annotations for the evaluation, of what both have predicted.
+    assert first["evaluated"]["bbox"]["AP"] == pytest.approx(100) and second["evaluated"] == {}
+    assert (first["num_indexed"], second["num_indexed"]) == (1, 0)
     assert any(first["has_mask"]) and any(second["has_mask"])
     expected = ["ValueError: no such", "RuntimeError: _TwoArguments: 1 and 2"]
     assert first["errors"] == second["errors"] == expected
-    assert first["shared"] == second["shared"] and len(first["shared"]) == 2
+    assert first["shared"] == second["shared"] and len(first["shared"]) == 3
     assert first["left"] == second["left"] == []

@@ -77,7 +77,7 @@ def test_the_command_fills_masks(model, shapes_dataset, tmp_path):
 
 def test_on_ray_it_finds_what_it_finds_without(model, tmp_path):
     detector = Detectron2Detector(read_config(str(model[1]), ["MODEL.WEIGHTS", str(model[3])]))
-    on_ray.check_detector(detector, tmp_path, also_masks_in_boxes=False)
+    on_ray.check_detector(detector, tmp_path, also_masks_in_boxes=False, with_detectron2=True)
 
 
 def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):

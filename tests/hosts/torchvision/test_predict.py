@@ -133,7 +133,9 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
 
 
 def test_on_ray_it_finds_what_it_finds_without(checkpoint, tmp_path):
-    on_ray.check_detector(TorchvisionDetector(checkpoint), tmp_path, also_masks_in_boxes=True)
+    on_ray.check_detector(
+        TorchvisionDetector(checkpoint), tmp_path, also_masks_in_boxes=True, with_detectron2=False
+    )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x", "nonsense"])

@@ -33,11 +33,28 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line("Detectron2 is installed: its tests ran.")
 
 
+LONGEST = (
+    "test_demo.py",
+    "test_benchmarks.py",
+    "hosts/torchvision/test_training.py",
+    "test_on_ray.py",
+    "hosts/detectron2/test_predict.py",
+    "hosts/detectron2/test_distributed.py",
+    "hosts/detectron2/test_train_net.py",
+    "hosts/detectron2/test_overfitting.py",
+    "hosts/detectron2/test_trainer.py",
+    "hosts/detectron2/test_export.py",
+)
+
+
 def pytest_collection_modifyitems(items):
     """Of a suite that several processes run (``-n``), the longest files first, before all the demo."""
-    items.sort(
-        key=lambda item: (item.path.name != "test_demo.py", item.path.parent != Path(__file__).parent)
-    )
+
+    def place(item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

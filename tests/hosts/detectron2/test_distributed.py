@@ -32,7 +32,14 @@ BOX_SUPERVISION = [
 ]
 
 
-def _worker(rank, port, meta_architecture, options, folder):
+CASES = {
+    (meta_architecture, supervision): [*options, "MODEL.META_ARCHITECTURE", meta_architecture]
+    for meta_architecture in ("FrozenDetectorRCNN", "GeneralizedRCNN")
+    for supervision, options in (("masks", []), ("box supervision", BOX_SUPERVISION))
+}
+
+
+def _worker(rank, port, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -41,6 +48,13 @@ def _worker(rank, port, meta_architecture, options, folder):
         world_size=2,
         timeout=timedelta(seconds=60),
     )
+    outcomes = {case: _trained(rank, options) for case, options in CASES.items()}
+    torch.save(outcomes, f"{folder}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+def _trained(rank, options):
+    """The model's state, the mask loss of each step, and the names of what has changed."""
     # All levels of the FPN are read, as in the COCO configs: DDP wants a gradient for all of them.
     overrides = [
         *tiny.ALL_LEVELS,
@@ -48,7 +62,7 @@ def _worker(rank, port, meta_architecture, options, folder):
         *("MODEL.ROI_HEADS.IN_FEATURES", ["p2"]),
         *options,
     ]
-    model = tiny.build(tiny.model_config(*overrides, meta_architecture=meta_architecture), seed=0)
+    model = tiny.build(tiny.model_config(*overrides), seed=0)
     model.load_state_dict(model.state_dict())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # As Detectron2 makes it: a parameter without a gradient on one of the ranks would hang the others.
@@ -70,17 +84,20 @@ def _worker(rank, port, meta_architecture, options, folder):
         sum(losses.values()).backward()
         optimizer.step()
     changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
-    torch.save((model.state_dict(), mask_losses, sorted(changed)), f"{folder}/{rank}.pth")
-    torch.distributed.destroy_process_group()
+    return model.state_dict(), mask_losses, sorted(changed)
 
 
-@pytest.mark.parametrize("options", [[], BOX_SUPERVISION], ids=["masks", "box supervision"])
-@pytest.mark.parametrize("meta_architecture", ["FrozenDetectorRCNN", "GeneralizedRCNN"])
-def test_a_rank_without_masks_trains_along_and_both_stay_equal(tmp_path, meta_architecture, options):
-    mp.spawn(_worker, (_free_port(), meta_architecture, options, str(tmp_path)), nprocs=2)
-    (first, losses, changed), (second, no_losses, _) = (
-        torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)
-    )
+@pytest.fixture(scope="module")
+def of_both_ranks(tmp_path_factory):
+    """What each has at the end of each case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_worker, (_free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" and ".join)
+def test_a_rank_without_masks_trains_along_and_both_stay_equal(of_both_ranks, case):
+    (first, losses, changed), (second, no_losses, _) = (of_rank[case] for of_rank in of_both_ranks)
     assert all(loss > 0 for loss in losses) and no_losses == [0] * STEPS
     assert any(name.startswith("roi_heads.mask_head.predictor.transfer") for name in changed)
     for name, value in first.items():

@@ -9,6 +9,6 @@ def test_eight_images_are_learned_by_heart(coco_mini, tmp_path):
         *("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "cls+box"),
         *("MODEL.ROI_MASK_HEAD.TRANSFER.EMBEDDING_DROPOUT", 0.0),
     ]
-    losses, by_group = overfit(coco_mini, tmp_path / "run", seed=0, iterations=120, overrides=paper)
+    losses, by_group = overfit(coco_mini, tmp_path / "run", seed=0, iterations=100, overrides=paper)
     assert losses[-1] < losses[0] / 2
     assert by_group["segm"]["A"]["AP"] > 35

@@ -8,17 +8,13 @@ A generated file of the size of COCO's training set. What each process takes is 
 file is read. With masks of all classes, and with those of VOC's 20.
 """
 
-import argparse
 import gc
-import json
 import multiprocessing
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from start import coco
+from start import arguments, coco, measured
 
 WORKERS = 4
 
@@ -84,22 +80,12 @@ def measure(program: str, path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the file's size")
-    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
-    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.program:
-        print(json.dumps(measure(args.program, args.file)))
-        return
+    args = arguments(__doc__, PROGRAMS, measure)
     with tempfile.TemporaryDirectory() as folder:
         path = coco(Path(folder), args.scale)
         print(f"{path.stat().st_size / 2**20:.0f} MiB of annotations, {WORKERS} workers")
         peer = None
-        for program in PROGRAMS:
-            command = [sys.executable, __file__, "--program", program, "--file", str(path)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            row = json.loads(done.stdout.splitlines()[-1])
+        for program, row in measured(__file__, PROGRAMS, path):
             peer = peer or row
             workers, total = (f"{row[k]:5.2f} GiB, {row[k] / peer[k]:.2f} x" for k in ("workers", "total"))
             print(f"{program:28} workers {workers}; with the main process {total}")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from visual_genome import generate as generate_visual_genome
@@ -99,25 +100,35 @@ def measure(program: str, path: Path) -> dict:
     return {"images": images, "seconds": seconds, "peak": peak}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments(description: str, programs: Mapping[str, Callable], measure: Callable) -> argparse.Namespace:
+    """Of a benchmark that runs each of its programs in a process of its own, which ends here."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="of the files' sizes")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
+    parser.add_argument("--program", choices=programs, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.program:
         print(json.dumps(measure(args.program, args.file)))
-        return
+        sys.exit()
+    return args
+
+
+def measured(script: str, programs: Iterable[str], path: Path) -> Iterator[tuple[str, dict]]:
+    """What each of a script's programs has found of a file."""
+    for program in programs:
+        command = [sys.executable, script, "--program", program, "--file", str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        yield program, json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    args = arguments(__doc__, PROGRAMS, measure)
     for name, generate in FILES.items():
         with tempfile.TemporaryDirectory() as folder:
             path = generate(Path(folder), args.scale)
             print(f"{name}: {path.stat().st_size / 2**20:.0f} MiB")
             peer = None
-            for program in PROGRAMS:
-                command = [sys.executable, __file__, "--program", program, "--file", str(path)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                row = json.loads(done.stdout.splitlines()[-1])
+            for program, row in measured(__file__, PROGRAMS, path):
                 peer = peer or row
                 print(
                     f"  {program:16} {row['images']:,} images: {row['seconds']:6.1f} s, "

@@ -1,9 +1,7 @@
 """Two processes, of which one never sees a mask, and the other images that are labelled in part."""
 
-import socket
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 
-from . import tiny
+from . import ranks, tiny
 
 STEPS = 5
 REPOSITORY = Path(__file__).resolve().parents[3]
-
-
-def _free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 BOX_SUPERVISION = [
@@ -40,14 +32,7 @@ CASES = {
 
 
 def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    ranks.join(rank, port)
     outcomes = {case: _trained(rank, options) for case, options in CASES.items()}
     torch.save(outcomes, f"{folder}/{rank}.pth")
     torch.distributed.destroy_process_group()
@@ -91,7 +76,7 @@ def _trained(rank, options):
 def of_both_ranks(tmp_path_factory):
     """What each has at the end of each case."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_worker, (_free_port(), str(folder)), nprocs=2)
+    mp.spawn(_worker, (ranks.free_port(), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 

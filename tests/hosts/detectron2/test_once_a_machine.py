@@ -1,6 +1,4 @@
 import json
-import socket
-from datetime import timedelta
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from maskx_d2.hosts.detectron2 import Trainer, data_loader, datasets
 from maskx_d2.hosts.detectron2.class_split import class_names
 from maskx_d2.hosts.detectron2.once_a_machine import load_once_a_machine, once_a_machine
 
-from . import tiny
+from . import ranks, tiny
 
 
 def test_a_process_alone_calls_and_gets_what_is_there():
@@ -66,14 +64,7 @@ def _evaluated(cfg, dataset):
 
 
 def _worker(rank, port, dataset, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    ranks.join(rank, port)
     comm.create_local_process_group(2)
     files_read = []
     read = datasets.read_coco_file
@@ -111,10 +102,7 @@ def _worker(rank, port, dataset, folder):
 
 
 def test_of_two_processes_one_reads_and_both_have_it(shapes_dataset, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_worker, args=(port, shapes_dataset, tmp_path), nprocs=2)
+    mp.spawn(_worker, args=(ranks.free_port(), shapes_dataset, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["read"] == ["train.json", "test.json", "test.json"] and second["read"] == []
     assert first["classes"] == second["classes"] and len(first["classes"]) == 32

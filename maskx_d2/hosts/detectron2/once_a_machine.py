@@ -32,8 +32,9 @@ def once_a_machine(function: Callable[[], _T], *, datasets: Sequence[str]) -> _T
     if comm.get_world_size() == 1:
         return function()
     local_rank = comm.get_local_rank()
-    outcomes = comm.all_gather(_outcome(function, datasets) if local_rank == 0 else None)
-    for outcome in outcomes:
+    own = _outcome(function, datasets) if local_rank == 0 else None
+    outcomes = comm.all_gather(_that_can_be_sent(own))
+    for outcome in (own, *outcomes):  # of its own error a process has the traceback
         if isinstance(outcome, Exception):
             raise outcome
     result, metadata = outcomes[comm.get_rank() - local_rank]
@@ -46,14 +47,21 @@ def _outcome(function: Callable[[], _T], datasets: Sequence[str]) -> tuple[_T, d
     try:
         result = function()
     except Exception as error:
-        try:
-            return pickle.loads(pickle.dumps(error))
-        except Exception:
-            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error
     known = {name: MetadataCatalog.get(name).as_dict() for name in datasets}
     return result, {
         name: {key: values[key] for key in _OF_LOADING if key in values} for name, values in known.items()
     }
+
+
+def _that_can_be_sent(outcome: object) -> object:
+    """Some errors cannot be unpickled."""
+    if isinstance(outcome, Exception):
+        try:
+            pickle.loads(pickle.dumps(outcome))
+        except Exception:
+            return RuntimeError(f"{type(outcome).__name__}: {outcome}")
+    return outcome
 
 
 def load_once_a_machine(

@@ -31,11 +31,11 @@ CASES = {
 }
 
 
-def _worker(rank, port, folder):
-    ranks.join(rank, port)
+def _worker(rank, folder):
+    ranks.join(rank, folder)
     outcomes = {case: _trained(rank, options) for case, options in CASES.items()}
     torch.save(outcomes, f"{folder}/{rank}.pth")
-    torch.distributed.destroy_process_group()
+    ranks.leave()
 
 
 def _trained(rank, options):
@@ -76,7 +76,7 @@ def _trained(rank, options):
 def of_both_ranks(tmp_path_factory):
     """What each has at the end of each case."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_worker, (ranks.free_port(), str(folder)), nprocs=2)
+    mp.spawn(_worker, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 

@@ -63,8 +63,8 @@ def _evaluated(cfg, dataset):
     return evaluator.evaluate(), num_indexed
 
 
-def _worker(rank, port, dataset, folder):
-    ranks.join(rank, port)
+def _worker(rank, dataset, folder):
+    ranks.join(rank, folder)
     comm.create_local_process_group(2)
     files_read = []
     read = datasets.read_coco_file
@@ -98,11 +98,11 @@ def _worker(rank, port, dataset, folder):
         "left": [str(path) for path in shared if path.exists()],
     }
     (folder / f"{rank}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
+    ranks.leave()
 
 
 def test_of_two_processes_one_reads_and_both_have_it(shapes_dataset, tmp_path):
-    mp.spawn(_worker, args=(ranks.free_port(), shapes_dataset, tmp_path), nprocs=2)
+    mp.spawn(_worker, args=(shapes_dataset, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["read"] == ["train.json", "test.json", "test.json"] and second["read"] == []
     assert first["classes"] == second["classes"] and len(first["classes"]) == 32

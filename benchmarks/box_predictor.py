@@ -45,6 +45,31 @@ def features_of_a_picture(
     return features + 0.1 * torch.randn_like(features)
 
 
+def proposals_of_a_picture(number: int, device: torch.device) -> Instances:
+    corner = 800 * torch.rand(number, 2)
+    boxes = torch.cat([corner, corner + 10 + 300 * torch.rand(number, 2)], 1)
+    proposals = Instances((800, 1333))
+    proposals.proposal_boxes = Boxes(boxes.to(device))
+    return proposals
+
+
+def both_predictors(num_classes: int, device: torch.device) -> list[FastRCNNOutputLayers]:
+    """Detectron2's, and with the same weights the one that gathers."""
+    stock, ours = (
+        kind(
+            ShapeSpec(channels=1024),
+            box2box_transform=Box2BoxTransform(weights=(10, 10, 5, 5)),
+            num_classes=num_classes,
+            test_score_thresh=0.05,
+            test_topk_per_image=100,
+        ).eval()
+        for kind in (FastRCNNOutputLayers, GatheredFastRCNNOutputLayers)
+    )
+    torch.nn.init.normal_(stock.cls_score.weight, std=0.15)
+    ours.load_state_dict(stock.state_dict())
+    return [stock.to(device), ours.to(device)]
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argument_parser(__doc__, repeats=9)
@@ -56,32 +81,18 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.manual_seed(0)
-    corner = 800 * torch.rand(args.proposals, 2)
-    proposals = Instances((800, 1333))
-    boxes = torch.cat([corner, corner + 10 + 300 * torch.rand(args.proposals, 2)], 1)
-    proposals.proposal_boxes = Boxes(boxes.to(args.device))
+    proposals = proposals_of_a_picture(args.proposals, args.device)
     print(f"{args.proposals} proposals {setting(args.device)}")
     for num_classes in args.classes:
-        stock, ours = (
-            kind(
-                ShapeSpec(channels=1024),
-                box2box_transform=Box2BoxTransform(weights=(10, 10, 5, 5)),
-                num_classes=num_classes,
-                test_score_thresh=0.05,
-                test_topk_per_image=100,
-            ).eval()
-            for kind in (FastRCNNOutputLayers, GatheredFastRCNNOutputLayers)
-        )
-        torch.nn.init.normal_(stock.cls_score.weight, std=0.15)
-        ours.load_state_dict(stock.state_dict())
+        stock, ours = both_predictors(num_classes, args.device)
         if args.random_scores:
             features = torch.randn(args.proposals, 1024)
         else:
             features = features_of_a_picture(
-                stock.cls_score.weight, args.proposals, num_present=args.present, background=0.5
+                stock.cls_score.weight.cpu(), args.proposals, num_present=args.present, background=0.5
             )
         features = features.to(args.device)
-        predictors = {"stock": stock.to(args.device), "ours": ours.to(args.device)}
+        predictors = {"stock": stock, "ours": ours}
 
         def detect(predictor, features=features):
             return predictor.inference(predictor(features), [proposals])[0][0]

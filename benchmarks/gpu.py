@@ -209,27 +209,13 @@ def inference(args: argparse.Namespace) -> Rows:
 
 def mask_predictor(args: argparse.Namespace) -> Rows:
     """100 RoIs: mask weights gathered by class, against the masks of all classes."""
-    from maskx_d2.method import build_mask_predictor
+    from mask_predictor import both_ways
 
-    num_rois = 4 if args.small else 100
-    features = torch.randn(num_rois, 256, 28, 28, device=args.device)
-    index = torch.arange(num_rois, device=args.device)
+    features = torch.randn(4 if args.small else 100, 256, 28, 28, device=args.device)
     rows = []
     for num_classes in (80, 3001):
-        table = torch.randn(num_classes, 5120)
-        predictor = build_mask_predictor(
-            num_classes=num_classes, in_channels=256, mask_side=28, class_embedding="file",
-            embedding_table=table, mlp_layers=0,
-        ).to(args.device).eval()  # fmt: skip
-        classes = torch.randint(num_classes, (num_rois,), device=args.device)
-        with torch.no_grad():
-            weights = predictor.all_class_weights()[:, :, None, None]
-        functions = {
-            "all classes": lambda w=weights, c=classes: torch.nn.functional.conv2d(features, w)[index, c],
-            "gathered": lambda p=predictor, c=classes: p(features, c, trunk_features=features),
-        }
-        functions = {name: torch.no_grad()(function) for name, function in functions.items()}
-        rows += rows_of(functions, args, K=num_classes)
+        gathered, all_classes = both_ways(num_classes, features)
+        rows += rows_of({"all classes": all_classes, "gathered": gathered}, args, K=num_classes)
     return rows
 
 
@@ -265,37 +251,21 @@ def mask_head(args: argparse.Namespace) -> Rows:
 
 def box_predictor(args: argparse.Namespace) -> Rows:
     """1,000 proposals, of a picture with 60 classes."""
-    from box_predictor import features_of_a_picture
-    from detectron2.layers import ShapeSpec
-    from detectron2.modeling.box_regression import Box2BoxTransform
-    from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-    from detectron2.structures import Boxes, Instances
-
-    from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
+    from box_predictor import both_predictors, features_of_a_picture, proposals_of_a_picture
 
     torch.manual_seed(0)
-    corner = 800 * torch.rand(1000, 2)
-    proposals = Instances((800, 1333))
-    boxes = torch.cat([corner, corner + 10 + 300 * torch.rand(1000, 2)], 1)
-    proposals.proposal_boxes = Boxes(boxes.to(args.device))
+    proposals = proposals_of_a_picture(1000, args.device)
     rows = []
     for num_classes in (80, 3001):
-        options = {"test_score_thresh": 0.05, "test_topk_per_image": 100, "num_classes": num_classes}
-        transform = Box2BoxTransform(weights=(10, 10, 5, 5))
-        stock, gathered = (
-            kind(ShapeSpec(channels=1024), box2box_transform=transform, **options).eval()
-            for kind in (FastRCNNOutputLayers, GatheredFastRCNNOutputLayers)
-        )
-        torch.nn.init.normal_(stock.cls_score.weight, std=0.15)
-        gathered.load_state_dict(stock.state_dict())
+        stock, gathered = both_predictors(num_classes, args.device)
         features = features_of_a_picture(
-            stock.cls_score.weight.detach(), 1000, num_present=60, background=0.5
+            stock.cls_score.weight.detach().cpu(), 1000, num_present=60, background=0.5
         ).to(args.device)
 
         def detect(predictor, features=features):
             return predictor.inference(predictor(features), [proposals])
 
-        predictors = {"Detectron2": stock.to(args.device), "gathered": gathered.to(args.device)}
+        predictors = {"Detectron2": stock, "gathered": gathered}
         functions = {n: torch.no_grad()(functools.partial(detect, p)) for n, p in predictors.items()}
         rows += rows_of(functions, args, K=num_classes)
     return rows

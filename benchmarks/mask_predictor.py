@@ -7,6 +7,8 @@ Each figure is a ratio to a named peer that is timed in turn with it, in the sam
 peak of what is allocated.
 """
 
+from collections.abc import Callable
+
 import torch
 from memory import peak_mib
 from timing import argument_parser, medians, setting
@@ -14,7 +16,28 @@ from timing import argument_parser, medians, setting
 from maskx_d2.method import build_mask_predictor
 
 
-@torch.no_grad()
+def both_ways(num_classes: int, features: torch.Tensor) -> tuple[Callable, Callable]:
+    """Mask logits of RoIs by gathered weights, and by those of all classes of which one is picked."""
+    num_rois, device = len(features), features.device
+    index = torch.arange(num_rois, device=device)
+    table = torch.randn(num_classes, 5120, device=device)
+    predictor = build_mask_predictor(
+        num_classes=num_classes, in_channels=256, mask_side=28, class_embedding="file",
+        embedding_table=table, mlp_layers=0,
+    ).to(device).eval()  # fmt: skip
+    classes = torch.randint(num_classes, (num_rois,), device=device)
+    with torch.no_grad():
+        weights = predictor.all_class_weights()[:, :, None, None]
+
+    def gathered() -> torch.Tensor:
+        return predictor(features, classes, trunk_features=features)
+
+    def all_classes() -> torch.Tensor:
+        return torch.nn.functional.conv2d(features, weights)[index, classes]
+
+    return torch.no_grad()(gathered), torch.no_grad()(all_classes)
+
+
 def main() -> None:
     parser = argument_parser(__doc__, repeats=7)
     parser.add_argument("--rois", type=int, default=100)
@@ -23,24 +46,10 @@ def main() -> None:
     device = args.device
     torch.manual_seed(0)
     features = torch.randn(args.rois, 256, 28, 28, device=device)
-    index = torch.arange(args.rois, device=device)
     print(f"{args.rois} RoIs of 256 x 28 x 28 {setting(device)}")
     functions = {}
     for num_classes in args.classes:
-        table = torch.randn(num_classes, 5120, device=device)
-        predictor = build_mask_predictor(
-            num_classes=num_classes, in_channels=256, mask_side=28, class_embedding="file",
-            embedding_table=table, mlp_layers=0,
-        ).to(device).eval()  # fmt: skip
-        classes = torch.randint(num_classes, (args.rois,), device=device)
-        weights = predictor.all_class_weights()[:, :, None, None]
-
-        def gathered(predictor=predictor, classes=classes):
-            return predictor(features, classes, trunk_features=features)
-
-        def all_classes(weights=weights, classes=classes):
-            return torch.nn.functional.conv2d(features, weights)[index, classes]
-
+        gathered, all_classes = both_ways(num_classes, features)
         torch.testing.assert_close(gathered(), all_classes(), rtol=1e-3, atol=1e-2)
         functions[num_classes, "gathered"] = gathered
         functions[num_classes, "all classes"] = all_classes

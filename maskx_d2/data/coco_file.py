@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from maskx_d2.data.coco_json import category_names, in_order, polygons_with_area, read_checked_json
-from maskx_d2.data.coco_problems import LARGEST, LONGEST_NAME, MIN_POLYGON, category_problems
+from maskx_d2.data.coco_problems import LARGEST, LONGEST_NAME, MIN_POLYGON, category_problems, is_id
 from maskx_d2.data.rle import check_rle, is_image_size
 
 _AT_ONCE = 50_000  # annotations whose polygons are checked together
@@ -147,7 +147,7 @@ def _is_sound(file: CocoFile) -> bool:
 
 def _categories_are_sound(categories: list[dict]) -> bool:
     # Nothing else of a category can be looked at before.
-    are_ids = all(_is_id(category.get("id")) for category in categories)
+    are_ids = all(is_id(category.get("id")) for category in categories)
     return are_ids and not any(problem.is_error for problem in category_problems(categories))
 
 
@@ -225,7 +225,3 @@ def _are_ids(values: Iterable[int]) -> bool:
 
 def _id(image: Image) -> int:
     return image.id
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int and abs(value) < LARGEST

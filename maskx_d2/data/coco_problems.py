@@ -79,7 +79,7 @@ def category_problems(categories: list[dict]) -> Iterator[Problem]:
             detail = f"has the coco_name {shown(category['coco_name'])}, expected a name"
             yield Problem("categories without name", f"category {category['id']}", detail)
         count = category.get("instance_count")
-        if count is not None and not (_is_id(count) and count >= 0):
+        if count is not None and not (is_id(count) and count >= 0):
             detail = f"has the instance_count {shown(count)}, expected a whole number of 0 or more"
             yield Problem("categories with another instance_count", f"category {category['id']}", detail)
     names = [category["name"] for category in categories if isinstance(category.get("name"), str)]
@@ -107,7 +107,7 @@ def _of_images(images: list[dict]) -> Iterator[Problem]:
 
 def _ids(what: str, records: list[dict]) -> Iterator[Problem]:
     for number, record in enumerate(records, start=1):
-        if not _is_id(record.get("id")):
+        if not is_id(record.get("id")):
             detail = f"has the id {shown(record.get('id'))}, expected a whole number"
             yield Problem(f"{_plural(what)} without id", f"{what} number {number}", detail)
 
@@ -218,7 +218,7 @@ def _of_rle(rle: dict, image: dict | None, where: str) -> Iterator[Problem]:
 
 
 def _is_among(identifier, known) -> bool:
-    return _is_id(identifier) and identifier in known
+    return is_id(identifier) and identifier in known
 
 
 def _has_size(image: dict) -> bool:
@@ -230,7 +230,7 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
-def _is_id(value) -> bool:
+def is_id(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 

@@ -1,8 +1,8 @@
 """``PartiallySupervisedCoco``: images and targets of a COCO JSON in which some annotations have no mask."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -99,8 +99,7 @@ class PartiallySupervisedCoco(Dataset):
         return sample if self.transforms is None else self.transforms(sample)
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(NamedTuple):
     """What is held of an image and its N objects."""
 
     image: Image
@@ -112,9 +111,6 @@ class _Record:
 
     masks: list
     """Polygons, RLE, or None where there is no mask or none to be used."""
-
-    def __reduce__(self) -> tuple:
-        return _Record, (self.image, self.boxes, self.labels, self.masks)
 
 
 def training_transforms() -> v2.Transform:

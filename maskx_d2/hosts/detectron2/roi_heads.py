@@ -118,11 +118,17 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         rows = torch.arange(len(features), device=features.device).split([len(i) for i in rois])
         for of_image, of_features in zip(rois, rows, strict=True):
             of_image.row_of_features = of_features
-        rois, _ = select_foreground_proposals(
-            [self._with_others_as_background(i) for i in rois], self.num_classes
-        )
-        rois = [self._at_random(i) for i in rois]
+        rois = [self._at_random(i) for i in self._with_masks(rois)]
         return features[cat([i.row_of_features for i in rois])], rois
+
+    def _with_masks(self, rois: list[Instances]) -> list[Instances]:
+        """
+        Of the positive RoIs of each image those that the mask head is trained on. Detectron2 has looked for
+        the positive ones; here a GPU is waited for once, however many images there are.
+        """
+        marked = [self._with_others_as_background(i) for i in rois]
+        is_chosen = iter((cat([i.gt_classes for i in marked]) < self.num_classes).tolist())
+        return [of_image[[row for row in range(len(of_image)) if next(is_chosen)]] for of_image in rois]
 
 
 def side_behind_res5(side: int) -> int:

@@ -12,6 +12,8 @@ from detectron2.utils.events import EventStorage
 from maskx_d2.hosts.detectron2 import LabelledClasses
 from maskx_d2.hosts.detectron2.config import in_place_of
 
+from ...waits import Waits
+
 CONFIGS = {
     "C4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
     "DC5": "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml",
@@ -104,6 +106,20 @@ def test_every_mask_config_of_detectron2_builds_loads_trains_and_infers(name):
     found = output["instances"]
     assert len(found) > 0 and found.pred_masks.shape == (len(found), HEIGHT, WIDTH)
     assert found.pred_masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize("num_images", [1, 4])
+def test_a_step_of_a_c4_model_waits_for_a_gpu_no_more_often_than_one_of_stock(num_images):
+    def waits(cfg):
+        model = build_model(cfg).train()
+        with EventStorage(), Waits() as counter:
+            sum(model([image_of_two() for _ in range(num_images)]).values()).backward()
+        return counter
+
+    stock = waits(stock_config("C4"))
+    assert stock.counts["nonzero"] > num_images
+    ours = waits(partially_supervised(stock_config("C4")))
+    assert ours.total <= stock.total, (ours.counts, stock.counts)
 
 
 OTHER_ROI_HEADS = pytest.mark.parametrize("name", ["C4", "cascade"])

@@ -29,14 +29,12 @@ def torchvisions(path: Path) -> Callable[[], int]:
 def ours(path: Path, split: str) -> Callable[[], int]:
     from maskx_d2.data.class_splits import classes_with_masks
     from maskx_d2.data.coco_file import read_coco_file
-    from maskx_d2.data.records import Records
-    from maskx_d2.hosts.torchvision.dataset import PartiallySupervisedCoco
+    from maskx_d2.hosts.torchvision.dataset import read_records
 
     file = read_coco_file(path)
     with_masks = classes_with_masks(split, file.class_names)
-    dataset = PartiallySupervisedCoco(file, path.parent, with_masks=with_masks, annotated_only=True)
+    records = read_records(file, with_masks=with_masks, annotated_only=True)
     del file
-    records = Records(dataset._content.numpy(), dataset._ends.numpy())
     return lambda: sum(len(record.boxes) for record in records)
 
 

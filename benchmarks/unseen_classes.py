@@ -42,7 +42,7 @@ from maskx_d2.evaluation.average_precision import average_precision, class_group
 from maskx_d2.evaluation.tables import mean_cell
 from maskx_d2.hosts.torchvision import demo as host
 from maskx_d2.hosts.torchvision import maskx_rcnn_resnet_fpn
-from maskx_d2.hosts.torchvision.dataset import PartiallySupervisedCoco, evaluation_transforms
+from maskx_d2.hosts.torchvision.dataset import PartiallySupervisedCoco, evaluation_transforms, read_records
 from maskx_d2.hosts.torchvision.detections import coco_results
 from maskx_d2.hosts.torchvision.training import load_detector
 from maskx_d2.logs import log_to_file
@@ -224,18 +224,12 @@ class Frozen:
         self.class_rows = model.roi_heads.box_predictor.cls_score.weight[1:].detach()
         self.poolers = {side: MultiScaleRoIAlign(["0", "1", "2", "3"], side, 2) for side in sides}
         torch.manual_seed(seed)
-        train = PartiallySupervisedCoco(
-            read_coco_file(masks or dataset.all_masks_json),
-            dataset.train_images,
-            transforms=evaluation_transforms(),
-        )
+        train = _samples(masks or dataset.all_masks_json, dataset.train_images)
         self.train = [
             tuple(self._rois(model.train(), *_mirrored(*sample) if mirror else sample) for mirror in (0, 1))
             for sample in tqdm((train[i] for i in range(len(train))), "RoIs", len(train), leave=False)
         ]
-        test = PartiallySupervisedCoco(
-            read_coco_file(dataset.test_json), dataset.test_images, transforms=evaluation_transforms()
-        )
+        test = _samples(dataset.test_json, dataset.test_images)
         self.test = [self._detections(model.eval(), *test[i]) for i in range(len(test))]
 
     def build(self, options: dict, roi_side: int = 14) -> nn.Module:
@@ -308,6 +302,11 @@ class Frozen:
         precision = class_precisions(self.ground_truth, results, "segm")
         groups = class_groups(self.with_masks, self.num_classes)
         return {g: average_precision(precision, groups)[g]["AP"] for g in ("A", "B")}
+
+
+def _samples(annotations: Path, images: Path) -> PartiallySupervisedCoco:
+    records = read_records(read_coco_file(annotations))
+    return PartiallySupervisedCoco(records, images, transforms=evaluation_transforms())
 
 
 def _mirrored(image: Tensor, target: dict) -> tuple[Tensor, dict]:

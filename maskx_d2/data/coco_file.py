@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from maskx_d2.data.coco_json import category_names, in_order, polygons_with_area
 from maskx_d2.data.coco_problems import LARGEST, LONGEST_NAME, MIN_POLYGON, category_problems, is_id
 from maskx_d2.data.rle import check_rle, is_image_size
 
+_Content = TypeVar("_Content")
 _AT_ONCE = 50_000  # annotations whose polygons are checked together
 
 
@@ -90,7 +91,7 @@ def read_coco_file(path: Path) -> CocoFile:
         FileNotFoundError, ValueError: see :func:`maskx_d2.data.coco_json.read_checked_json`.
     """
     with _without_collector():
-        file = _read_fast(path) if path.is_file() else None
+        file = _read_fast(path)
         if file is None:
             # Something is wrong or unusual. The other way finds out what and where.
             file = _plain(read_checked_json(path))
@@ -98,15 +99,42 @@ def read_coco_file(path: Path) -> CocoFile:
         return file
 
 
+def read_categories(path: Path) -> list[dict[str, Any]]:
+    """
+    The categories of an annotation file in the order of their ids, without looking at what else is in it.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`maskx_d2.data.coco_json.read_checked_json`.
+    """
+    file = _decoded(path, _Categories)
+    if file is None or not _categories_are_sound(file.categories):
+        return read_coco_file(path).categories
+    return in_order(file.categories)
+
+
+class _Categories(msgspec.Struct):
+    categories: list[dict[str, Any]]
+
+
 def _read_fast(path: Path) -> CocoFile | None:
     """None if the file is not as most are."""
-    if path.stat().st_size == 0:
+    file = _decoded(path, CocoFile)
+    if file is None:
+        return None
+    try:
+        file.images.sort(key=_id)
+        return file if _is_sound(file) else None
+    except (ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _decoded(path: Path, kind: type[_Content]) -> _Content | None:
+    """None if there is no such file, or something else in it."""
+    if not path.is_file() or path.stat().st_size == 0:
         return None
     try:
         with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            file = msgspec.json.decode(content, type=CocoFile)
-        file.images.sort(key=_id)
-        return file if _is_sound(file) else None
+            return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return None
 

@@ -26,7 +26,9 @@ class Records(Sequence):
 
     @classmethod
     def of(cls, elements: Iterable[Any]) -> "Records":
-        """Whatever they come from need not hold all of them at a time."""
+        """Whatever they come from need not hold all of them at a time. Records stay what they are."""
+        if isinstance(elements, Records):
+            return elements
         content, ends = bytearray(), []
         for element in elements:
             content += pickle.dumps(element, protocol=pickle.HIGHEST_PROTOCOL)
@@ -42,7 +44,8 @@ class Records(Sequence):
     @classmethod
     def read(cls, path: Path) -> "Records":
         """A file's, in memory that is shared by all who read it and stays when the file is deleted."""
-        whole = np.memmap(path, dtype=np.uint8, mode="r")
+        # Of what is written to, which torch asks to be allowed, there would be a copy.
+        whole = np.memmap(path, dtype=np.uint8, mode="c")
         (number,) = whole[-8:].view(np.int64)
         start = len(whole) - 8 * (number + 1)
         # The places of the elements need not lie where numbers of eight bytes may.

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from maskx_d2.data import coco_file
-from maskx_d2.data.coco_file import read_coco_file
+from maskx_d2.data.coco_file import read_categories, read_coco_file
 from maskx_d2.data.coco_json import read_coco
 
 from . import awkward
@@ -40,6 +40,7 @@ def _fields(image):
 def test_what_works_is_read_at_once(tmp_path, name, fast_alone):
     path = awkward.write(tmp_path, awkward.changed(awkward.WORKS[name][0]))
     assert_same(read_coco_file(path), path)
+    assert read_categories(path) == read_coco_file(path).categories
 
 
 def test_photographs_with_polygons_and_crowds_are_read_at_once(coco_mini, fast_alone):
@@ -99,3 +100,19 @@ def test_ids_at_the_ends_of_their_range(tmp_path):
         content["annotations"][0]["id"] = identifier
         with pytest.raises(ValueError, match=r"annotation number 1 has the id .*, expected a whole number"):
             read_coco_file(awkward.write(tmp_path, json.loads(json.dumps(content))))
+
+
+def test_categories_are_read_without_what_else_is_wrong_and_named_where_they_are(tmp_path, monkeypatch):
+    content = awkward.changed(lambda content: content["annotations"].append({"id": "no number"}))
+    path = awkward.write(tmp_path, content)
+    with monkeypatch.context() as patched:
+        patched.setattr(coco_file, "read_coco_file", None)
+        found = read_categories(path)
+    ids = [category["id"] for category in content["categories"]]
+    assert [category["id"] for category in found] == sorted(ids)
+    content["categories"].append(content["categories"][0])
+    awkward.write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"^annotation file .*truth.json: "):
+        read_categories(path)
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is no file"):
+        read_categories(tmp_path / "absent.json")

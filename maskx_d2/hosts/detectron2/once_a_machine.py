@@ -1,15 +1,12 @@
-"""What one process of a machine does for all of its processes: reading datasets."""
+"""What one process of a machine does for all of its processes, and what Detectron2 then knows."""
 
-import pickle
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from maskx_d2.data.records import Records
+from maskx_d2 import once_a_machine as any_host
 
 _T = TypeVar("_T")
 _OF_LOADING = ("thing_classes", "thing_dataset_id_to_contiguous_id")
@@ -17,85 +14,48 @@ _OF_LOADING = ("thing_classes", "thing_dataset_id_to_contiguous_id")
 
 def once_a_machine(function: Callable[[], _T], *, datasets: Sequence[str]) -> _T:
     """
-    Call a function in the first process of each machine. All processes of the run must come here.
+    :func:`maskx_d2.once_a_machine.once_a_machine`.
 
     Args:
         function: what it returns must be small, and can be pickled.
         datasets: names of those that it may load. What Detectron2 then knows of them, all processes know.
-
-    Returns:
-        What the function has returned, in the process that called it on this machine.
-
-    Raises:
-        Exception: what it has raised on any machine, in all processes.
     """
-    if comm.get_world_size() == 1:
-        return function()
-    local_rank = comm.get_local_rank()
-    own = _outcome(function, datasets) if local_rank == 0 else None
-    outcomes = comm.all_gather(_that_can_be_sent(own))
-    for outcome in (own, *outcomes):  # of its own error a process has the traceback
-        if isinstance(outcome, Exception):
-            raise outcome
-    result, metadata = outcomes[comm.get_rank() - local_rank]
-    for name, values in metadata.items():
-        MetadataCatalog.get(name).set(**values)
+    result, metadata = any_host.once_a_machine(lambda: (function(), _metadata(datasets)), _ranks())
+    _set(metadata)
     return result
-
-
-def _outcome(function: Callable[[], _T], datasets: Sequence[str]) -> tuple[_T, dict[str, dict]] | Exception:
-    try:
-        result = function()
-    except Exception as error:
-        return error
-    known = {name: MetadataCatalog.get(name).as_dict() for name in datasets}
-    return result, {
-        name: {key: values[key] for key in _OF_LOADING if key in values} for name, values in known.items()
-    }
-
-
-def _that_can_be_sent(outcome: object) -> object:
-    """Some errors cannot be unpickled."""
-    if isinstance(outcome, Exception):
-        try:
-            pickle.loads(pickle.dumps(outcome))
-        except Exception:
-            return RuntimeError(f"{type(outcome).__name__}: {outcome}")
-    return outcome
 
 
 def load_once_a_machine(
     load: Callable[[], tuple[list[dict], _T]], *, datasets: Sequence[str]
 ) -> tuple[Sequence[dict], _T]:
     """
-    Load a dataset in the first process of each machine, for all of them. All processes of the run must come
-    here.
+    :func:`maskx_d2.once_a_machine.load_once_a_machine`.
 
     Args:
         load: returns Detectron2's dicts, and what else all processes shall know, which must be small.
         datasets: see :func:`once_a_machine`.
-
-    Returns:
-        The same; where there are several processes, the dicts as :class:`Records` in memory that those of a
-        machine share.
     """
-    if comm.get_world_size() == 1:
-        return load()
 
-    def write() -> tuple[Path, _T]:
+    def load_with_metadata() -> tuple[list[dict], tuple[_T, dict]]:
         dicts, more = load()
-        with tempfile.NamedTemporaryFile(prefix="maskx_d2_", suffix=".records", delete=False) as file:
-            path = Path(file.name)
-        try:
-            Records.of(dicts).write(path)
-        except BaseException:
-            path.unlink()
-            raise
-        return path, more
+        return dicts, (more, _metadata(datasets))
 
-    path, more = once_a_machine(write, datasets=datasets)
-    records = Records.read(path)
-    comm.synchronize()
-    if comm.get_local_rank() == 0:
-        path.unlink()
-    return records, more
+    dicts, (more, metadata) = any_host.load_once_a_machine(load_with_metadata, _ranks())
+    _set(metadata)
+    return dicts, more
+
+
+def _ranks() -> any_host.Ranks:
+    return any_host.Ranks(comm.get_rank(), comm.get_local_rank(), comm.get_world_size(), comm.all_gather)
+
+
+def _metadata(datasets: Sequence[str]) -> dict[str, dict]:
+    known = {name: MetadataCatalog.get(name).as_dict() for name in datasets}
+    return {
+        name: {key: values[key] for key in _OF_LOADING if key in values} for name, values in known.items()
+    }
+
+
+def _set(metadata: dict[str, dict]) -> None:
+    for name, values in metadata.items():
+        MetadataCatalog.get(name).set(**values)

@@ -10,15 +10,18 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from maskx_d2.data import class_splits
-from maskx_d2.data.coco_file import read_coco_file
-from maskx_d2.data.coco_json import class_names, read_coco
+from maskx_d2.data.coco_file import read_categories, read_coco_file
+from maskx_d2.data.coco_json import category_names, read_coco
 from maskx_d2.data.images import check_images_exist
+from maskx_d2.data.records import Records
 from maskx_d2.hosts.torchvision.dataset import (
     PartiallySupervisedCoco,
     Sample,
     evaluation_transforms,
+    read_records,
     training_transforms,
 )
+from maskx_d2.once_a_machine import Ranks, load_once_a_machine
 
 
 class CocoDataModule(LightningDataModule):
@@ -60,49 +63,68 @@ class CocoDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
 
+    def setup(self, stage: str) -> None:
+        # Here, where all processes are. What the evaluation at the end of a long training needs is there.
+        if stage == "fit":
+            self._training  # noqa: B018
+        self._validation  # noqa: B018
+
     @cached_property
-    def _training(self) -> tuple[PartiallySupervisedCoco, list[str], list[int]]:
-        """The training data, and names and category ids of their classes. The file's rest is not kept."""
-        file = read_coco_file(Path(self.train_json))
-        dataset = PartiallySupervisedCoco(
-            file,
-            Path(self.train_images),
-            with_masks=class_splits.classes_with_masks(self.split, file.class_names),
-            transforms=training_transforms(),
-            annotated_only=True,
-        )
-        return dataset, file.class_names, [category["id"] for category in file.categories]
+    def _training(self) -> PartiallySupervisedCoco:
+        """Each machine reads the annotations once, and their rest is not kept."""
+
+        def load() -> tuple[Records, None]:
+            file = read_coco_file(Path(self.train_json))
+            with_masks = class_splits.classes_with_masks(self.split, file.class_names)
+            return read_records(file, with_masks=with_masks, annotated_only=True), None
+
+        records, _ = load_once_a_machine(load, self._ranks)
+        return PartiallySupervisedCoco(records, Path(self.train_images), transforms=training_transforms())
+
+    @cached_property
+    def _validation(self) -> PartiallySupervisedCoco:
+        """Of the same classes, and all images are there."""
+
+        def load() -> tuple[Records, None]:
+            file = read_coco_file(Path(self.val_json))
+            if self.class_names != file.class_names:
+                raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
+            check_images_exist(Path(self.val_images) / image.file_name for image in file.images)
+            return read_records(file), None
+
+        records, _ = load_once_a_machine(load, self._ranks)
+        return PartiallySupervisedCoco(records, Path(self.val_images), transforms=evaluation_transforms())
+
+    @property
+    def _ranks(self) -> Ranks:
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return Ranks()
+        return Ranks(trainer.global_rank, trainer.local_rank, trainer.world_size)
 
     @cached_property
     def val_coco(self) -> COCO:
-        """The ground truth of evaluation."""
-        coco = read_coco(Path(self.val_json))
-        self._check_classes(class_names(coco))
-        return coco
+        """The ground truth, for the process that evaluates."""
+        return read_coco(Path(self.val_json))
 
-    def _check_classes(self, of_validation: list[str]) -> None:
-        if self.class_names != of_validation:
-            raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
-
-    def setup(self, stage: str) -> None:
-        # What the evaluation at the end of a long training needs is there.
-        folder = Path(self.val_images)
-        check_images_exist(folder / record["file_name"] for record in self.val_coco.imgs.values())
+    @cached_property
+    def _categories(self) -> list[dict]:
+        return read_categories(Path(self.train_json))
 
     @property
     def class_names(self) -> list[str]:
         """Names of the K classes in the order of their contiguous indices."""
-        return self._training[1]
+        return category_names(self._categories)
 
     @property
     def category_ids(self) -> list[int]:
         """Category id of each class."""
-        return self._training[2]
+        return [category["id"] for category in self._categories]
 
     @property
     def has_masks(self) -> bool:
         """Whether there is any mask to train with."""
-        return self._training[0].has_masks
+        return self._training.has_masks
 
     @property
     def evaluated_with_masks(self) -> list[int]:
@@ -110,7 +132,7 @@ class CocoDataModule(LightningDataModule):
         return class_splits.classes_with_masks(self.class_split or self.split, self.class_names)
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self._training[0]
+        dataset = self._training
         if len(dataset) == 0:
             raise ValueError(f"{self.train_json} has no image with an object, expected one at least")
         trainer = self.trainer
@@ -128,10 +150,7 @@ class CocoDataModule(LightningDataModule):
         return self._loader(dataset, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        file = read_coco_file(Path(self.val_json))
-        self._check_classes(file.class_names)
-        dataset = PartiallySupervisedCoco(file, Path(self.val_images), transforms=evaluation_transforms())
-        return self._loader(dataset)
+        return self._loader(self._validation)
 
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
         return DataLoader(

@@ -21,62 +21,75 @@ from maskx_d2.hosts.torchvision.roi_heads import Target
 Sample = tuple[torch.Tensor, Target]
 
 
+def read_records(
+    file: CocoFile, *, with_masks: Collection[int] | None = None, annotated_only: bool = False
+) -> Records:
+    """
+    What :class:`PartiallySupervisedCoco` holds of an annotation file.
+
+    Args:
+        file: the annotations.
+        with_masks: contiguous indices of the classes whose masks may be used; None for all.
+        annotated_only: whether to leave out images without an object, as in training.
+    """
+    category_ids = [category["id"] for category in file.categories]
+    label_of = {category_id: i + 1 for i, category_id in enumerate(category_ids)}
+    allowed = {category_ids[i] for i in (range(len(category_ids)) if with_masks is None else with_masks)}
+
+    def record(image: Image, objects: list[Annotation]) -> _Record:
+        return _Record(
+            image=image,
+            boxes=np.array([a.bbox for a in objects], dtype=np.float32).reshape(-1, 4),
+            labels=np.array([label_of[a.category_id] for a in objects], dtype=np.int64),
+            masks=[a.mask if a.category_id in allowed else None for a in objects],
+        )
+
+    objects = ((i, [a for a in of_image if not a.iscrowd]) for i, of_image in file.by_image())
+    return Records.of(record(i, kept) for i, kept in objects if kept or not annotated_only)
+
+
 class PartiallySupervisedCoco(Dataset):
     """
     Samples are what torchvision's detection models take, an image and a target with ``boxes``,
     ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks``, ``has_mask``
-    and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and its class is in
-    ``with_masks``; the mask of one that has not is empty. Crowd regions are left out.
+    and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and its class is one
+    whose masks may be used; the mask of one that has not is empty. Crowd regions are left out.
     """
 
     def __init__(
         self,
-        file: CocoFile,
+        records: Records,
         image_root: Path,
         *,
-        with_masks: Collection[int] | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
-        annotated_only: bool = False,
     ):
         """
         Args:
-            file: the annotations, of which the dataset holds what it needs.
+            records: of :func:`read_records`.
             image_root: the folder that their file names are relative to.
-            with_masks: contiguous indices of the classes whose masks may be used; None for all.
             transforms: torchvision's v2 transforms.
-            annotated_only: whether to leave out images without an object, as in training.
         """
         if not image_root.is_dir():
             raise FileNotFoundError(f"image folder {image_root} is no folder")
         self.image_root = image_root
         self.transforms = transforms
-        category_ids = [category["id"] for category in file.categories]
-        self._label_of = {category_id: i + 1 for i, category_id in enumerate(category_ids)}
-        allowed = range(len(category_ids)) if with_masks is None else with_masks
-        self._ids_with_masks = {category_ids[i] for i in allowed}
-        self.has_masks = False
-        """Whether any instance has a mask that may be used."""
-
-        objects = ((i, [a for a in of_image if not a.iscrowd]) for i, of_image in file.by_image())
-        records = Records.of(self._record(i, kept) for i, kept in objects if kept or not annotated_only)
         # Tensors: worker processes that are not forked share these alone.
         self._content, self._ends = torch.from_numpy(records.content), torch.from_numpy(records.ends)
 
-    def _record(self, image: Image, objects: list[Annotation]) -> "_Record":
-        masks = [a.mask if a.category_id in self._ids_with_masks else None for a in objects]
-        self.has_masks |= any(masks)
-        return _Record(
-            image=image,
-            boxes=np.array([a.bbox for a in objects], dtype=np.float32).reshape(-1, 4),
-            labels=np.array([self._label_of[a.category_id] for a in objects], dtype=np.int64),
-            masks=masks,
-        )
+    @property
+    def has_masks(self) -> bool:
+        """Whether any instance has a mask that may be used."""
+        return any(any(record.masks) for record in self._records)
+
+    @property
+    def _records(self) -> Records:
+        return Records(self._content.numpy(), self._ends.numpy())
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Sample:
-        record = Records(self._content.numpy(), self._ends.numpy())[index]
+        record = self._records[index]
         path = self.image_root / record.image.file_name
         image = v2.functional.to_image(read_image(path))
         height, width = image.shape[-2:]

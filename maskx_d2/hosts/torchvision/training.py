@@ -25,6 +25,7 @@ from maskx_d2.evaluation.run_files import (
 from maskx_d2.evaluation.tables import group_table
 from maskx_d2.hosts.torchvision.detections import coco_results
 from maskx_d2.hosts.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
+from maskx_d2.once_a_machine import all_gather
 
 # Where torchvision's names of the losses are not those of Detectron2, under which both hosts log them.
 _LOSS_NAMES = {
@@ -217,10 +218,9 @@ class TrainingModule(LightningModule):
 
     def _gather_results(self) -> list[dict]:
         """Of all ranks, each image once: a sampler may give one to two ranks to make their shares equal."""
-        shares: list[dict | None] = [self._results]
+        shares = [self._results]
         if self.trainer.world_size > 1:
-            shares = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, self._results)
+            shares = all_gather(self._results)
         of_image = {image_id: found for share in shares for image_id, found in share.items()}
         return [result for image_id in sorted(of_image) for result in of_image[image_id]]
 

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses
 
-from . import ranks, tiny
+from ... import ranks
+from . import tiny
 
 STEPS = 5
 REPOSITORY = Path(__file__).resolve().parents[3]

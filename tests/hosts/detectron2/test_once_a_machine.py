@@ -12,7 +12,8 @@ from maskx_d2.hosts.detectron2 import Trainer, data_loader, datasets
 from maskx_d2.hosts.detectron2.class_split import class_names
 from maskx_d2.hosts.detectron2.once_a_machine import load_once_a_machine, once_a_machine
 
-from . import ranks, tiny
+from ... import ranks
+from . import tiny
 
 
 def test_a_process_alone_calls_and_gets_what_is_there():

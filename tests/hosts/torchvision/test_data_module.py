@@ -3,9 +3,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch.multiprocessing as mp
 
 from maskx_d2.data import shapes
+from maskx_d2.hosts.torchvision import data_module as module_of_class
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule, ShuffledStream
+
+from ... import ranks
 
 
 def data_module(dataset, **options):
@@ -117,3 +121,43 @@ def test_it_says_whether_there_is_a_mask_to_train_with(dataset, tmp_path):
     assert data_module(dataset).has_masks
     assert data_module(dataset, classes_with_masks=str(dataset.split_file)).has_masks
     assert not data_module(dataset, classes_with_masks=str(split)).has_masks
+
+
+def _rank(rank, dataset, folder):
+    """Of two processes of a machine: what it reads, and what it has then."""
+    ranks.join(rank, folder)
+    files_read = []
+    read = module_of_class.read_coco_file
+    module_of_class.read_coco_file = lambda path: files_read.append(path.name) or read(path)
+
+    def data(**options):
+        module = data_module(dataset, **options)
+        module.trainer.world_size, module.trainer.global_rank, module.trainer.local_rank = 2, rank, rank
+        return module
+
+    module = data(classes_with_masks=str(dataset.split_file))
+    module.setup("fit")
+    trained_on = [int(t["image_id"]) for _, targets in module.train_dataloader() for t in targets]
+    tested_on = [int(t["image_id"]) for _, targets in module.val_dataloader() for t in targets]
+    errors = []
+    for name, value in (("classes_with_masks", "voc"), ("val_images", folder / "absent")):
+        broken = data()
+        setattr(broken, "split" if name == "classes_with_masks" else name, value)
+        try:
+            broken.setup("fit")
+        except (ValueError, FileNotFoundError) as error:
+            errors.append(str(error))
+    result = {"read": files_read, "trained_on": trained_on, "tested_on": tested_on, "errors": errors}
+    (folder / f"{rank}.json").write_text(json.dumps({**result, "has_masks": module.has_masks}))
+    ranks.leave()
+
+
+def test_of_two_processes_one_reads_and_both_have_it(dataset, tmp_path):
+    mp.spawn(_rank, args=(dataset, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["read"][:2] == ["train.json", "test.json"] and second["read"] == []
+    assert sorted(first["trained_on"] + second["trained_on"]) == sorted([*range(1, 11)])
+    assert first["tested_on"] == second["tested_on"] and len(first["tested_on"]) == 4  # Lightning deals out
+    assert first["has_masks"] is second["has_masks"] is True
+    split, images = first["errors"]
+    assert "split 'voc' names" in split and "absent" in images and second["errors"] == first["errors"]

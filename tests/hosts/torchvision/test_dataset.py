@@ -11,6 +11,7 @@ from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.hosts.torchvision.dataset import (
     PartiallySupervisedCoco,
     evaluation_transforms,
+    read_records,
     training_transforms,
 )
 
@@ -53,7 +54,13 @@ def folder(tmp_path):
 
 
 def dataset(folder, **options):
-    return PartiallySupervisedCoco(read_coco_file(folder / "truth.json"), folder, **options)
+    return of_file(folder / "truth.json", folder, **options)
+
+
+def of_file(path, images, *, transforms=None, **options):
+    return PartiallySupervisedCoco(
+        read_records(read_coco_file(path), **options), images, transforms=transforms
+    )
 
 
 def test_targets_have_every_instance_and_say_which_has_a_mask(folder):
@@ -137,7 +144,7 @@ def test_worker_processes_give_the_same_samples(folder):
 
 def test_errors_name_the_file(folder):
     with pytest.raises(FileNotFoundError, match=r"image folder .*absent is no folder"):
-        PartiallySupervisedCoco(read_coco_file(folder / "truth.json"), folder / "absent")
+        of_file(folder / "truth.json", folder / "absent")
     (folder / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"image .*a.png does not exist"):
         dataset(folder)[1]
@@ -156,7 +163,7 @@ def test_errors_name_the_file(folder):
 def test_what_works_is_trained_on(tmp_path, name):
     change, count, has_mask = awkward.WORKS[name]
     path = awkward.write(tmp_path, awkward.changed(change))
-    data = PartiallySupervisedCoco(read_coco_file(path), tmp_path, transforms=training_transforms())
+    data = of_file(path, tmp_path, transforms=training_transforms())
     _, target = data[0]
     assert target["image_id"] == 1 and len(target["labels"]) == count
     assert target["has_mask"].tolist() == [has_mask, True][:count]
@@ -164,7 +171,7 @@ def test_what_works_is_trained_on(tmp_path, name):
 
 
 def test_a_truncated_image_is_named(tmp_path):
-    data = PartiallySupervisedCoco(read_coco_file(awkward.write(tmp_path)), tmp_path)
+    data = of_file(awkward.write(tmp_path), tmp_path)
     image = tmp_path / "1.png"
     image.write_bytes(image.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"1.png cannot be read as an image: .*truncated"):

@@ -1,0 +1,111 @@
+"""What one process of a machine does for all of its processes: reading datasets."""
+
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from maskx_d2.data.records import Records
+
+_T = TypeVar("_T")
+
+
+def all_gather(value: object) -> list:
+    """What each process of torch's default group has given, in the order of their ranks."""
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of a run this is. Those of a machine have ranks that follow each other."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among the processes of its machine."""
+
+    world_size: int = 1
+    all_gather: Callable[[object], list] = all_gather
+    """Gives a value to all processes, which must all come there, and returns theirs, by rank."""
+
+
+def once_a_machine(function: Callable[[], _T], ranks: Ranks) -> _T:
+    """
+    Call a function in the first process of each machine. All processes of the run must come here.
+
+    Args:
+        function: what it returns must be small, and can be pickled.
+        ranks: of this process.
+
+    Returns:
+        What the function has returned, in the process that called it on this machine.
+
+    Raises:
+        Exception: what it has raised on any machine, in all processes.
+    """
+    if ranks.world_size == 1:
+        return function()
+    own = _outcome(function) if ranks.local_rank == 0 else None
+    outcomes = ranks.all_gather(_that_can_be_sent(own))
+    for outcome in (own, *outcomes):  # of its own error a process has the traceback
+        if isinstance(outcome, Exception):
+            raise outcome
+    (result,) = outcomes[ranks.rank - ranks.local_rank]
+    return result
+
+
+def _outcome(function: Callable[[], _T]) -> tuple[_T] | Exception:
+    try:
+        return (function(),)
+    except Exception as error:
+        return error
+
+
+def _that_can_be_sent(outcome: object) -> object:
+    """Some errors cannot be unpickled."""
+    if isinstance(outcome, Exception):
+        try:
+            pickle.loads(pickle.dumps(outcome))
+        except Exception:
+            return RuntimeError(f"{type(outcome).__name__}: {outcome}")
+    return outcome
+
+
+def load_once_a_machine(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) -> tuple[Sequence, _T]:
+    """
+    Load a dataset in the first process of each machine, for all of them. All processes of the run must come
+    here.
+
+    Args:
+        load: returns a dataset's records, and what else all processes shall know, which must be small.
+        ranks: of this process.
+
+    Returns:
+        The same; where there are several processes, the records as :class:`Records` in memory that those of
+        a machine share.
+    """
+    if ranks.world_size == 1:
+        return load()
+
+    def write() -> tuple[Path, _T]:
+        records, more = load()
+        with tempfile.NamedTemporaryFile(prefix="maskx_d2_", suffix=".records", delete=False) as file:
+            path = Path(file.name)
+        try:
+            Records.of(records).write(path)
+        except BaseException:
+            path.unlink()
+            raise
+        return path, more
+
+    path, more = once_a_machine(write, ranks)
+    records = Records.read(path)
+    ranks.all_gather(None)  # all have it
+    if ranks.local_rank == 0:
+        path.unlink()
+    return records, more

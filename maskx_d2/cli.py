@@ -1,7 +1,9 @@
 """The ``maskx`` command."""
 
 import argparse
+import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +14,11 @@ from tqdm import tqdm
 
 from maskx_d2.data.printable import printable
 from maskx_d2.exits import FOUND_ERRORS, one_sentence
-from maskx_d2.requirements import has_detectron2, need_detectron2, need_ray
+from maskx_d2.requirements import has_detectron2, need_detectron2, need_gradio, need_ray
 
 HOSTS = ("detectron2", "torchvision")
+_DEMO_FOLDER = Path("output/demo")
+_NUM_EXAMPLES = 6
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "class-agnostic mask head, Mask^X, Mask^X with box supervision and an oracle that has all masks, "
         "and compare them on classes without masks.",
     )
-    demo.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
+    demo.add_argument("--output", type=Path, default=_DEMO_FOLDER, metavar="DIR")
     demo.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of data and training")
     demo.add_argument(
         "--seeds",
@@ -105,6 +109,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_overrides(predict)
     predict.set_defaults(run=lambda args: _predict(args) if args.ray is None else _predict_on_ray(args))
+
+    app = commands.add_parser(
+        "app",
+        help="a page in the browser: drop an image on it and see masks",
+        description="A page on this machine that shows what a model finds in an image, or two models side "
+        f"by side. Without --weights it is the best model of the demo in {_DEMO_FOLDER}, with images of it "
+        "to choose from.",
+    )
+    _add_model_arguments(app, required=False)
+    app.add_argument("--compare-weights", metavar="FILE", help="checkpoint of a second model")
+    app.add_argument("--compare-config-file", metavar="FILE", help="its config, if it needs one")
+    app.add_argument("--images", type=Path, metavar="DIR", help="folder of images to choose from")
+    app.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="whom to answer: this machine alone (the default), or with 0.0.0.0 all that can reach it",
+    )
+    app.add_argument(
+        "--port", type=_at_least(1), metavar="N", help="the first free one from 7860 on, if not given"
+    )
+    app.add_argument(
+        "--max-upload", type=_at_least(1), default=30, metavar="MIB", help="of an image file, default 30"
+    )
+    app.set_defaults(run=_app)
 
     fill = commands.add_parser(
         "fill-masks",
@@ -237,13 +265,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--config-file",
         metavar="FILE",
         help="config of the model; a .ckpt of the torchvision host needs none",
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the model")
+    parser.add_argument("--weights", required=required, metavar="FILE", help="checkpoint of the model")
 
 
 def _add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
@@ -306,6 +334,67 @@ def _demo(args: argparse.Namespace) -> None:
         schedule=demo.QUICK if args.quick else demo.FULL,
         paper=args.paper,
     )
+
+
+def _app(args: argparse.Namespace) -> None:
+    need_gradio("maskx app")
+    from maskx_d2.detector import load_detector
+    from maskx_d2.predict import find_images
+
+    files = {
+        (args.weights, args.config_file): "--config-file",
+        (args.compare_weights, args.compare_config_file): "--compare-config-file",
+    }
+    for (weights, config_file), option in files.items():
+        if weights is None and config_file is not None:
+            raise ValueError(f"{option} is given without the weights of its model")
+    images = args.images
+    models = [(weights, config_file) for weights, config_file in files if weights is not None]
+    if args.weights is None:
+        models = [_demo_model(), *models]
+        images = images or _demo_images(Path(models[0][0]))
+    titles = _titles([weights for weights, _ in models])
+    detectors = {t: load_detector(*model) for t, model in zip(titles, models, strict=True)}
+    examples = [] if images is None else find_images([images])[:_NUM_EXAMPLES]
+    with tempfile.TemporaryDirectory(prefix="maskx_d2_") as folder:
+        # Uploads go with the page. Gradio makes it as it is imported; its own may be another user's.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        from maskx_d2.app import serve
+
+        serve(
+            detectors,
+            folder=Path(folder),
+            examples=examples,
+            address=args.address,
+            port=args.port,
+            max_upload=args.max_upload,
+        )
+
+
+def _demo_model() -> tuple[str, str | None]:
+    """Weights and config of the best one that a demo has left."""
+    from maskx_d2.demo import best_model
+
+    folder = best_model(_DEMO_FOLDER)
+    if folder is None:
+        raise ValueError(
+            f"--weights is not given, and {_DEMO_FOLDER} has no demo: run maskx demo, whose best model is "
+            "shown then"
+        )
+    weights = folder / "model_final.ckpt"
+    if weights.is_file():
+        return str(weights), None
+    return str(folder / "model_final.pth"), str(folder / "config.yaml")
+
+
+def _demo_images(weights: Path) -> Path:
+    return weights.parents[1] / "dataset" / "test"
+
+
+def _titles(paths: list[str]) -> list[str]:
+    """Of models: their folders' names, or, where two have one name, their paths."""
+    names = [Path(path).resolve().parent.name for path in paths]
+    return names if len(set(names)) == len(names) else paths
 
 
 def _predict(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskx_d2.data import shapes
-from maskx_d2.data.files import write_json, write_png
+from maskx_d2.data.files import load_json, write_json, write_png
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE
@@ -169,6 +169,24 @@ def run_demo(
     print(f"\nMean ± standard deviation of {len(seeds)} seeds\n\n{_table(of_seeds)}\n")
     print(f"Pictures, weights and logs of each:  {output}/seed_{seeds[0]} ...")
     print(f"All figures:                         {output / 'results.json'}")
+
+
+def best_model(output: Path) -> Path | None:
+    """
+    The folder of the mask head with the highest mask AP on B, but for the oracle, which had masks of them.
+
+    Args:
+        output: of :func:`run_demo`; of several seeds it is one of the first.
+
+    Returns:
+        None if no demo was run there, or not to its end.
+    """
+    for folder in (output, *sorted(output.glob("seed_*"))):
+        results = folder / "results.json"
+        if (folder / "stage1").is_dir() and results.is_file():
+            on_b = {name: r["segm"]["B"]["AP"] for name, r in load_json(results, what="results").items()}
+            return folder / max(on_b.keys() - {"oracle"}, key=on_b.get)
+    return None
 
 
 def _run_seed(

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 _INSTALL_RAY = "pip install 'ray[data]>=2.50'"
+_INSTALL_GRADIO = "pip install 'gradio>=6,<7'"
 _INSTALL_DETECTRON2 = (
     "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
     "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
@@ -16,6 +17,15 @@ def need_ray(what: str) -> None:
     """
     if not (find_spec("ray") and find_spec("pyarrow")):
         raise ValueError(f"{what} needs Ray Data, which is not installed: {_INSTALL_RAY}")
+
+
+def need_gradio(what: str) -> None:
+    """
+    Raises:
+        ValueError: Gradio, which ``what`` needs, is not installed.
+    """
+    if not find_spec("gradio"):
+        raise ValueError(f"{what} needs Gradio, which is not installed: {_INSTALL_GRADIO}")
 
 
 def has_detectron2() -> bool:

@@ -38,6 +38,7 @@ LONGEST = (
     "test_benchmarks.py",
     "hosts/torchvision/test_training.py",
     "test_on_ray.py",
+    "test_app.py",
     "hosts/detectron2/test_predict.py",
     "hosts/detectron2/test_distributed.py",
     "hosts/detectron2/test_train_net.py",

@@ -120,6 +120,13 @@ def test_a_host_that_is_not_installed_is_named_with_its_install_command(capsys, 
         assert "needs Detectron2, which is not installed: pip install --no-build-isolation" in line
 
 
+def test_without_gradio_its_install_command_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    assert "maskx app needs Gradio, which is not installed: pip install 'gradio>=6,<7'" in failure(
+        capsys, "app"
+    )
+
+
 def test_without_ray_its_install_command_is_named(capsys, monkeypatch):
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     for arguments in (["predict", "images"], ["fill-masks", "a.json", "images"]):

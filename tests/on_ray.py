@@ -1,4 +1,4 @@
-"""A detector with and without Ray, for tests of both hosts."""
+"""A detector with and without Ray."""
 
 import contextlib
 import os
@@ -21,18 +21,16 @@ NUM_IMAGES = 16
 
 
 @contextlib.contextmanager
-def two_cpus(folder: Path, *, with_detectron2: bool):
+def two_cpus(folder: Path):
     """
-    Ray on this machine.
+    Ray on this machine, as if Detectron2 were not installed, which each process takes seconds to import.
 
     Args:
         folder: for a file that its processes start with.
-        with_detectron2: or as if it were not installed, which each process would take seconds to import.
     """
     paths = os.environ.get("PYTHONPATH", "")
-    if not with_detectron2:
-        (folder / "sitecustomize.py").write_text(HIDE_DETECTRON2)
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths.split(os.pathsep)])
+    (folder / "sitecustomize.py").write_text(HIDE_DETECTRON2)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths.split(os.pathsep)])
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield
@@ -75,15 +73,11 @@ def killed_once(detector: Detector, marker: Path) -> Detector:
     return KilledOnce()
 
 
-def check_detector(
-    detector: Detector, folder: Path, *, also_masks_in_boxes: bool, with_detectron2: bool
-) -> None:
+def check_detector(detector: Detector, folder: Path) -> None:
     """
     Args:
         detector: one that finds something everywhere.
         folder: to work in.
-        also_masks_in_boxes: or what it detects alone.
-        with_detectron2: whether the detector needs it.
     """
     rng = np.random.default_rng(0)
     paths = [str(folder / f"{i}.png") for i in range(1, NUM_IMAGES + 1)]
@@ -92,7 +86,7 @@ def check_detector(
     threads = torch.get_num_threads()
     # As many as Ray gives its workers: sums depend on how they are split.
     torch.set_num_threads(1)
-    with two_cpus(folder, with_detectron2=with_detectron2):
+    with two_cpus(folder):
         expected = {}
         scores = sorted(d["score"] for d in detector.coco_results([Image.open(paths[0])], [1])[0])
         min_score = scores[-3]
@@ -110,11 +104,10 @@ def check_detector(
                 assert detection.pop("category_name") == detector.style.names[detection["category_id"]]
         assert {row["path"]: row["detections"] for row in rows} == expected
 
-        if also_masks_in_boxes:
-            of_images = _boxes_of(expected)
-            here = find_masks(detector, of_images, batch_size=1)
-            on_ray = find_masks_on_ray(detector, of_images, batch_size=1)
-            assert _by_annotation(on_ray) == _by_annotation(here)
+        of_images = _boxes_of(expected)
+        here = find_masks(detector, of_images, batch_size=1)
+        on_ray = find_masks_on_ray(detector, of_images, batch_size=1)
+        assert _by_annotation(on_ray) == _by_annotation(here)
     torch.set_num_threads(threads)
 
 

@@ -8,7 +8,7 @@ import shutil
 
 import pycocotools.mask as mask_util
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskx_d2.data.class_names import read_class_names
@@ -102,6 +102,7 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@settings(max_examples=settings().max_examples // 3)  # a report takes a second
 @given(
     st.sampled_from(["evaluation.json", "coco_instances_results.json", "metrics.json"]),
     st.data(),

@@ -86,7 +86,7 @@ def make_detector(breaks_after: Path | None = None):
 @pytest.fixture(scope="module", autouse=True)
 def begun(tmp_path_factory):
     """Here, so that it is begun once for all tests; the commands' tests begin their own."""
-    with two_cpus(tmp_path_factory.mktemp("ray"), with_detectron2=False):
+    with two_cpus(tmp_path_factory.mktemp("ray")):
         yield
 
 

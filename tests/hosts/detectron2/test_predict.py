@@ -1,10 +1,13 @@
+import io
 import json
-import subprocess
-import sys
+import multiprocessing
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import ray
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from PIL import Image
@@ -15,15 +18,20 @@ from maskx_d2.detector import KnownObjects
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
 from maskx_d2.hosts.detectron2 import Trainer
 from maskx_d2.hosts.detectron2.command_line import read_config
+from maskx_d2.hosts.detectron2.datasets import register_datasets
 from maskx_d2.hosts.detectron2.predict import Detectron2Detector
 
-from ... import on_ray
 from . import tiny
 
 
 def maskx(*arguments):
-    command = [sys.executable, "-m", "maskx_d2", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    """The command, in this process: a new one would import Detectron2 each time."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            code = cli.main(list(map(str, arguments)))
+        except SystemExit as stopped:
+            code = stopped.code
+    return SimpleNamespace(returncode=code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +83,28 @@ def test_the_command_fills_masks(model, shapes_dataset, tmp_path):
     assert not (tmp_path / "no.json").exists()
 
 
-def test_on_ray_it_finds_what_it_finds_without(model, tmp_path):
+def _find(path, image, queue):
+    detector = ray.cloudpickle.loads(path.read_bytes())
+    torch.set_num_threads(1)
+    queue.put(detector.coco_results([image], [1])[0])
+
+
+def test_sent_to_another_process_as_by_ray_it_finds_the_same(model, shapes_dataset, tmp_path):
+    """On Ray itself it is tested with torchvision's detector, and with one whose processes are killed."""
     detector = Detectron2Detector(read_config(str(model[1]), ["MODEL.WEIGHTS", str(model[3])]))
-    on_ray.check_detector(detector, tmp_path, also_masks_in_boxes=False, with_detectron2=True)
+    with Image.open(sorted(shapes_dataset.test_images.iterdir())[0]) as image:
+        image = image.convert("RGB")
+    (tmp_path / "detector").write_bytes(ray.cloudpickle.dumps(detector))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_find, args=(tmp_path / "detector", image, queue))
+    process.start()
+    found = queue.get(timeout=120)
+    process.join()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on how they are split
+    assert found and found == detector.coco_results([image], [1])[0]
+    torch.set_num_threads(threads)
 
 
 def test_all_kinds_of_images_are_drawn_and_written(model, tmp_path):
@@ -200,6 +227,13 @@ def test_test_time_augmentation_that_changes_nothing_finds_the_same_and_a_flip_d
     cfg = read_config(str(run / "config.yaml"), overrides).clone()
     cfg.defrost()
     cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST
+    truth = json.loads((quick_demo[0] / "dataset" / "annotations" / "test.json").read_text())
+    truth["images"] = truth["images"][:30]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] <= truth["images"][-1]["id"]]
+    (tmp_path / "few.json").write_text(json.dumps(truth))
+    cfg.DATASETS.REGISTER = [["few", str(tmp_path / "few.json"), str(quick_demo[0] / "dataset" / "test")]]
+    register_datasets(cfg)
+    cfg.DATASETS.TEST = ("few",)
     model = Trainer.build_model(cfg)
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     plain = Trainer.test(cfg, model)

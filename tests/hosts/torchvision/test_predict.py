@@ -133,9 +133,7 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
 
 
 def test_on_ray_it_finds_what_it_finds_without(checkpoint, tmp_path):
-    on_ray.check_detector(
-        TorchvisionDetector(checkpoint), tmp_path, also_masks_in_boxes=True, with_detectron2=False
-    )
+    on_ray.check_detector(TorchvisionDetector(checkpoint), tmp_path)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x", "nonsense"])

@@ -2,17 +2,28 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
 
 _LOGGERS = ("detectron2", "fvcore", "lightning", "maskx_d2", "py.warnings", "torch")
 
 
 @contextlib.contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Send what the hosts log and what COCOeval prints to a file instead of the screen."""
+def log_to_file(path: Path, *, on_screen: Sequence[str] = ()) -> Iterator[None]:
+    """
+    Send what the hosts log and what COCOeval prints to a file instead of the screen.
+
+    Args:
+        path: of the file, which is added to.
+        on_screen: names of the loggers whose messages are shown, too, above progress bars.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
+    shown = _OnScreen(sys.stdout)
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s"))
@@ -22,13 +33,26 @@ def log_to_file(path: Path) -> Iterator[None]:
             of_host = logger.name in _LOGGERS
             logger.handlers, logger.propagate = ([handler] if of_host else []), not of_host
             logger.setLevel(logging.INFO)
+        for name in on_screen:
+            logging.getLogger(name).addHandler(shown)
         try:
             yield
         finally:
+            for name in on_screen:
+                logging.getLogger(name).removeHandler(shown)
             logging.captureWarnings(False)
             for logger, (handlers, propagate, level) in before.items():
                 logger.handlers, logger.propagate = handlers, propagate
                 logger.setLevel(level)
+
+
+class _OnScreen(logging.Handler):
+    def __init__(self, stream: TextIO):
+        super().__init__()
+        self.stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
 
 
 def _loggers() -> Iterator[logging.Logger]:

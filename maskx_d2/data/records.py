@@ -49,7 +49,7 @@ class Records(Sequence):
         (number,) = whole[-8:].view(np.int64)
         start = len(whole) - 8 * (number + 1)
         # The places of the elements need not lie where numbers of eight bytes may.
-        return cls(whole[:start], np.frombuffer(whole[start:-8].tobytes(), dtype=np.int64))
+        return cls(whole[:start], np.array(whole[start:-8]).view(np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -1,6 +1,7 @@
 """The files that a training run leaves, whichever its host: writing and reading them."""
 
 import contextlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Annotated, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
+from tabulate import tabulate
 from typing_extensions import NotRequired
 
-from maskx_d2.data.files import file_digest, write_json
+from maskx_d2.data.files import file_digest, load_json, write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, frequency_thirds
-from maskx_d2.evaluation.tables import Results
+from maskx_d2.evaluation.tables import Results, group_table
 
 EVALUATION_FOLDER = "inference"
 RESULTS_FILE = "ap_by_group.json"
@@ -27,6 +29,7 @@ DETECTIONS_FILE = "coco_instances_results.json"
 METRICS_FILE = "metrics.json"
 """Losses, learning rate and results, a line of JSON for each time they were logged."""
 
+LOG_FILE = "log.txt"
 
 _Content = TypeVar("_Content")
 
@@ -70,6 +73,30 @@ class Evaluation:
     def has_two_sides(self) -> bool:
         """Whether there are classes in B."""
         return len(self.with_masks) < len(self.class_names)
+
+
+def read_table(folder: str | Path) -> str | None:
+    """Of an evaluation folder, see :func:`maskx_d2.evaluation.tables.group_table`; None if it has none."""
+    path = Path(folder) / RESULTS_FILE
+    return group_table(load_json(path, what="results")) if path.is_file() else None
+
+
+_CONTENTS = {
+    "model_final.*": "the weights",
+    "last.ckpt": "to go on with",
+    "last_checkpoint": "which checkpoint to go on with",
+    EVALUATION_FOLDER: "AP and detections",
+    METRICS_FILE: "losses",
+    "events.out.tfevents*": "losses for TensorBoard",
+    LOG_FILE: "all else that was said",
+}
+
+
+def contents(folder: Path) -> str:
+    """What a run has left in its folder, for those who look for it."""
+    found = {what: next(folder.glob(name), None) for name, what in _CONTENTS.items()}
+    table = tabulate([(path.name, what) for what, path in found.items() if path], tablefmt="plain")
+    return f"In {folder}:\n{textwrap.indent(table, '  ')}"
 
 
 def evaluation_of(

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,21 +14,24 @@ import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import HookBase, default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from maskx_d2.config_files import check_yaml
 from maskx_d2.data.images import check_images_exist
-from maskx_d2.evaluation.run_files import METRICS_FILE
+from maskx_d2.evaluation.run_files import LOG_FILE, METRICS_FILE, contents, read_table
 from maskx_d2.exits import one_sentence
+from maskx_d2.hosts.detectron2 import data_loader
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
 from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_names, load_dataset
 from maskx_d2.hosts.detectron2.config import load_config
 from maskx_d2.hosts.detectron2.datasets import register_datasets
 from maskx_d2.hosts.detectron2.once_a_machine import once_a_machine
-from maskx_d2.hosts.detectron2.trainer import Trainer
+from maskx_d2.hosts.detectron2.progress import ProgressBar, Watched
+from maskx_d2.hosts.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder
+from maskx_d2.logs import log_to_file
 
 
 def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
@@ -49,24 +54,60 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
         _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
         once_a_machine(partial(check_evaluation, cfg), datasets=cfg.DATASETS.TEST)
         _clear_folder(Path(cfg.OUTPUT_DIR), resume=args.resume)
-    default_setup(cfg, args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=args.resume)
-        for name in _coco_datasets(cfg)[:1]:
-            names = once_a_machine(partial(class_names, name), datasets=[name])
-            check_classes_of_weights(path, names)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_TTA(cfg, model))
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with log_to_file(Path(os.devnull)):  # it has a handler of its own for the same log file
+        default_setup(cfg, args)
+    is_main = comm.is_main_process()
+    log = Path(cfg.OUTPUT_DIR, LOG_FILE if is_main else f"{LOG_FILE}.rank{comm.get_rank()}")
+    with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
+        results = _evaluate(cfg, resume=args.resume) if args.eval_only else _train(cfg, resume=args.resume)
+    if is_main:
+        print(_report(cfg))
+    return results
+
+
+def _train(cfg: CfgNode, *, resume: bool) -> dict | None:
+    trainer = WatchedTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
     return trainer.train()
+
+
+def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+    model = WatchedTrainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=resume)
+    for name in _coco_datasets(cfg)[:1]:
+        names = once_a_machine(partial(class_names, name), datasets=[name])
+        check_classes_of_weights(path, names)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = WatchedTrainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(WatchedTrainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+class WatchedTrainer(Trainer):
+    """With progress bars, for its log is in a file."""
+
+    def build_hooks(self) -> list[HookBase]:
+        bar = [ProgressBar("training")] if comm.is_main_process() else []
+        return [*bar, *super().build_hooks()]
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        loader = super().build_test_loader(cfg, dataset_name)
+        return Watched(loader, f"evaluating on {dataset_name}") if comm.is_main_process() else loader
+
+
+def _report(cfg: CfgNode) -> str:
+    """The tables of what was evaluated last, and where everything is."""
+    folders = {name: evaluation_folder(cfg, name) for name in _coco_datasets(cfg)}
+    if cfg.TEST.AUG.ENABLED:
+        augmented = {f"{n}, test-time augmentation": evaluation_folder(cfg, n, TTA_FOLDER) for n in folders}
+        folders |= augmented
+    tables = [f"AP on {n}\n\n{table}" for n, folder in folders.items() if (table := read_table(folder))]
+    return "\n\n".join([*tables, contents(Path(cfg.OUTPUT_DIR))])
 
 
 def check_evaluation(cfg: CfgNode) -> None:

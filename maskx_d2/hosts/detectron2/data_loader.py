@@ -1,7 +1,7 @@
 """The data loaders."""
 
-import functools
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -16,6 +16,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
+from maskx_d2.data.training_data import TrainingData
 from maskx_d2.hosts.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
 from maskx_d2.hosts.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.hosts.detectron2.once_a_machine import load_once_a_machine
@@ -32,7 +33,14 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         start_iter: iterations done before, whose images are passed over.
     """
     names = cfg.DATASETS.TRAIN
-    dataset, sizes = load_once_a_machine(functools.partial(load_training_data, cfg), datasets=names)
+
+    def load() -> tuple[list[dict], tuple[list[int], TrainingData]]:
+        dataset, sizes = load_training_data(cfg)
+        return dataset, (sizes, _count(cfg, dataset))
+
+    dataset, (sizes, training_data) = load_once_a_machine(load, datasets=names)
+    if start_iter == 0 and comm.is_main_process():
+        logging.getLogger(__name__).info("Training on %s: %s", ", ".join(names), training_data)
     ratio, seed = cfg.DATALOADER.DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
     arguments = build_detection_train_loader.from_config(
         cfg,
@@ -78,6 +86,15 @@ def load_training_data(cfg: CfgNode) -> tuple[list[dict], list[int]]:
             f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
         )
     return dataset, sizes
+
+
+def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
+    annotations = (a for image in dataset for a in image["annotations"] if not a.get("iscrowd"))
+    return TrainingData.count(
+        len(dataset),
+        ((a["category_id"], bool(a.get("segmentation"))) for a in annotations),
+        ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)(),
+    )
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

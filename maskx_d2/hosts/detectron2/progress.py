@@ -1,9 +1,10 @@
-"""A progress bar instead of log lines, for programs that people watch."""
+"""Progress bars instead of log lines, for programs that people watch."""
 
-import sys
+from collections.abc import Iterable, Iterator
 
 from detectron2.engine import HookBase
-from tqdm import tqdm
+
+from maskx_d2.progress import progress_bar
 
 
 class ProgressBar(HookBase):
@@ -14,19 +15,30 @@ class ProgressBar(HookBase):
 
     def before_train(self) -> None:
         trainer = self.trainer
-        self.bar = tqdm(
-            total=trainer.max_iter,
-            initial=trainer.start_iter,
-            desc=self.title,
-            unit="it",
-            file=sys.stderr,
-        )
+        self.bar = progress_bar(trainer.max_iter, self.title, unit="it", initial=trainer.start_iter)
 
     def after_step(self) -> None:
         self.bar.update()
         if self.bar.n % 20 == 0:
             loss = self.trainer.storage.history("total_loss").median(20)
-            self.bar.set_postfix(loss=f"{loss:.3f}")
+            self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def after_train(self) -> None:
         self.bar.close()
+
+
+class Watched:
+    """A data loader with a bar over its batches."""
+
+    def __init__(self, loader: Iterable, title: str):
+        self.loader = loader
+        self.title = title
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator:
+        with progress_bar(len(self), self.title, unit="batch", leave=False) as bar:
+            for batch in self.loader:
+                yield batch
+                bar.update()

@@ -33,6 +33,7 @@ from maskx_d2.hosts.detectron2.data_loader import build_test_loader, build_train
 from maskx_d2.hosts.detectron2.evaluator import PartiallySupervisedEvaluator, PredictionsForFirstRank
 
 _ITERATIONS_BETWEEN_AGREEMENTS = 20
+TTA_FOLDER = f"{EVALUATION_FOLDER}_TTA"
 
 
 class Trainer(DefaultTrainer):
@@ -123,7 +124,7 @@ class Trainer(DefaultTrainer):
             dataset_name,
             tasks=tuple(tasks),
             classes_with_masks=evaluated_classes_with_masks(cfg, dataset_name),
-            output_dir=output_folder or _evaluation_folder(cfg, dataset_name),
+            output_dir=output_folder or evaluation_folder(cfg, dataset_name),
         )
 
     @classmethod
@@ -136,14 +137,14 @@ class Trainer(DefaultTrainer):
         """
         model = GeneralizedRCNNWithTTA(cfg, model)
         evaluators = [
-            cls.build_evaluator(cfg, name, _evaluation_folder(cfg, name, f"{EVALUATION_FOLDER}_TTA"))
+            cls.build_evaluator(cfg, name, evaluation_folder(cfg, name, TTA_FOLDER))
             for name in cfg.DATASETS.TEST
         ]
         results = cls.test(cfg, model, evaluators)
         return {f"{task}_TTA": metrics for task, metrics in results.items()}
 
 
-def _evaluation_folder(cfg: CfgNode, dataset_name: str, name: str = EVALUATION_FOLDER) -> str:
+def evaluation_folder(cfg: CfgNode, dataset_name: str, name: str = EVALUATION_FOLDER) -> str:
     """Detectron2's for the first dataset, below it one for each of the others."""
     folder = os.path.join(cfg.OUTPUT_DIR, name)
     return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder

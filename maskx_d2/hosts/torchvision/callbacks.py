@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from maskx_d2.data.files import replacing
 from maskx_d2.evaluation.run_files import METRICS_FILE
 from maskx_d2.exits import DeferredSignals
+from maskx_d2.progress import progress_bar
 
 _STEPS_BETWEEN_AGREEMENTS = 20
 
@@ -146,6 +147,50 @@ class Checkpoints(Checkpoint):
                 file=sys.stderr,
             )
         sys.exit(128 + number)
+
+
+class ProgressBar(Callback):
+    """A bar over the steps, with the time left and the loss, and one over the images of an evaluation."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.bar = self.bar_of_evaluation = None
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches
+        self.bar = progress_bar(steps, self.title, unit="it", initial=trainer.global_step)
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+        if self.bar.n % 20 == 0:
+            self.bar.set_postfix(loss=f"{trainer.callback_metrics['total_loss']:.3f}", refresh=False)
+        if self.bar.n >= self.bar.total:  # the evaluation takes none of its time
+            self.bar.close()
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.bar.close()
+
+    @rank_zero_only
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        batches = sum(trainer.num_val_batches)
+        self.bar_of_evaluation = progress_bar(batches, "evaluating", unit="batch", leave=False)
+
+    @rank_zero_only
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *args) -> None:
+        self.bar_of_evaluation.update()
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.bar_of_evaluation.close()
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        for bar in (self.bar, self.bar_of_evaluation):
+            if bar is not None:
+                bar.close()
 
 
 class MetricsFile(Logger):

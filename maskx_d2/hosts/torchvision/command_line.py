@@ -1,19 +1,24 @@
 """``maskx torchvision``: Lightning's command line for this host."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from maskx_d2.checkpoints import read_checkpoint
 from maskx_d2.config_files import check_yaml
+from maskx_d2.evaluation.run_files import LOG_FILE, contents
+from maskx_d2.hosts.torchvision import data_module, training
 from maskx_d2.hosts.torchvision.callbacks import (
     Checkpoints,
     MetricsFile,
+    ProgressBar,
     RepeatableSteps,
     WholeFiles,
     checkpoints_of_run,
@@ -21,6 +26,7 @@ from maskx_d2.hosts.torchvision.callbacks import (
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.model import option_defaults
 from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters, training_defaults
+from maskx_d2.logs import log_to_file
 
 # What a checkpoint has itself, or what led to it.
 _MAY_DIFFER = ("detector", "weights_backbone", "norm", "trainable_backbone_layers")
@@ -32,6 +38,10 @@ class CommandLine(LightningCLI):
     :class:`CocoDataModule` (``--data.``) and Lightning's ``Trainer`` (``--trainer.``). A run leaves all
     its files in ``--trainer.default_root_dir``.
     """
+
+    def __init__(self, *args, **kwargs):
+        with contextlib.ExitStack() as self._log:
+            super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -58,7 +68,23 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        if self.config.subcommand == "fit" and not config.overwrite:
+            _check_folder(Path(config.trainer.default_root_dir), config.ckpt_path)
+        self._check_checkpoint(config)
+        self._log_to_file(Path(config.trainer.default_root_dir))
+
+    def _log_to_file(self, folder: Path) -> None:
+        """From now on, but for what a person who watches shall see."""
+        rank, shown = rank_zero_only.rank, [data_module.__name__, training.__name__]
+        log = log_to_file(
+            folder / (f"{LOG_FILE}.rank{rank}" if rank else LOG_FILE), on_screen=[] if rank else shown
+        )
+        self._log.enter_context(log)
+
+    def _check_checkpoint(self, config: Namespace) -> None:
         if config.ckpt_path is None:
+            if self.config.subcommand == "validate":
+                raise ValueError("--ckpt_path is not given, expected the checkpoint to evaluate")
             return
         config.weights_only = True
         # Before Lightning makes a model by what is in it.
@@ -73,26 +99,23 @@ class CommandLine(LightningCLI):
         _check_not_overruled(config.model.as_dict(), hyper_parameters(config.ckpt_path, checkpoint))
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
         if self.subcommand == "validate":
-            if config.ckpt_path is None:
-                raise ValueError("--ckpt_path is not given, expected the checkpoint to evaluate")
             # The config of the run stays that of its training.
             self.save_config_callback = None
-        elif not config.overwrite:
-            _check_folder(Path(config.trainer.default_root_dir), config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         config = self.config[self.subcommand]
         folder = Path(config.trainer.default_root_dir)
+        bar = ProgressBar("training")
         if self.subcommand == "validate":
+            self.trainer_defaults["callbacks"] = [bar]
             return super().instantiate_trainer(logger=False, **kwargs)
         if config.trainer.logger is None:
             kwargs["logger"] = [TensorBoardLogger(folder, name="", version=""), MetricsFile(folder)]
         if config.trainer.plugins is None:
             kwargs["plugins"] = [WholeFiles()]
         checkpoints = Checkpoints(folder, period=config.checkpoint_period)
-        self.trainer_defaults["callbacks"] = [RepeatableSteps(config.seed_everything), checkpoints]
+        self.trainer_defaults["callbacks"] = [RepeatableSteps(config.seed_everything), bar, checkpoints]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -150,16 +173,28 @@ def _run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
     # sys.argv stays as it is, for the processes that Lightning starts by it.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    # The first process alone evaluates, what all have found.
+    warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
+    # Lightning's own business.
+    warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # Where an option may be anything, a class that it names is not made.
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
-    CommandLine(
+    command_line = CommandLine(
         TrainingModule,
         CocoDataModule,
         seed_everything_default=0,
-        trainer_defaults={"default_root_dir": "output/torchvision", "num_sanity_val_steps": 0},
+        trainer_defaults={
+            "default_root_dir": "output/torchvision",
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_kwargs={"prog": "maskx torchvision"},
         args=arguments,
     )
+    if rank_zero_only.rank == 0:
+        print(f"\n{contents(Path(command_line.trainer.default_root_dir))}")

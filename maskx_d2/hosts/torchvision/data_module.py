@@ -1,6 +1,7 @@
 """``CocoDataModule``: training and validation data from COCO JSON, for Lightning."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from maskx_d2.data import class_splits
-from maskx_d2.data.coco_file import read_categories, read_coco_file
+from maskx_d2.data.coco_file import CocoFile, read_categories, read_coco_file
 from maskx_d2.data.coco_json import category_names, read_coco
 from maskx_d2.data.images import check_images_exist
 from maskx_d2.data.records import Records
+from maskx_d2.data.training_data import TrainingData
 from maskx_d2.hosts.torchvision.dataset import (
     PartiallySupervisedCoco,
     Sample,
@@ -73,12 +75,15 @@ class CocoDataModule(LightningDataModule):
     def _training(self) -> PartiallySupervisedCoco:
         """Each machine reads the annotations once, and their rest is not kept."""
 
-        def load() -> tuple[Records, None]:
+        def load() -> tuple[Records, TrainingData]:
             file = read_coco_file(Path(self.train_json))
             with_masks = class_splits.classes_with_masks(self.split, file.class_names)
-            return read_records(file, with_masks=with_masks, annotated_only=True), None
+            records = read_records(file, with_masks=with_masks, annotated_only=True)
+            return records, _count(file, len(records), with_masks)
 
-        records, _ = load_once_a_machine(load, self._ranks)
+        records, training_data = load_once_a_machine(load, self._ranks)
+        if self._ranks.rank == 0:
+            logging.getLogger(__name__).info("Training on %s: %s", self.train_json, training_data)
         return PartiallySupervisedCoco(records, Path(self.train_images), transforms=training_transforms())
 
     @cached_property
@@ -161,6 +166,15 @@ class CocoDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             **kwargs,
         )
+
+
+def _count(file: CocoFile, num_images: int, with_masks: Collection[int]) -> TrainingData:
+    index_of = {category["id"]: i for i, category in enumerate(file.categories)}
+    return TrainingData.count(
+        num_images,
+        ((index_of[a.category_id], a.mask is not None) for a in file.annotations if not a.iscrowd),
+        [index in with_masks for index in range(len(index_of))],
+    )
 
 
 class ShuffledStream(DistributedSampler):

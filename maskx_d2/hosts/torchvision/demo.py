@@ -1,15 +1,13 @@
 """The demo's training runs on torchvision."""
 
-import sys
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
-from tqdm import tqdm
 
 from maskx_d2.config_files import config_file
 from maskx_d2.demo import Run
-from maskx_d2.hosts.torchvision.callbacks import MetricsFile, RepeatableSteps, WholeFiles
+from maskx_d2.hosts.torchvision.callbacks import MetricsFile, ProgressBar, RepeatableSteps, WholeFiles
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.training import TrainingModule
 
@@ -95,7 +93,7 @@ def train(run: Run) -> Path:
         num_sanity_val_steps=0,
         limit_val_batches=0 if is_stage_1 else None,
         logger=[TensorBoardLogger(run.folder, name="", version=""), MetricsFile(run.folder)],
-        callbacks=[RepeatableSteps(run.seed), _ProgressBar(run.title)],
+        callbacks=[RepeatableSteps(run.seed), ProgressBar(run.title)],
         plugins=[WholeFiles()],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -116,21 +114,3 @@ def _mask_branch(run: Run) -> dict:
         return branch
     ramp = {"start": run.box_supervision_start, "warmup": run.box_supervision_warmup}
     return {**branch, "box_supervision": {**branch["box_supervision"], **ramp}}
-
-
-class _ProgressBar(Callback):
-    """A bar over the steps, with the time left and the loss."""
-
-    def __init__(self, title: str):
-        self.title = title
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.bar = tqdm(total=trainer.max_steps, desc=self.title, unit="it", file=sys.stderr)
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args) -> None:
-        self.bar.update()
-        if self.bar.n % 20 == 0:
-            self.bar.set_postfix(loss=f"{trainer.callback_metrics['total_loss']:.3f}")
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.bar.close()

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,7 +213,7 @@ class TrainingModule(LightningModule):
         write_text(folder / DETECTIONS_FILE, json.dumps(results))
         write_evaluation(folder, evaluation)
         table = group_table(evaluation.by_group)
-        self.print(f"AP on A (classes with masks), on B (boxes only) and on all:\n{table}")
+        logging.getLogger(__name__).info("AP on %s\n\n%s", data.val_json, table)
         logged = _logged_names(evaluation.by_group, two_sides=evaluation.has_two_sides)
         self.log_dict(logged, rank_zero_only=True)
 

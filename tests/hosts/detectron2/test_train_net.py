@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from maskx_d2 import cli
+
+from ...screen import assert_says_nothing_but_bars
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = [
@@ -60,7 +63,7 @@ def logged(folder):
 def test_mask_x_trains_on_coco_is_evaluated_on_both_sides_and_compared(datasets, tmp_path):
     config = ["--config-file", "configs/maskx_R_50_FPN_1x.yaml"]
     out = tmp_path / "out"
-    overrides = [*SMALL, *SMALL_HEAD, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 8]
+    overrides = [*SMALL, *SMALL_HEAD, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 5, "MODEL.DEVICE", "cpu"]
     done = train_net(datasets, *config, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     values = logged(out)
@@ -70,7 +73,16 @@ def test_mask_x_trains_on_coco_is_evaluated_on_both_sides_and_compared(datasets,
     by_group = json.loads((out / "inference" / "ap_by_group.json").read_text())
     assert set(by_group) == {"bbox", "segm"}
     assert all(0 <= by_group[t][g]["AP"] <= 100 for t in by_group for g in ("A", "B", "all"))
-    assert "| mask | B: boxes only |" in done.stdout
+    data, *between, last = done.stdout.strip().split("\n\n")
+    assert re.fullmatch(
+        r"Training on coco_2017_train: \d+ images; A: 20 classes, [\d,]+ objects, [\d,]+ with a mask; "
+        r"B, boxes only: 60 classes, [\d,]+ objects\nAP on coco_2017_val",
+        data,
+    )
+    assert len(between) == 1 and "| mask | B: boxes only |" in between[0]
+    assert last.startswith(f"In {out}:\n  model_final.pth ") and "log.txt" in last
+    assert_says_nothing_but_bars(done.stderr, "training", "evaluating on coco_2017_val")
+    assert "Starting training from iteration 0" in (out / "log.txt").read_text()
 
     again = train_net(
         datasets, *config, "--eval-only", *overrides, "MODEL.WEIGHTS", out / "model_final.pth",

@@ -150,18 +150,18 @@ def test_evaluator_reports_on_the_split_of_the_test_if_there_is_one(shapes_datas
 _RUN = """
 import os, signal, sys
 from detectron2.engine import HookBase
-from maskx_d2.hosts.detectron2 import Trainer, command_line
+from maskx_d2.hosts.detectron2 import command_line
 
 class Kill(HookBase):
     def before_step(self):
         if self.trainer.iter == int(sys.argv[1]):
             os.kill(os.getpid(), int(sys.argv[2]))
 
-class KilledTrainer(Trainer):
+class KilledTrainer(command_line.WatchedTrainer):
     def build_hooks(self):
         return [*super().build_hooks(), Kill()]
 
-command_line.Trainer = KilledTrainer
+command_line.WatchedTrainer = KilledTrainer
 command_line.main(sys.argv[3:])
 """
 
@@ -217,7 +217,8 @@ def test_stopped_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
     resumed = run(-1, configs["killed"], "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     start_iteration = 4 if number == signal.SIGKILL else 7
-    assert f"Starting training from iteration {start_iteration}" in resumed.stdout
+    log = (tmp_path / "killed" / "log.txt").read_text()
+    assert f"Starting training from iteration {start_iteration}\n" in log
 
     through, again = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("through", "killed")

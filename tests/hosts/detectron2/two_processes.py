@@ -15,7 +15,7 @@ from detectron2.engine import HookBase, defaults
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from maskx_d2.hosts.detectron2 import Trainer, command_line
+from maskx_d2.hosts.detectron2 import command_line
 
 
 class Stop(HookBase):
@@ -28,7 +28,7 @@ class Stop(HookBase):
             os.kill(os.getppid() if self.rank == "parent" else os.getpid(), signal.SIGTERM)
 
 
-class StoppedTrainer(Trainer):
+class StoppedTrainer(command_line.WatchedTrainer):
     def build_hooks(self) -> list[HookBase]:
         return [*super().build_hooks(), Stop(sys.argv[1], int(sys.argv[2]))]
 
@@ -36,7 +36,7 @@ class StoppedTrainer(Trainer):
 # Once more in each of the processes, which import this file.
 torch.set_num_threads(1)
 defaults.create_ddp_model = lambda model, **options: DistributedDataParallel(model, **options)
-command_line.Trainer = StoppedTrainer
+command_line.WatchedTrainer = StoppedTrainer
 
 if __name__ == "__main__":
     # A port of its own: Detectron2's usual one is the same for all runs of a user.

@@ -1,6 +1,8 @@
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from maskx_d2.hosts.torchvision.callbacks import Checkpoints, RepeatableSteps, W
 from maskx_d2.hosts.torchvision.training import TrainingModule, load_detector
 
 from ...evaluation import synthetic
+from ...screen import assert_says_nothing_but_bars
 from . import tiny
 
 OPTIONS = {name: value for name, value in tiny.MODEL.items() if name != "num_classes"}
@@ -210,7 +213,8 @@ def evaluate(content, results, folder, group_a):
     return logged, json.loads((folder / "inference" / "ap_by_group.json").read_text())
 
 
-def test_ap_on_each_side_equals_pycocotools_on_filtered_json_files(tmp_path, capsys):
+def test_ap_on_each_side_equals_pycocotools_on_filtered_json_files(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="maskx_d2")
     content = synthetic.ground_truth()
     results = synthetic.detections(content)
     logged, by_group = evaluate(content, results, tmp_path, [1, 4])
@@ -223,7 +227,7 @@ def test_ap_on_each_side_equals_pycocotools_on_filtered_json_files(tmp_path, cap
             name = task if group == "all" else f"{task}_{group}"
             assert {m: logged[f"{name}/{m}"] for m in expected} == pytest.approx(expected, abs=1e-9)
     assert by_group["segm"]["A"]["AP"] > 5
-    assert "A: with masks" in capsys.readouterr().out
+    assert "A: with masks" in caplog.text
     written = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
     assert len(written) == len(results)
     assert all(set(r) == {"image_id", "category_id", "bbox", "score", "segmentation"} for r in written)
@@ -454,7 +458,20 @@ def test_parts_of_a_step_have_random_numbers_of_their_own():
 
 def test_two_processes_train_one_model_and_evaluate_every_image_once(dataset, tmp_path):
     options = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_train_batches=2")
-    run(command(dataset, tmp_path / "ddp", *options, steps=2), env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = run(
+        command(dataset, tmp_path / "ddp", *options, steps=2), env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    data, *between, last = done.stdout.strip().split("\n\n")
+    assert re.fullmatch(
+        r"Training on .*train.json: \d+ images; A: 24 classes, \d+ objects, \d+ with a mask; "
+        r"B, boxes only: 8 classes, \d+ objects\nAP on .*test.json",
+        data,
+    )
+    assert len(between) == 1 and between[0].count("| B: boxes only |") == 2
+    assert last.startswith(f"In {tmp_path / 'ddp'}:\n  model_final.ckpt ") and "log.txt" in last
+    assert_says_nothing_but_bars(done.stderr, "training", "evaluating")
+    log = (tmp_path / "ddp" / "log.txt").read_text()
+    assert "Starting with 2 processes" in log and "sync_dist" not in log
     results = json.loads((tmp_path / "ddp" / "inference" / "coco_instances_results.json").read_text())
     keys = [(r["image_id"], r["category_id"], r["score"], *r["bbox"]) for r in results]
     assert len(keys) == len(set(keys))

@@ -1,0 +1,45 @@
+"""``TrainingData``: how much there is to train on, on each side of the class split."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Numbers of A, the classes with masks, and of B, those with boxes only. Crowd regions do not count."""
+
+    num_images: int
+    num_classes: tuple[int, int]
+    num_objects: tuple[int, int]
+    num_masks: int
+    """Of A; B has none."""
+
+    @classmethod
+    def count(
+        cls, num_images: int, objects: Iterable[tuple[int, bool]], class_has_mask: Sequence[bool]
+    ) -> "TrainingData":
+        """
+        Args:
+            num_images: with an object.
+            objects: the index of its class, and whether it has a mask.
+            class_has_mask: of each class, whether it is in A.
+        """
+        num_objects, num_masks = [0] * len(class_has_mask), 0
+        for class_index, has_mask in objects:
+            num_objects[class_index] += 1
+            num_masks += has_mask and class_has_mask[class_index]
+        of_a = sum(n for n, is_in_a in zip(num_objects, class_has_mask, strict=True) if is_in_a)
+        num_a = sum(class_has_mask)
+        return cls(
+            num_images, (num_a, len(class_has_mask) - num_a), (of_a, sum(num_objects) - of_a), num_masks
+        )
+
+    def __str__(self) -> str:
+        (classes_a, classes_b), (objects_a, objects_b) = self.num_classes, self.num_objects
+        parts = [
+            f"{self.num_images:,} images",
+            f"A: {classes_a:,} classes, {objects_a:,} objects, {self.num_masks:,} with a mask",
+        ]
+        if classes_b:
+            parts.append(f"B, boxes only: {classes_b:,} classes, {objects_b:,} objects")
+        return "; ".join(parts)

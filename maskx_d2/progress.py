@@ -1,0 +1,20 @@
+"""The progress bar of programs that people watch, or whose output somebody reads afterwards."""
+
+import sys
+
+from tqdm import tqdm
+
+_SECONDS_IN_A_FILE = 30
+
+
+def progress_bar(total: int, title: str, *, unit: str, initial: int = 0, leave: bool = True) -> tqdm:
+    """A bar on stderr, with the time left; where that is no terminal, with a line every half a minute."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=title,
+        unit=unit,
+        leave=leave,
+        file=sys.stderr,
+        mininterval=0.1 if sys.stderr.isatty() else _SECONDS_IN_A_FILE,
+    )

@@ -208,8 +208,17 @@ def _parser() -> argparse.ArgumentParser:
         "comparison.html and comparison.md, with AP on A, B and all, class by class, training curves and "
         "the masks of each run on the same images.",
     )
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folder of a run")
-    compare.add_argument("--baseline", type=Path, metavar="RUN_DIR", help="the first run, if not given")
+    compare.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="output folder of a run")
+    compare.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        type=_group,
+        metavar="NAME=RUN_DIR,RUN_DIR,...",
+        help="instead of single runs, those of several seeds of one kind: mean and standard deviation, and "
+        "the differences of the first to the first, the second to the second, ...; give one for each kind",
+    )
+    compare.add_argument("--baseline", metavar="RUN_DIR", help="or NAME; the first, if not given")
     compare.add_argument("--output", type=Path, default=Path("output/comparison"), metavar="DIR")
     compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
     compare.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
@@ -312,6 +321,14 @@ def _at_least(least: int) -> Callable[[str], int]:
 
     parse.__name__ = "whole number"
     return parse
+
+
+def _group(text: str) -> tuple[str, list[Path]]:
+    """The type of ``NAME=RUN_DIR,RUN_DIR,...``."""
+    name, _, folders = text.partition("=")
+    if not name or not all(folders.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=RUN_DIR,RUN_DIR,...")
+    return name, [Path(folder) for folder in folders.split(",")]
 
 
 def _from_0_to_1(text: str) -> float:
@@ -582,12 +599,20 @@ def _prepare_vg3k(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from maskx_d2.data.files import check_replaceable, write_text
-    from maskx_d2.evaluation.comparison import compare_runs, markdown_report
+    from maskx_d2.evaluation.comparison import compare_groups, compare_runs, markdown_report
     from maskx_d2.evaluation.report import html_report
 
     for name in ("comparison.md", "comparison.html"):
         check_replaceable(args.output / name)
-    comparison = compare_runs(args.runs, baseline=args.baseline)
+    if bool(args.runs) == bool(args.group):
+        raise ValueError("give runs, or groups of them by --group, one of the two")
+    if args.group:
+        names = [name for name, _ in args.group]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--group is given twice with one of the names {', '.join(names)}")
+        comparison = compare_groups(dict(args.group), baseline=args.baseline)
+    else:
+        comparison = compare_runs(args.runs, baseline=args.baseline and Path(args.baseline))
     markdown = markdown_report(comparison)
     html = html_report(comparison, num_images=args.images, min_score=args.min_score)
     args.output.mkdir(parents=True, exist_ok=True)

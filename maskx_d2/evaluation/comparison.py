@@ -1,16 +1,17 @@
-"""Runs compared with a baseline: which can be, their tables, and the report in Markdown."""
+"""Runs, or groups of runs, compared with a baseline: which can be, who wins, and the report in Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from tabulate import tabulate
 
 from maskx_d2.data.printable import in_markdown
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.run_files import Run, read_run
-from maskx_d2.evaluation.tables import FREQUENCY_TITLES, GROUP_TITLES, TASK_TITLES, number
+from maskx_d2.evaluation.tables import FREQUENCY_TITLES, GROUP_TITLES, TASK_TITLES, mean_cell, number
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,13 @@ class Comparison:
     """Runs that were evaluated on the same data and report on the same split."""
 
     runs: dict[str, Run]
-    """Title -> run."""
+    """Title -> run; of groups, the first run of each."""
 
     baseline: str
     """The title of the run that the others are compared with."""
+
+    more_seeds: tuple[dict[str, Run], ...] = ()
+    """Of groups, their second runs, their third, ...: those that are compared with each other."""
 
     @property
     def others(self) -> list[str]:
@@ -40,10 +44,23 @@ class Comparison:
         known = GROUP_TITLES | FREQUENCY_TITLES
         return {group: title for group, title in known.items() if any(group in by for by in by_task)}
 
-    def value(self, title: str, task: str, group: str, metric: str) -> float:
-        """In per cent; NaN where a run or the ground truth has none."""
-        by_group = self.runs[title].evaluation.by_group
-        return number(by_group.get(task, {}).get(group, {}).get(metric))
+    @property
+    def num_seeds(self) -> int:
+        """Runs of each title."""
+        return 1 + len(self.more_seeds)
+
+    def values(self, title: str, task: str, group: str, metric: str) -> list[float]:
+        """Of each seed, in per cent; NaN where a run or the ground truth has none."""
+        of_seeds = (runs[title].evaluation.by_group for runs in (self.runs, *self.more_seeds))
+        return [number(by_group.get(task, {}).get(group, {}).get(metric)) for by_group in of_seeds]
+
+    def gains(
+        self, title: str, task: str, group: str, metric: str, *, over: str | None = None
+    ) -> list[float]:
+        """Of each seed, over the run of this title, or the baseline, with the same seed."""
+        own = self.values(title, task, group, metric)
+        others = self.values(over or self.baseline, task, group, metric)
+        return [value - other for value, other in zip(own, others, strict=True)]
 
     def class_differences(self, title: str, task: str) -> list[tuple[int, float]]:
         """AP of each class against the baseline, as (class index, difference), the largest gain first."""
@@ -76,6 +93,36 @@ def compare_runs(folders: Sequence[Path], *, baseline: Path | None = None) -> Co
     return Comparison(runs, title)
 
 
+def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None = None) -> Comparison:
+    """
+    Args:
+        groups: by title, output folders of runs that differ in their seed alone; the first runs of all
+            groups are compared with each other, and the second, and so on.
+        baseline: a title; the first if None.
+
+    Raises:
+        FileNotFoundError: a folder holds no evaluated run.
+        ValueError: groups are of other sizes, or two runs cannot be compared, and why.
+    """
+    if baseline is not None and baseline not in groups:
+        raise ValueError(f"the baseline {baseline} is not among the groups {', '.join(groups)}")
+    sizes = {title: len(folders) for title, folders in groups.items()}
+    if len(set(sizes.values())) > 1:
+        numbers = ", ".join(f"{title} {size}" for title, size in sizes.items())
+        raise ValueError(f"groups have other numbers of runs ({numbers}), expected as many in each")
+    of_seeds = [
+        {title: read_run(folder) for title, folder in zip(groups, folders, strict=True)}
+        for folders in zip(*groups.values(), strict=True)
+    ]
+    for seed in of_seeds:
+        first, *others = seed.values()
+        for run in others:
+            _check_comparable(first, run)
+        _check_same_split(next(iter(of_seeds[0].values())), first)
+    first, *more = of_seeds
+    return Comparison(first, baseline or next(iter(groups)), tuple(more))
+
+
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
     """Names of the folders, or, where two have one name, paths."""
     resolved = [folder.resolve() for folder in folders]
@@ -88,14 +135,23 @@ def _titles(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _check_comparable(first: Run, run: Run) -> None:
+    _check_same_split(first, run)
+    a, b = first.evaluation, run.evaluation
+    if a.annotations_sha256 != b.annotations_sha256:
+        raise ValueError(
+            f"{first.folder} and {run.folder} cannot be compared: they were evaluated on other data, "
+            f"{a.annotations} and {b.annotations}"
+        )
+
+
+def _check_same_split(first: Run, run: Run) -> None:
+    """As of runs of two seeds, each of which has data of its own."""
     a, b = first.evaluation, run.evaluation
     both = f"{first.folder} and {run.folder} cannot be compared"
     if (a.class_names, a.category_ids) != (b.class_names, b.category_ids):
         raise ValueError(
             f"{both}: they were evaluated on other classes, {a.annotations} and {b.annotations}"
         )
-    if a.annotations_sha256 != b.annotations_sha256:
-        raise ValueError(f"{both}: they were evaluated on other data, {a.annotations} and {b.annotations}")
     if a.with_masks != b.with_masks:
         other = sorted(set(a.with_masks) ^ set(b.with_masks))
         names = ", ".join(a.class_names[i] for i in other[:5]) + (", ..." if len(other) > 5 else "")
@@ -103,6 +159,39 @@ def _check_comparable(first: Run, run: Run) -> None:
             f"{both}: they report on other splits, which differ in {len(other)} classes ({names}); "
             "TEST.CLASS_SPLIT, on torchvision data.class_split, makes a run report on another than its own"
         )
+
+
+def headline(comparison: Comparison) -> str | None:
+    """Who wins on B, by how much over the baseline and over the second, and in how many seeds."""
+    evaluation = comparison.runs[comparison.baseline].evaluation
+    group = "B" if evaluation.has_two_sides else "all"
+    for task in comparison.tasks:
+        values = {title: comparison.values(title, task, group, "AP") for title in comparison.runs}
+        complete = {title: of_run for title, of_run in values.items() if not any(map(math.isnan, of_run))}
+        if len(complete) > 1:
+            break
+    else:
+        return None
+    best, second, *_ = sorted(complete, key=lambda title: -fmean(complete[title]))
+    where = "the classes with boxes only" if group == "B" else "all classes"
+    spread = f" over {comparison.num_seeds} seeds" if comparison.more_seeds else ""
+    said = [
+        f"On {where} {best} wins: {TASK_TITLES[task]} AP {mean_cell(complete[best])}{spread}",
+        *(
+            _ahead(comparison, best, other, task, group)
+            for other in dict.fromkeys([comparison.baseline, second])
+            if other != best and other in complete
+        ),
+    ]
+    return ", ".join(said) + "."
+
+
+def _ahead(comparison: Comparison, best: str, other: str, task: str, group: str) -> str:
+    gains = comparison.gains(best, task, group, "AP", over=other)
+    said = f"{mean_cell(gains, sign='+')} over {other}"
+    if not comparison.more_seeds:
+        return said
+    return f"{said} (better in {sum(gain > 0 for gain in gains)} of {len(gains)} seeds)"
 
 
 # ---- Markdown ----
@@ -113,11 +202,16 @@ def markdown_report(comparison: Comparison) -> str:
     evaluation = comparison.runs[comparison.baseline].evaluation
     num_a, num_classes = len(evaluation.with_masks), len(evaluation.class_names)
     annotations, baseline = in_markdown(Path(evaluation.annotations).name), in_markdown(comparison.baseline)
+    seeds = ""
+    if comparison.more_seeds:
+        seeds = f" Mean ± standard deviation of {comparison.num_seeds} seeds; differences seed by seed."
     parts = [
         "# Comparison of runs",
         f"Evaluated on {annotations}: {num_a} classes with masks (A), {num_classes - num_a} with boxes "
-        f"only (B). In brackets the difference to {baseline}.",
+        f"only (B). In brackets the difference to {baseline}.{seeds}",
     ]
+    if said := headline(comparison):
+        parts.insert(1, f"**{in_markdown(said)}**")
     for task in comparison.tasks:
         for group, title in comparison.groups.items():
             rows = [
@@ -130,10 +224,6 @@ def markdown_report(comparison: Comparison) -> str:
 
 
 def _cell(comparison: Comparison, run: str, task: str, group: str, metric: str) -> str:
-    value = comparison.value(run, task, group, metric)
-    if math.isnan(value):
-        return "-"
-    if run == comparison.baseline:
-        return f"{value:.1f}"
-    difference = value - comparison.value(comparison.baseline, task, group, metric)
-    return f"{value:.1f}" if math.isnan(difference) else f"{value:.1f} ({difference:+.1f})"
+    value = mean_cell(comparison.values(run, task, group, metric))
+    gain = mean_cell(comparison.gains(run, task, group, metric), sign="+")
+    return value if run == comparison.baseline or gain == "-" else f"{value} ({gain})"

@@ -16,13 +16,16 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "OpenCV")
     import supervision
 
-WITH_MASKS_COLOUR = (255, 140, 0)
-BOXES_ONLY_COLOUR = (0, 200, 255)
-_LEGEND = (("trained with masks", WITH_MASKS_COLOUR), ("boxes only", BOXES_ONLY_COLOUR))
+# Warm and cold ones, so that the sides stay apart and neighbours of one side do.
+WITH_MASKS_COLOURS = ((255, 140, 0), (226, 60, 30), (255, 221, 51), (158, 84, 16), (255, 190, 140))
+BOXES_ONLY_COLOURS = ((0, 200, 255), (40, 90, 255), (150, 240, 240), (0, 130, 150), (150, 120, 255))
+WITH_MASKS_COLOUR, BOXES_ONLY_COLOUR = WITH_MASKS_COLOURS[0], BOXES_ONLY_COLOURS[0]
+_LEGEND = (("trained with masks", WITH_MASKS_COLOURS), ("boxes only", BOXES_ONLY_COLOURS))
 _FONT_SIZE = 14
 _MASK_OPACITY = 0.45
-_SHADES = (1.0, 0.62, 1.5)  # of a colour, for neighbours; towards black below 1, towards white above
+_THICK_FROM = 400  # pixels of a picture's longer side, for outlines
 
+_Colour = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
@@ -36,11 +39,9 @@ class ClassStyle:
     with_masks: frozenset[int]
     """Ids of the categories that the model was trained on with masks."""
 
-    def colour(self, category_id: int, shade: float = 1.0) -> tuple[int, int, int]:
-        """RGB. A shade below 1 is darker, one above 1 is lighter."""
-        colour = WITH_MASKS_COLOUR if category_id in self.with_masks else BOXES_ONLY_COLOUR
-        towards, share = (0, 1 - shade) if shade < 1 else (255, shade - 1)
-        return tuple(round(value + (towards - value) * share) for value in colour)
+    def colours(self, category_id: int) -> tuple[_Colour, ...]:
+        """RGB; those after the first are for neighbours of one side."""
+        return WITH_MASKS_COLOURS if category_id in self.with_masks else BOXES_ONLY_COLOURS
 
 
 def draw_detections(
@@ -57,7 +58,7 @@ def draw_detections(
 
     Returns:
         A new RGB picture. Boxes of the best detections are drawn on top, and the smallest masks. Detections
-        of one colour whose boxes overlap differ in shade; labels make room for each other.
+        of one side whose boxes overlap differ in colour; labels make room for each other.
     """
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -77,7 +78,7 @@ def draw_detections(
         with_masks.mask = np.stack([_mask(ordered[i]["segmentation"], size) for i in masked])
         for annotator in (
             supervision.MaskAnnotator(opacity=_MASK_OPACITY, **options),
-            supervision.PolygonAnnotator(thickness=1, **options),
+            supervision.PolygonAnnotator(thickness=2 if max(size) >= _THICK_FROM else 1, **options),
         ):
             canvas = annotator.annotate(canvas, with_masks, custom_color_lookup=indices)
     canvas = supervision.BoxAnnotator(thickness=1, **options).annotate(canvas, found)
@@ -106,15 +107,20 @@ def _text(detection: Mapping, style: ClassStyle) -> str:
 
 def with_legend(picture: Image.Image) -> Image.Image:
     """The picture with a line below that tells the two colours, and white beside it if it is narrower."""
-    line, gap = _FONT_SIZE + 10, 16
-    widths = [_FONT_SIZE + 5 + math.ceil(_font().getlength(text)) + gap for text, _ in _LEGEND]
+    line, gap, swatch = _FONT_SIZE + 10, 16, _FONT_SIZE // 2
+    widths = [
+        swatch * len(colours) + 5 + math.ceil(_font().getlength(text)) + gap for text, colours in _LEGEND
+    ]
     canvas = Image.new("RGB", (max(picture.width, sum(widths)), picture.height + line), "white")
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
     x, top = 6, picture.height + 6
-    for (text, colour), width in zip(_LEGEND, widths, strict=True):
-        draw.rectangle([x, top, x + _FONT_SIZE, top + _FONT_SIZE - 2], fill=colour)
-        draw.text((x + _FONT_SIZE + 5, picture.height + line / 2), text, "black", _font(), "lm")
+    for (text, colours), width in zip(_LEGEND, widths, strict=True):
+        for place, colour in enumerate(colours):
+            left = x + swatch * place
+            draw.rectangle([left, top, left + swatch - 1, top + _FONT_SIZE - 2], fill=colour)
+        left = x + swatch * len(colours) + 5
+        draw.text((left, picture.height + line / 2), text, "black", _font(), "lm")
         x += width
     return canvas
 
@@ -156,13 +162,12 @@ def by_image(detections: Iterable[dict]) -> dict[int, list[dict]]:
 
 def _distinct_colours(
     detections: Sequence[Mapping], corners: Sequence[_Rectangle], style: ClassStyle
-) -> list[tuple[int, int, int]]:
-    """For each the first shade of its colour that is free where it is, or else the least used."""
-    colours: list[tuple[int, int, int]] = []
+) -> list[_Colour]:
+    """For each the first colour of its side that is free where it is, or else the least used."""
+    colours: list[_Colour] = []
     for detection, box in zip(detections, corners, strict=True):
-        shades = [style.colour(detection["category_id"], shade) for shade in _SHADES]
         near = [c for c, other in zip(colours, corners, strict=False) if _overlap(box, other)]
-        colours.append(min(shades, key=near.count))
+        colours.append(min(style.colours(detection["category_id"]), key=near.count))
     return colours
 
 

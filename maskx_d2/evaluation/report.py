@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import jinja2
 from PIL import Image
@@ -15,12 +16,18 @@ from maskx_d2.data.images import read_image
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.average_precision import METRICS
-from maskx_d2.evaluation.comparison import Comparison
+from maskx_d2.evaluation.comparison import Comparison, headline
 from maskx_d2.evaluation.merging import readable_detections
-from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
+from maskx_d2.evaluation.pictures import (
+    BOXES_ONLY_COLOURS,
+    WITH_MASKS_COLOURS,
+    ClassStyle,
+    by_image,
+    draw_side_by_side,
+)
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
-from maskx_d2.evaluation.tables import TASK_TITLES
+from maskx_d2.evaluation.tables import TASK_TITLES, mean_cell
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _PANEL_SIDE = 480  # pixels
@@ -42,6 +49,12 @@ def html_report(comparison: Comparison, *, num_images: int = 8, min_score: float
     boxes_only = len(evaluation.class_names) - len(evaluation.with_masks)
     return template.render(
         comparison=comparison,
+        headline=headline(comparison),
+        folders={
+            title: [runs[title].folder for runs in (comparison.runs, *comparison.more_seeds)]
+            for title in comparison.runs
+        },
+        sides=[("A: trained with masks", WITH_MASKS_COLOURS), ("B: boxes only", BOXES_ONLY_COLOURS)],
         evaluation=evaluation,
         num_boxes_only=boxes_only,
         metrics=METRICS,
@@ -71,18 +84,23 @@ def _shown_in_page(value):
 
 
 def _table(comparison: Comparison, task: str) -> dict:
-    """Rows of cells (value, difference to the baseline), either of which may be None."""
+    """Rows of cells: the value, and, but for the baseline, the difference with "gain", "loss" or "same"."""
     rows = []
     for run in comparison.runs:
         cells = []
         for group in comparison.groups:
             for metric in METRICS:
-                value = comparison.value(run, task, group, metric)
-                base = comparison.value(comparison.baseline, task, group, metric)
-                compared = run != comparison.baseline and not math.isnan(value - base)
-                cells.append((None if math.isnan(value) else value, value - base if compared else None))
+                gains = comparison.gains(run, task, group, metric)
+                compared = run != comparison.baseline and not any(map(math.isnan, gains))
+                difference = (mean_cell(gains, sign="+"), _direction(fmean(gains))) if compared else None
+                cells.append((mean_cell(comparison.values(run, task, group, metric)), difference))
         rows.append((run, cells))
     return {"title": TASK_TITLES[task], "rows": rows}
+
+
+def _direction(difference: float) -> str:
+    """To one decimal."""
+    return "gain" if difference >= 0.05 else "loss" if difference <= -0.05 else "same"
 
 
 def _pictures(

@@ -2,13 +2,14 @@ import base64
 import io
 import json
 import re
+from statistics import mean, stdev
 
 import pytest
 from PIL import Image
 
 from maskx_d2 import cli
 from maskx_d2.evaluation.average_precision import METRICS
-from maskx_d2.evaluation.comparison import compare_runs, markdown_report
+from maskx_d2.evaluation.comparison import compare_groups, compare_runs, headline, markdown_report
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot
 from maskx_d2.evaluation.report import html_report
 
@@ -254,3 +255,92 @@ def test_the_command_writes_both_files_and_prints_the_tables(folders, tmp_path, 
     with pytest.raises(SystemExit) as stopped:
         cli.main(["compare", names[0], str(tmp_path), "--output", str(tmp_path / "new")])
     assert stopped.value.code == 2 and not (tmp_path / "new").exists()
+
+
+# ---- Who wins, and groups of runs ----
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """Two groups of three runs; each seed has data of its own."""
+    root = tmp_path_factory.mktemp("groups")
+    truths = [runs.dataset(root / f"data_{i}", synthetic.ground_truth(seed=i)) for i in range(3)]
+    return {
+        name: [runs.run(root / f"{name}_{i}", truth, seed=first + i) for i, truth in enumerate(truths)]
+        for name, first in (("plain", 1), ("new", 11))
+    }
+
+
+def on_b(folder, task="segm"):
+    return by_group(folder)[task]["B"]["AP"]
+
+
+def test_the_first_line_says_who_wins_on_b_and_by_how_much(folders, comparison):
+    base, other = on_b(folders[0]), on_b(folders[1])
+    best, gain = ("better & bolder", other - base) if other > base else ("baseline", base - other)
+    second = ({"baseline", "better & bolder"} - {best}).pop()
+    won = f"mask AP {max(base, other):.1f}, {gain:+.1f} over {second}"
+    expected = f"On the classes with boxes only {best} wins: {won}."
+    assert headline(comparison) == expected
+    assert f"**{expected}**" in markdown_report(comparison)
+    page = html_report(comparison, num_images=0)
+    assert page.index("wins: mask AP") < page.index("<table")
+    # Of two runs without masks it is that of boxes; one alone wins nothing.
+    assert "box AP" in headline(compare_runs([folders[2], folders[0]]))
+    assert headline(compare_runs(folders[:1])) is None
+
+
+def test_groups_have_means_deviations_and_gains_seed_by_seed(groups):
+    comparison = compare_groups(groups, baseline="plain")
+    plain, new = ([on_b(folder) for folder in groups[name]] for name in ("plain", "new"))
+    gains = [b - a for a, b in zip(plain, new, strict=True)]
+    row = next(
+        line
+        for section in markdown_report(comparison).split("## ")
+        if section.startswith("Mask AP on B")
+        for line in section.splitlines()
+        if line.startswith("| new")
+    )
+    expected = f"{mean(new):.1f} ± {stdev(new):.1f} ({mean(gains):+.1f} ± {stdev(gains):.1f})"
+    assert row.split("|")[2].strip() == expected
+    page = html_report(comparison, num_images=1)
+    assert f"{mean(gains):+.1f} ± {stdev(gains):.1f}</span>" in page and page.count("<img") == 1
+    assert all(str(folder) in page for folders in groups.values() for folder in folders)
+    first, second = ("new", "plain") if mean(new) > mean(plain) else ("plain", "new")
+    ahead = [g if first == "new" else -g for g in gains]
+    won = f"better in {sum(g > 0 for g in ahead)} of 3 seeds"
+    assert headline(comparison).endswith(
+        f" over 3 seeds, {mean(ahead):+.1f} ± {stdev(ahead):.1f} over {second} ({won})."
+    )
+
+
+def test_groups_that_cannot_be_compared_are_refused(groups, tmp_path):
+    plain, new = groups.values()
+    with pytest.raises(ValueError, match=r"other numbers of runs \(a 3, b 2\), expected as many in each"):
+        compare_groups({"a": plain, "b": new[:2]})
+    with pytest.raises(ValueError, match=r"plain_0 and .*new_1 cannot be compared: .* on other data"):
+        compare_groups({"a": plain[:2], "b": new[1::-1]})
+    with pytest.raises(ValueError, match=r"the baseline c is not among the groups a, b"):
+        compare_groups({"a": plain, "b": new}, baseline="c")
+    truth = runs.dataset(tmp_path / "data", synthetic.ground_truth(seed=9))
+    other = [runs.run(tmp_path / name, truth, with_masks=(1, 3)) for name in ("x", "y")]
+    with pytest.raises(ValueError, match=r"plain_0 and .*x cannot be compared: they report on other split"):
+        compare_groups({"a": [plain[0], other[0]], "b": [new[0], other[1]]})
+
+
+def test_the_command_takes_groups(groups, tmp_path, capsys):
+    words = [f"--group={name}={','.join(map(str, folders))}" for name, folders in groups.items()]
+    cli.main(["compare", *words, "--baseline", "new", "--output", str(tmp_path / "out"), "--images", "0"])
+    printed = capsys.readouterr().out
+    assert "In brackets the difference to new. Mean ± standard deviation of 3 seeds" in printed
+    for wrong, message in (
+        ([*words, str(groups["new"][0])], "give runs, or groups of them by --group, one of the two"),
+        ([], "give runs, or groups of them"),
+        ([words[0], words[0]], "--group is given twice with one of the names plain, plain"),
+        (["--group=plain"], "plain is not NAME=RUN_DIR,RUN_DIR"),
+        (["--group=a=,"], "a=, is not NAME=RUN_DIR,RUN_DIR"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["compare", *wrong, "--output", str(tmp_path / "no")])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

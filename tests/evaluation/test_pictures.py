@@ -42,7 +42,7 @@ def test_boxes_without_masks_and_an_image_without_detections_can_be_drawn():
     assert draw_detections(image, [box_only], STYLE).getpixel((5, 24)) == BOXES_ONLY_COLOUR
 
 
-def test_neighbours_of_one_side_differ_in_shade_and_others_do_not():
+def test_neighbours_of_one_side_differ_in_colour_and_others_do_not():
     def boxes(*corners):
         return [{"category_id": 1, "bbox": [x, y, 40, 40]} for x, y in corners]
 
@@ -51,12 +51,20 @@ def test_neighbours_of_one_side_differ_in_shade_and_others_do_not():
     )
     corners = [picture.getpixel(place) for place in ((100, 60), (110, 70), (159, 80), (100, 180))]
     assert len(set(corners[:3])) == 3 and corners[3] == WITH_MASKS_COLOUR
-    # A and B stay apart by hue, however dark.
-    for shade in (0.62, 1.5):
-        red, _, blue = STYLE.colour(1, shade)
-        assert red > blue
-        red, _, blue = STYLE.colour(2, shade)
-        assert blue > red
+    # A and B stay apart: warm and cold.
+    assert all(red > blue for red, _, blue in STYLE.colours(1))
+    assert all(blue > red for red, _, blue in STYLE.colours(2))
+    assert len({*STYLE.colours(1), *STYLE.colours(2)}) == 10
+
+
+def test_as_many_neighbours_as_there_are_colours_can_be_told_apart():
+    """Ten boxes on one another, five of each side."""
+    detections = [
+        {"category_id": 1 + i % 2, "bbox": [10 + 8 * i] * 2 + [150, 150], "score": 0.5} for i in range(10)
+    ]
+    picture = draw_detections(Image.new("RGB", (300, 300)), detections, STYLE)
+    corners = [picture.getpixel((10 + 8 * i, 160 + 8 * i)) for i in range(10)]
+    assert set(corners[::2]) == set(STYLE.colours(1)) and set(corners[1::2]) == set(STYLE.colours(2))
 
 
 def test_legend_and_panels_keep_the_pictures():

@@ -6,8 +6,8 @@
 # Both set up .venv first, once. To use an environment of your own instead: make test PYTHON=python
 #
 # make test-without-detectron2 tests, in .venv-pip, what works where only pip works; make detectron2 tries
-# to install Detectron2 again; make lint checks the style; make fuzz tries random changes to what comes
-# from others for half an hour.
+# to install Detectron2 again; make docs builds the pages of docs/ as a site, in site/; make lint checks the
+# style; make fuzz tries random changes to what comes from others for half an hour.
 
 TORCH := torch==2.11.0 torchvision==0.26.0
 DETECTRON2 := detectron2 @ git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
@@ -22,7 +22,7 @@ endif
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test test-without-detectron2: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-without-detectron2 lint fuzz detectron2
+.PHONY: demo test test-without-detectron2 docs lint fuzz detectron2
 
 demo: $(SETUP)
 	$(PYTHON) -m maskx_d2 demo
@@ -39,6 +39,9 @@ test-without-detectron2: .venv-pip/torch
 	.venv-pip/bin/python -m pip install "$$(ls dist/*.whl)[test]"
 	.venv-pip/bin/python -m pip install --force-reinstall --no-deps dist/*.whl
 	.venv-pip/bin/python $(PYTEST)
+
+docs: $(SETUP)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 lint: $(SETUP)
 	$(PYTHON) -m pip install --quiet 'ruff>=0.6'

@@ -139,23 +139,27 @@ def serve(
         OSError: the port is taken.
     """
     blocks = page(models, folder=folder, examples=examples).queue(default_concurrency_limit=1)
-    blocks.launch(
-        server_name=address,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=f"{max_upload}mb",
-        allowed_paths=[str(path.resolve()) for path in examples],
-        footer_links=[],
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        theme=gr.themes.Default(),
-        css=_CSS,
-        app_kwargs={"middleware": [Middleware(_WithPolicy)]},
-    )
+    try:
+        blocks.launch(
+            server_name=address,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=f"{max_upload}mb",
+            allowed_paths=[str(path.resolve()) for path in examples],
+            footer_links=[],
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            theme=gr.themes.Default(),
+            css=_CSS,
+            app_kwargs={"middleware": [Middleware(_WithPolicy)]},
+        )
+    except OSError as error:
+        ports = "7860 and those after it are" if port is None else f"{port} is"
+        raise OSError(f"port {ports} not free on {address}, expected one that is: --port") from error
     print(f"http://{address}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 

@@ -201,6 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     vg3k.add_argument("--num-classes", type=_at_least(1), default=3000, metavar="N", help="default 3000")
     vg3k.set_defaults(run=_prepare_vg3k)
 
+    shapes = datasets.add_parser(
+        "shapes",
+        help="nothing to bring: the demo's images, drawn, to try things with",
+        description="Draw the demo's dataset: outlined shapes of 32 classes, in training with boxes of all "
+        "and masks of 24, which classes_with_masks.txt names.",
+    )
+    shapes.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    shapes.add_argument("--train", type=_at_least(1), default=300, metavar="N", help="images, default 300")
+    shapes.add_argument("--test", type=_at_least(1), default=60, metavar="N", help="images, default 60")
+    shapes.add_argument("--seed", type=_at_least(0), default=0, metavar="N")
+    shapes.set_defaults(run=_prepare_shapes)
+
     compare = commands.add_parser(
         "compare",
         help="a report on several runs",
@@ -595,6 +607,22 @@ def _prepare_vg3k(args: argparse.Namespace) -> None:
         ),
     )
     print(summary)
+
+
+def _prepare_shapes(args: argparse.Namespace) -> None:
+    from maskx_d2.data import shapes
+
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise ValueError(f"--output {args.output} is there already, expected a new or an empty folder")
+    dataset = shapes.generate(
+        args.output,
+        num_train=args.train,
+        num_test=args.test,
+        seed=args.seed,
+        progress=partial(tqdm, unit="image", file=sys.stderr),
+    )
+    print(f"to train on:    {dataset.train_json} {dataset.train_images}")
+    print(f"to evaluate on: {dataset.test_json} {dataset.test_images}")
 
 
 def _compare(args: argparse.Namespace) -> None:

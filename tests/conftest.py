@@ -42,6 +42,7 @@ LONGEST = (
     "hosts/detectron2/test_predict.py",
     "hosts/detectron2/test_distributed.py",
     "hosts/detectron2/test_train_net.py",
+    "test_docs.py",
     "hosts/detectron2/test_overfitting.py",
     "hosts/detectron2/test_trainer.py",
     "hosts/detectron2/test_export.py",

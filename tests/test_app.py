@@ -203,6 +203,18 @@ def test_users_mistakes_end_with_one_sentence(tmp_path, monkeypatch, capsys):
         assert message in said and said.count("\n") == 1
 
 
+def test_a_port_that_is_taken_is_named(quick_demo, tmp_path, capsys, url, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # which it changes
+    taken = url.rpartition(":")[2]
+    weights = next((quick_demo[0] / "maskx").glob("model_final.*"))
+    config = quick_demo[0] / "maskx" / "config.yaml"
+    words = ["--config-file", str(config)] if weights.suffix == ".pth" else []
+    with pytest.raises(SystemExit) as exit:
+        main(["app", "--weights", str(weights), *words, "--port", taken])
+    assert exit.value.code == 2
+    assert f"port {taken} is not free on 127.0.0.1, expected one that is: --port" in capsys.readouterr().err
+
+
 def test_the_best_model_of_a_demo_is_that_of_the_highest_ap_on_b_but_for_the_oracle(tmp_path):
     assert demo.best_model(tmp_path) is None
     for folder, gain in ((tmp_path / "one", 1), (tmp_path / "many" / "seed_3", -1)):

@@ -188,3 +188,17 @@ def test_a_file_where_a_folder_should_be_ends_with_one_sentence(capsys, tmp_path
     assert "file" in failure(capsys, "embeddings", "random", "--output", table)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     assert "latin.txt is not text in UTF-8" in failure(capsys, "splits", tmp_path / "latin.txt")
+
+
+def test_shapes_are_drawn_as_the_demo_draws_them(tmp_path, capsys):
+    from maskx_d2.data import shapes
+
+    words = ["prepare", "shapes", "--train", "4", "--test", "2", "--seed", "3", "--output"]
+    out = printed(capsys, *words, tmp_path / "mine")
+    expected = shapes.generate(tmp_path / "expected", num_train=4, num_test=2, seed=3)
+    for path in (expected.train_json, expected.test_json, expected.split_file):
+        own = tmp_path / "mine" / path.relative_to(expected.root)
+        assert own.read_bytes() == path.read_bytes()
+    assert str(tmp_path / "mine" / "annotations" / "train.json") in out
+    line = failure(capsys, *words, tmp_path / "mine")
+    assert "is there already, expected a new or an empty folder" in line

@@ -1,0 +1,103 @@
+"""The pages: their links lead somewhere, the site builds, and what they say to type runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDERS = (".", "docs", "configs", "datasets", "benchmarks")
+PAGES = sorted(page for folder in FOLDERS for page in (REPOSITORY / folder).glob("*.md"))
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """Of its headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(page.read_text()), flags=re.MULTILINE)
+    plain = [re.sub(r"<[^>]+>|[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page):
+    assert len(PAGES) > 12
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        other = page if not path else (page.parent / path).resolve()
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("mkdocstrings")
+    pytest.importorskip("material")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_has_every_page_and_loads_nothing_from_other_hosts(site):
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("index.html")}
+    names = {path.stem for path in (REPOSITORY / "docs").glob("*.md")} - {"index"}
+    assert pages >= {"index.html", *(f"{name}/index.html" for name in names)}
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"?([^\s\">]+)", text)
+        loaded += re.findall(
+            r"<link[^>]*rel=\"?(?:stylesheet|preconnect|icon)\"?[^>]*href=\"?([^\s\">]+)", text
+        )
+        loaded += re.findall(
+            r"<link[^>]*href=\"?([^\s\">]+)\"?[^>]*rel=\"?(?:stylesheet|preconnect|icon)", text
+        )
+        assert loaded and not [address for address in loaded if "//" in address], path
+
+
+def test_the_api_page_has_docstrings_and_no_link_out_of_the_site(site):
+    text = (site / "api" / "index.html").read_text()
+    assert "Mask weights predicted from class embeddings" in text
+    assert "What COCOeval finds, class by class" in text
+    assert ":func:" not in text and ":class:" not in text
+    assert 'href="../../benchmarks' not in (site / "index.html").read_text()
+
+
+def commands(page):
+    """The lines of its shell code, until the part that needs more machines."""
+    text = page.read_text().split("## Millions of images")[0]
+    for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        yield shlex.split(block.replace("\\\n", " "))
+
+
+SHORTER = {"--train": "6", "--test": "3", "--trainer.max_steps": "2", "SOLVER.MAX_ITER": "2"}
+
+
+def test_the_commands_of_your_data_run_one_after_the_other(tmp_path):
+    for name in ("configs", "train_net.py"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    programs = {"maskx": [sys.executable, "-m", "maskx_d2"], "python": [sys.executable]}
+    done = []
+    for words in commands(REPOSITORY / "docs" / "your-data.md"):
+        if find_spec("detectron2") is None and "detectron2" in " ".join(words):
+            continue
+        for place, word in enumerate(words[:-1]):
+            words[place + 1] = SHORTER.get(word, words[place + 1])
+        run = subprocess.run(
+            [*programs[words[0]], *words[1:]], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert run.returncode == 0, (words, run.stderr[-2000:])
+        done.append(words[1])
+    with_detectron2 = ["train_net.py", "compare"] if find_spec("detectron2") else []
+    expected = ["prepare", "check-dataset", "torchvision", *with_detectron2, "predict", "fill-masks"]
+    assert sorted(done) == sorted(expected)
+    assert "segmentation_source" in (tmp_path / "filled.json").read_text()

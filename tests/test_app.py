@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -203,16 +204,16 @@ def test_users_mistakes_end_with_one_sentence(tmp_path, monkeypatch, capsys):
         assert message in said and said.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_named(quick_demo, tmp_path, capsys, url, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # which it changes
-    taken = url.rpartition(":")[2]
-    weights = next((quick_demo[0] / "maskx").glob("model_final.*"))
-    config = quick_demo[0] / "maskx" / "config.yaml"
-    words = ["--config-file", str(config)] if weights.suffix == ".pth" else []
-    with pytest.raises(SystemExit) as exit:
-        main(["app", "--weights", str(weights), *words, "--port", taken])
-    assert exit.value.code == 2
-    assert f"port {taken} is not free on 127.0.0.1, expected one that is: --port" in capsys.readouterr().err
+def test_a_port_that_is_taken_is_named(tmp_path):
+    from maskx_d2.app import serve
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = f"port {port} is not free on 127.0.0.1, expected one that is: --port"
+        with pytest.raises(OSError, match=message):
+            serve({}, folder=tmp_path, port=port)
 
 
 def test_the_best_model_of_a_demo_is_that_of_the_highest_ap_on_b_but_for_the_oracle(tmp_path):

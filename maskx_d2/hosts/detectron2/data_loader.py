@@ -89,7 +89,7 @@ def load_training_data(cfg: CfgNode) -> tuple[list[dict], list[int]]:
 
 
 def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
-    annotations = (a for image in dataset for a in image["annotations"] if not a.get("iscrowd"))
+    annotations = (a for image in dataset for a in image.get("annotations", ()) if not a.get("iscrowd"))
     return TrainingData.count(
         len(dataset),
         ((a["category_id"], bool(a.get("segmentation"))) for a in annotations),

@@ -58,8 +58,14 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
         default_setup(cfg, args)
     is_main = comm.is_main_process()
     log = Path(cfg.OUTPUT_DIR, LOG_FILE if is_main else f"{LOG_FILE}.rank{comm.get_rank()}")
-    with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
-        results = _evaluate(cfg, resume=args.resume) if args.eval_only else _train(cfg, resume=args.resume)
+    work = _evaluate if args.eval_only else _train
+    try:
+        with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
+            results = work(cfg, resume=args.resume)
+    except SystemExit as stopped:
+        if stopped.code == 1:  # so verify_results() ends, which has said why to the log
+            raise ValueError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
+        raise
     if is_main:
         print(_report(cfg))
     return results

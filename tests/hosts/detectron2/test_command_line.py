@@ -66,6 +66,20 @@ def test_what_evaluation_needs_is_looked_for_before_training(shapes_dataset, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_results_that_are_not_as_expected_are_named_with_their_log(shapes_dataset, tmp_path, capsys):
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path / "out",
+        *("MODEL.WEIGHTS", str(tmp_path / "a.pth"), "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
+        *("TEST.EXPECTED_RESULTS", [["bbox", "AP", 99.0, 0.1]]),
+    )
+    torch.save({"model": tiny.build(cfg).state_dict()}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"not those of TEST.EXPECTED_RESULTS: .*out/log.txt has both"):
+        train_or_evaluate(arguments(tmp_path, cfg, eval_only=True))
+    assert "Result verification failed!" in (tmp_path / "out" / "log.txt").read_text()
+    assert "verification" not in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_other_classes_is_not_evaluated(shapes_dataset, tmp_path):
     cfg = tiny.data_config(shapes_dataset, tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "a.pth"))
     torch.save({"model": {}, "classes": {"names": ["x"] * 32}}, tmp_path / "a.pth")

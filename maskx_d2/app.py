@@ -105,7 +105,8 @@ def page(models: Mapping[str, Detector], *, folder: Path, examples: Sequence[Pat
         def see_example(event: gr.SelectData, before: _Seen | None):
             return see(str(examples[event.index]), before)
 
-        options = {"show_progress": "minimal", "api_visibility": "private"}
+        # One at a time: each takes away what the one before has left in the folder.
+        options = {"show_progress": "minimal", "api_visibility": "private", "concurrency_id": "one"}
         showing = {"fn": show, "inputs": [seen, *choices], "outputs": outputs, **options}
         for event in (dropped.upload, dropped.clear):
             event(see, [dropped, seen], [seen, message], **options).then(**showing)

@@ -158,7 +158,7 @@ def serve(
             css=_CSS,
             app_kwargs={"middleware": [Middleware(_WithPolicy)]},
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         ports = "7860 and those after it are" if port is None else f"{port} is"
         raise OSError(f"port {ports} not free on {address}, expected one that is: --port") from error
     print(f"http://{address}:{blocks.server_port} (Ctrl-C ends it)", flush=True)

@@ -230,8 +230,18 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of single runs, those of several seeds of one kind: mean and standard deviation, and "
         "the differences of the first to the first, the second to the second, ...; give one for each kind",
     )
-    compare.add_argument("--baseline", metavar="RUN_DIR", help="or NAME; the first, if not given")
-    compare.add_argument("--output", type=Path, default=Path("output/comparison"), metavar="DIR")
+    compare.add_argument(
+        "--baseline",
+        metavar="RUN_DIR",
+        help="the run, or with --group the NAME, that others are compared with; the first, if not given",
+    )
+    compare.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/comparison"),
+        metavar="DIR",
+        help="of the page, default output/comparison",
+    )
     compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
     compare.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
     compare.set_defaults(run=_compare)
@@ -433,6 +443,8 @@ def _predict(args: argparse.Namespace) -> None:
 
     _refuse_addresses(*args.images, args.output)
     output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is no folder")
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]

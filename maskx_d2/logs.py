@@ -15,13 +15,27 @@ _LOGGERS = ("detectron2", "fvcore", "lightning", "maskx_d2", "py.warnings", "tor
 @contextlib.contextmanager
 def log_to_file(path: Path, *, on_screen: Sequence[str] = ()) -> Iterator[None]:
     """
-    Send what the hosts log and what COCOeval prints to a file instead of the screen.
+    Send what the hosts log and what COCOeval prints to a file instead of the screen. An error that comes
+    before anything else is in a new folder takes it away again.
 
     Args:
         path: of the file, which is added to.
         on_screen: names of the loggers whose messages are shown, too, above progress bars.
     """
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _logging_to(path, on_screen):
+            yield
+    except Exception:
+        if is_new and list(path.parent.iterdir()) == [path]:
+            path.unlink()
+            path.parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path, on_screen: Sequence[str]) -> Iterator[None]:
     logging.captureWarnings(True)
     shown = _OnScreen(sys.stdout)
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -52,7 +66,8 @@ class _OnScreen(logging.Handler):
         self.stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        with tqdm.external_write_mode(file=sys.stderr):  # where the bars are
+            print(self.format(record), file=self.stream, flush=True)
 
 
 def _loggers() -> Iterator[logging.Logger]:

@@ -214,6 +214,8 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         message = f"port {port} is not free on 127.0.0.1, expected one that is: --port"
         with pytest.raises(OSError, match=message):
             serve({}, folder=tmp_path, port=port)
+    with pytest.raises(OSError, match=r"port 99999 is not free"):
+        serve({}, folder=tmp_path, port=99999)
 
 
 def test_the_best_model_of_a_demo_is_that_of_the_highest_ap_on_b_but_for_the_oracle(tmp_path):

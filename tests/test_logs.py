@@ -24,6 +24,23 @@ def test_what_hosts_log_and_print_goes_to_the_file_and_some_to_the_screen_too(tm
     assert shown.handlers == [] and other.handlers == []
 
 
+def test_an_error_before_anything_else_leaves_no_folder_and_one_after_leaves_the_log(tmp_path):
+    for other, left in ((None, []), ("weights", ["log.txt", "weights"])):
+        with pytest.raises(ZeroDivisionError), log_to_file(tmp_path / "run" / "log.txt"):
+            if other:
+                (tmp_path / "run" / other).touch()
+            print("begun")
+            raise ZeroDivisionError
+        folder = tmp_path / "run"
+        assert (sorted(path.name for path in folder.iterdir()) if folder.exists() else []) == left
+    with pytest.raises(ZeroDivisionError), log_to_file(tmp_path / "own" / "log.txt"):
+        raise ZeroDivisionError
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ZeroDivisionError), log_to_file(tmp_path / "own" / "log.txt"):
+        raise ZeroDivisionError
+    assert (tmp_path / "own" / "log.txt").exists()  # the folder was the user's
+
+
 def test_afterwards_loggers_are_as_they_were(tmp_path, capsys):
     logger = logging.getLogger("lightning.own")
     handler = logging.StreamHandler()

@@ -106,6 +106,7 @@ def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None
     """
     if baseline is not None and baseline not in groups:
         raise ValueError(f"the baseline {baseline} is not among the groups {', '.join(groups)}")
+    _check_once([folder for folders in groups.values() for folder in folders])
     sizes = {title: len(folders) for title, folders in groups.items()}
     if len(set(sizes.values())) > 1:
         numbers = ", ".join(f"{title} {size}" for title, size in sizes.items())
@@ -125,13 +126,17 @@ def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None
 
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
     """Names of the folders, or, where two have one name, paths."""
+    _check_once(folders)
+    names = [folder.resolve().name for folder in folders]
+    unique = len(set(names)) == len(names)
+    return dict(zip(names if unique else map(str, folders), folders, strict=True))
+
+
+def _check_once(folders: Sequence[Path]) -> None:
     resolved = [folder.resolve() for folder in folders]
     twice = [str(folder) for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]
     if twice:
         raise ValueError(f"the run {twice[0]} is given twice")
-    names = [folder.name for folder in resolved]
-    unique = len(set(names)) == len(names)
-    return dict(zip(names if unique else map(str, folders), folders, strict=True))
 
 
 def _check_comparable(first: Run, run: Run) -> None:
@@ -208,7 +213,7 @@ def markdown_report(comparison: Comparison) -> str:
     parts = [
         "# Comparison of runs",
         f"Evaluated on {annotations}: {num_a} classes with masks (A), {num_classes - num_a} with boxes "
-        f"only (B). In brackets the difference to {baseline}.{seeds}",
+        f"only (B).{f' In brackets the difference to {baseline}.' if comparison.others else ''}{seeds}",
     ]
     if said := headline(comparison):
         parts.insert(1, f"**{in_markdown(said)}**")

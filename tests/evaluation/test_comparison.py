@@ -320,6 +320,8 @@ def test_groups_that_cannot_be_compared_are_refused(groups, tmp_path):
         compare_groups({"a": plain, "b": new[:2]})
     with pytest.raises(ValueError, match=r"plain_0 and .*new_1 cannot be compared: .* on other data"):
         compare_groups({"a": plain[:2], "b": new[1::-1]})
+    with pytest.raises(ValueError, match=r"the run .*plain_0 is given twice"):
+        compare_groups({"a": plain, "b": [plain[0], *new[1:]]})
     with pytest.raises(ValueError, match=r"the baseline c is not among the groups a, b"):
         compare_groups({"a": plain, "b": new}, baseline="c")
     truth = runs.dataset(tmp_path / "data", synthetic.ground_truth(seed=9))

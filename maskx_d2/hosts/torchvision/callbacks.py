@@ -181,10 +181,8 @@ class ProgressBar(Callback):
     @rank_zero_only
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *args) -> None:
         self.bar_of_evaluation.update()
-
-    @rank_zero_only
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.bar_of_evaluation.close()
+        if self.bar_of_evaluation.n >= self.bar_of_evaluation.total:
+            self.bar_of_evaluation.close()
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

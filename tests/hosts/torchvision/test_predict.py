@@ -232,4 +232,11 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
         assert stopped.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("maskx: ") and message in line
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "image.png", "--output", "text.ckpt", "--weights", str(checkpoint)])
+    assert capsys.readouterr().err == "maskx: --output text.ckpt is no folder\n"
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "broken.png", "--output", "out", "--weights", str(checkpoint)])
+    assert "broken.png cannot be read as an image" in capsys.readouterr().err
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()

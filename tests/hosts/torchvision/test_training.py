@@ -470,6 +470,7 @@ def test_two_processes_train_one_model_and_evaluate_every_image_once(dataset, tm
     assert len(between) == 1 and between[0].count("| B: boxes only |") == 2
     assert last.startswith(f"In {tmp_path / 'ddp'}:\n  model_final.ckpt ") and "log.txt" in last
     assert_says_nothing_but_bars(done.stderr, "training", "evaluating")
+    assert "evaluating" not in done.stdout
     log = (tmp_path / "ddp" / "log.txt").read_text()
     assert "Starting with 2 processes" in log and "sync_dist" not in log
     results = json.loads((tmp_path / "ddp" / "inference" / "coco_instances_results.json").read_text())

@@ -72,7 +72,7 @@ class CocoDataModule(LightningDataModule):
         self._validation  # noqa: B018
 
     @cached_property
-    def _training(self) -> PartiallySupervisedCoco:
+    def _training(self) -> tuple[PartiallySupervisedCoco, TrainingData]:
         """Each machine reads the annotations once, and their rest is not kept."""
 
         def load() -> tuple[Records, TrainingData]:
@@ -84,7 +84,8 @@ class CocoDataModule(LightningDataModule):
         records, training_data = load_once_a_machine(load, self._ranks)
         if self._ranks.rank == 0:
             logging.getLogger(__name__).info("Training on %s: %s", self.train_json, training_data)
-        return PartiallySupervisedCoco(records, Path(self.train_images), transforms=training_transforms())
+        images = Path(self.train_images)
+        return PartiallySupervisedCoco(records, images, transforms=training_transforms()), training_data
 
     @cached_property
     def _validation(self) -> PartiallySupervisedCoco:
@@ -129,7 +130,7 @@ class CocoDataModule(LightningDataModule):
     @property
     def has_masks(self) -> bool:
         """Whether there is any mask to train with."""
-        return self._training.has_masks
+        return self._training[1].num_masks > 0
 
     @property
     def evaluated_with_masks(self) -> list[int]:
@@ -137,7 +138,7 @@ class CocoDataModule(LightningDataModule):
         return class_splits.classes_with_masks(self.class_split or self.split, self.class_names)
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self._training
+        dataset, _ = self._training
         if len(dataset) == 0:
             raise ValueError(f"{self.train_json} has no image with an object, expected one at least")
         trainer = self.trainer

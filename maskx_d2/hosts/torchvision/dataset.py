@@ -76,20 +76,11 @@ class PartiallySupervisedCoco(Dataset):
         # Tensors: worker processes that are not forked share these alone.
         self._content, self._ends = torch.from_numpy(records.content), torch.from_numpy(records.ends)
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether any instance has a mask that may be used."""
-        return any(any(record.masks) for record in self._records)
-
-    @property
-    def _records(self) -> Records:
-        return Records(self._content.numpy(), self._ends.numpy())
-
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Sample:
-        record = self._records[index]
+        record = Records(self._content.numpy(), self._ends.numpy())[index]
         path = self.image_root / record.image.file_name
         image = v2.functional.to_image(read_image(path))
         height, width = image.shape[-2:]

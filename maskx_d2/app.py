@@ -18,6 +18,7 @@ from maskx_d2.detector import Detector
 from maskx_d2.predict import IMAGE_SUFFIXES
 from maskx_d2.view import COLUMNS, SIDES, Choice, choose, coco_json, picture, summary, table
 
+_NO_IMAGE = "No image yet."
 _SECONDS_KEPT = 3600
 _MIN_SCORE = 0.05  # of what is kept, for the slider
 # A browser then asks no other host for anything, whatever the page may say.
@@ -83,7 +84,7 @@ def page(models: Mapping[str, Detector], *, folder: Path, examples: Sequence[Pat
                     ),
                 ]
             with gr.Column(scale=3, min_width=320):
-                message = gr.Markdown("No image yet.", elem_id="message")
+                message = gr.Markdown(_NO_IMAGE, elem_id="message")
                 with gr.Row():
                     results = [_result(title) for title in models]
         outputs = [component for result in results for component in result]
@@ -93,12 +94,12 @@ def page(models: Mapping[str, Detector], *, folder: Path, examples: Sequence[Pat
 
         def see(path: str | None, before: _Seen | None):
             _forget(before)
+            if path is None:
+                return None, _NO_IMAGE
             try:
-                new = _see(models, path, folder)
+                new = _see(models, Path(path), folder)
             except (FileNotFoundError, ValueError) as error:
-                return None, in_markdown(str(error).replace(str(path), Path(path).name))
-            if new is None:
-                return None, "No image yet."
+                return None, in_markdown(str(error).replace(path, Path(path).name))
             width, height = new.image.size
             return new, f"**{in_markdown(new.name)}**, {width} x {height} pixels"
 
@@ -188,14 +189,12 @@ def _result(title: str) -> list[gr.components.Component]:
     return [drawn, said, *downloads, objects]
 
 
-def _see(models: Mapping[str, Detector], path: str | None, folder: Path) -> _Seen | None:
-    if path is None:
-        return None
-    image, found = read_image(Path(path)), {}
+def _see(models: Mapping[str, Detector], path: Path, folder: Path) -> _Seen:
+    image, found = read_image(path), {}
     for title, detector in models.items():
         (detections,) = detector.coco_results([image], [1])
         found[title] = [d for d in detections if d["score"] >= _MIN_SCORE]
-    return _Seen(printable(Path(path).name), image, found, Path(tempfile.mkdtemp(dir=folder)))
+    return _Seen(printable(path.name), image, found, Path(tempfile.mkdtemp(dir=folder)))
 
 
 def _show(models: Mapping[str, Detector], seen: _Seen | None, choice: Choice) -> list:

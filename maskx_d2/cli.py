@@ -437,6 +437,7 @@ def _titles(paths: list[str]) -> list[str]:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from maskx_d2.evaluation.run_files import log_file
     from maskx_d2.logs import log_to_file
     from maskx_d2.predict import IMAGE_SUFFIXES, find_images, predict
     from maskx_d2.video import VIDEO_SUFFIXES, predict_video
@@ -465,7 +466,7 @@ def _predict(args: argparse.Namespace) -> None:
     said: list[str] = []
     failed: list[str] = []
     unread: list[str] = []
-    with log_to_file(output / "log.txt"):
+    with log_to_file(log_file(output)):
         for video in videos:
             try:
                 title = printable(video.name)

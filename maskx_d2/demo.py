@@ -16,7 +16,7 @@ from maskx_d2.data import shapes
 from maskx_d2.data.files import load_json, write_json, write_png
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
-from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE
+from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE, log_file
 from maskx_d2.evaluation.tables import Results, gain_table, mean_and_deviation
 from maskx_d2.logs import log_to_file
 
@@ -215,7 +215,7 @@ def _run_seed(
             detector=detector,
             frozen_features=frozen_features,
         )
-        with log_to_file(run.folder / "log.txt"):
+        with log_to_file(log_file(run.folder)):
             return host.train(run)
 
     detector = train(2, "stage1", "boxes of all classes", schedule.stage1_iterations)

@@ -92,6 +92,11 @@ _CONTENTS = {
 }
 
 
+def log_file(folder: Path, *, rank: int = 0) -> Path:
+    """Of a process of a run; that of the first is :data:`LOG_FILE`, of others as Detectron2 names it."""
+    return folder / (f"{LOG_FILE}.rank{rank}" if rank else LOG_FILE)
+
+
 def contents(folder: Path) -> str:
     """What a run has left in its folder, for those who look for it."""
     found = {what: next(folder.glob(name), None) for name, what in _CONTENTS.items()}

@@ -21,7 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from maskx_d2.config_files import check_yaml
 from maskx_d2.data.images import check_images_exist
-from maskx_d2.evaluation.run_files import LOG_FILE, METRICS_FILE, contents, read_table
+from maskx_d2.evaluation.run_files import METRICS_FILE, contents, log_file, read_table
 from maskx_d2.exits import one_sentence
 from maskx_d2.hosts.detectron2 import data_loader
 from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
@@ -57,7 +57,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     with log_to_file(Path(os.devnull)):  # it has a handler of its own for the same log file
         default_setup(cfg, args)
     is_main = comm.is_main_process()
-    log = Path(cfg.OUTPUT_DIR, LOG_FILE if is_main else f"{LOG_FILE}.rank{comm.get_rank()}")
+    log = log_file(Path(cfg.OUTPUT_DIR), rank=comm.get_rank())
     work = _evaluate if args.eval_only else _train
     try:
         with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):

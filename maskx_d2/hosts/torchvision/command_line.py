@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from maskx_d2.checkpoints import read_checkpoint
 from maskx_d2.config_files import check_yaml
-from maskx_d2.evaluation.run_files import LOG_FILE, contents
+from maskx_d2.evaluation.run_files import contents, log_file
 from maskx_d2.hosts.torchvision import data_module, training
 from maskx_d2.hosts.torchvision.callbacks import (
     Checkpoints,
@@ -76,9 +76,7 @@ class CommandLine(LightningCLI):
     def _log_to_file(self, folder: Path) -> None:
         """From now on, but for what a person who watches shall see."""
         rank, shown = rank_zero_only.rank, [data_module.__name__, training.__name__]
-        log = log_to_file(
-            folder / (f"{LOG_FILE}.rank{rank}" if rank else LOG_FILE), on_screen=[] if rank else shown
-        )
+        log = log_to_file(log_file(folder, rank=rank), on_screen=[] if rank else shown)
         self._log.enter_context(log)
 
     def _check_checkpoint(self, config: Namespace) -> None:

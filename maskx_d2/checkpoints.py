@@ -1,16 +1,27 @@
 """Checkpoints of both hosts as data: none of this runs code that a file brings along."""
 
-import re
+import io
+import math
+import mmap
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maskx_d2.data.class_names import first_difference
+from maskx_d2.runtime.pickles import Pickle, RefusedPickle, StandIn
 
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+# Bytes of a number in each kind of storage.
+_STORAGES = {
+    **{"ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1, "UntypedStorage": 1},
+    **{"ShortStorage": 2, "HalfStorage": 2, "BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4},
+    **{"LongStorage": 8, "DoubleStorage": 8, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16},
+}
+_TYPES = [name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
+_PICKLES_BEFORE, _PICKLES = 3, 5  # of the format before PyTorch 1.6; what was saved is the fourth
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -19,24 +30,139 @@ def read_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or holds something else than tensors and plain values.
+        ValueError: it is no checkpoint, holds something else than tensors and plain values, or asks for
+            more memory than its size allows.
     """
     if "://" in str(path):
         raise ValueError(f"checkpoint {path} is an address, expected a file: download it")
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} is no file")
     try:
-        mapped = zipfile.is_zipfile(path)  # as PyTorch has written them since 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch.load lets through whatever a file that is none makes it stumble over
-        found = _GLOBAL.search(str(error))
-        reason = "it is nothing that PyTorch writes"
-        if found is not None:
-            reason = f"it holds {found[1]}, expected tensors and plain values: loading it could run code"
-        raise ValueError(f"checkpoint {path} is refused: {reason}") from error
+        is_zip = zipfile.is_zipfile(path)  # as PyTorch has written them since 1.6
+        (_check_zip if is_zip else _check_pickles)(Path(path))
+    except RefusedPickle as error:
+        raise ValueError(f"checkpoint {path} is refused: {error}") from error
+    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler stumble over
+        raise _no_checkpoint(path) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:
+        raise _no_checkpoint(path) from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
     return content
+
+
+def _no_checkpoint(path: str | Path) -> ValueError:
+    return ValueError(f"checkpoint {path} is refused: it is nothing that PyTorch writes")
+
+
+def _check_zip(path: Path) -> None:
+    """Of a file that ``torch.save`` writes today: a pickle, and a file for each storage."""
+    with zipfile.ZipFile(path) as archive:
+        records = {PurePosixPath(info.filename).name: info for info in archive.infolist()}
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise RefusedPickle("it is compressed, which PyTorch's files are not")
+        names = [info.filename for info in archive.infolist()]
+        pickles = [name for name in names if name.endswith("data.pkl")]
+        if len(set(names)) < len(names) or len(pickles) != 1:
+            raise RefusedPickle("it is nothing that PyTorch writes")
+        content = archive.read(pickles[0])
+    pickle = Pickle(io.BytesIO(content), size=len(content))
+    storages = _Storages(lambda key: records[key].file_size if key in records else 0)
+    pickle.load(_stand_ins(pickle), load_storage=storages.load)
+
+
+def _check_pickles(path: Path) -> None:
+    """Of a file that PyTorch wrote before 1.6: several pickles, and behind them the storages."""
+    size = path.stat().st_size
+    if size == 0:
+        raise RefusedPickle("it is nothing that PyTorch writes")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        pickle = Pickle(content, size=size)
+        storages = _Storages(lambda key: size)
+        for number in range(_PICKLES):
+            known = _stand_ins(pickle) if number == _PICKLES_BEFORE else pickle.plain_stand_ins()
+            pickle.load(known, load_storage=storages.load)
+        if sum(storages.num_bytes.values()) > size:
+            raise RefusedPickle("it asks for more memory than its size allows")
+
+
+class _Storage:
+    __slots__ = ("num_values",)
+
+    def __init__(self, num_values: int):
+        self.num_values = num_values
+
+
+class _Storages:
+    """What tensors' numbers are in."""
+
+    def __init__(self, most_bytes):
+        """
+        Args:
+            most_bytes: of a storage, by its key.
+        """
+        self.num_bytes: dict[object, int] = {}
+        self._most_bytes = most_bytes
+
+    def load(self, pid: object) -> _Storage:
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise RefusedPickle("it refers to something outside itself, expected storages of tensors")
+        _, bytes_of_number, key, _, num_values = pid[:5]
+        if type(bytes_of_number) is not int or type(num_values) is not int or not 0 <= num_values < 2**48:
+            raise RefusedPickle("it has a storage of an unknown kind or size")
+        self.num_bytes[key] = bytes_of_number * num_values
+        if self.num_bytes[key] > self._most_bytes(key):
+            raise RefusedPickle(
+                f"it has a storage of {num_values:,} numbers, more than there are in the file"
+            )
+        return _Storage(num_values)
+
+
+def _stand_ins(pickle: Pickle) -> dict[tuple[str, str], object]:
+    """For what tensors are made of. Nothing is made of them here; their sizes are looked at."""
+    return {
+        **pickle.plain_stand_ins(),
+        **{("torch", name): size for name, size in _STORAGES.items()},
+        ("torch.storage", "UntypedStorage"): _STORAGES["UntypedStorage"],
+        **{("torch", name): name for name in _TYPES},
+        ("torch", "Size"): StandIn(tuple),
+        ("torch", "device"): StandIn(lambda *parts: str(parts)[:80]),
+        ("torch._utils", "_rebuild_tensor"): StandIn(_look_at_tensor),
+        ("torch._utils", "_rebuild_tensor_v2"): StandIn(_look_at_tensor),
+        ("torch._utils", "_rebuild_parameter"): StandIn(lambda *parts: None),
+    }
+
+
+def _look_at_tensor(storage: object, offset: object, size: object, *more: object) -> None:
+    if not isinstance(storage, _Storage) or not isinstance(size, tuple):
+        raise RefusedPickle("it has a tensor in an unknown form")
+    if not all(type(n) is int and n >= 0 for n in size) or math.prod(size) > storage.num_values:
+        raise RefusedPickle(
+            f"it has a tensor of shape {str(size)[:80]}, more than the {storage.num_values:,} numbers that "
+            "are there"
+        )
+
+
+def check_finite(path: str | Path, state: Mapping[str, object]) -> None:
+    """
+    Args:
+        path: of the checkpoint, for the error.
+        state: a state dict, of tensors or arrays.
+
+    Raises:
+        ValueError: a parameter has numbers that are NaN or infinite: the first is named. A model with them
+            finds nothing.
+    """
+    for name, value in state.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"checkpoint {path}: {name} has numbers that are NaN or infinite, expected weights of a "
+                "training that has not diverged"
+            )
 
 
 def check_state(path: str | Path, found: Mapping, expected: Mapping[str, Tensor]) -> None:

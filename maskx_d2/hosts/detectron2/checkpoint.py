@@ -4,7 +4,6 @@ written whole or not at all.
 """
 
 import contextlib
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -12,29 +11,72 @@ from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
-from maskx_d2.checkpoints import check_classes, read_checkpoint
-from maskx_d2.data.files import replacing
-
-# All that the checkpoints of Detectron2's model zoo and of ImageNet pre-training are made of.
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", f) for core in ("core", "_core") for f in ("_reconstruct", "scalar")),
-}
+from maskx_d2.checkpoints import check_classes, check_finite, read_checkpoint
+from maskx_d2.data.files import check_replaceable, replacing
+from maskx_d2.runtime.pickles import read_array_pickle
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows arrays and the types that pickle has built in."""
+class Checkpointer(DetectionCheckpointer):
+    """
+    Detectron2's checkpointer, but what it reads is data: no file runs code, takes more memory than its size
+    allows, or brings weights that are not finite. What it writes is there whole or not at all.
+    """
 
-    def find_class(self, module: str, name: str):
-        if (module, name) not in _ALLOWED:
-            raise ValueError(
-                f"it holds {module}.{name}, expected nothing but arrays: loading it could run code"
-            )
-        return super().find_class(module, name)
+    def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables):
+        """
+        Args:
+            model: to load into and to save.
+            save_dir: of the run.
+            checkpointables: what else has a ``state_dict``.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.path_manager = WholeFiles()
+
+    def has_checkpoint(self) -> bool:
+        check_replaceable(self._last)
+        return super().has_checkpoint()
+
+    def get_checkpoint_file(self) -> str:
+        """
+        Raises:
+            FileNotFoundError: the file that ``last_checkpoint`` names does not exist.
+            ValueError: it names anything but a .pth file in its own folder.
+        """
+        name = self._last.read_text(encoding="utf-8", errors="replace").strip()
+        if name != Path(name).name or not name.endswith(".pth") or not name.isprintable():
+            raise ValueError(f"{self._last} names {name[:200]!r}, expected a .pth file in its own folder")
+        path = Path(self.save_dir, name)
+        check_replaceable(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{self._last} names {name!r}, which is not there")
+        return str(path)
+
+    @property
+    def _last(self) -> Path:
+        return Path(self.save_dir, "last_checkpoint")
+
+    def _load_file(self, filename: str) -> dict:
+        content = _blobs(Path(filename)) if filename.endswith(".pkl") else super()._load_file(filename)
+        if not isinstance(content["model"], dict):
+            raise ValueError(f"checkpoint {filename} has no weights in 'model', expected names and tensors")
+        check_finite(filename, content["model"])
+        return content
+
+    def _torch_load(self, f: str) -> dict:
+        return read_checkpoint(f)
+
+
+def _blobs(path: Path) -> dict:
+    """Of a pickle of Detectron2's model zoo, of Caffe2's Detectron, or of what was trained on ImageNet."""
+    content = read_pickle(path)
+    if {"model", "__author__"} <= content.keys():
+        return content
+    blobs = content.get("blobs", content)
+    if isinstance(blobs, dict):
+        blobs = {name: blob for name, blob in blobs.items() if not str(name).endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def check_weights(path: str) -> None:
@@ -64,7 +106,7 @@ def check_weights(path: str) -> None:
         read_checkpoint(local)
 
 
-def read_pickle(path: Path):
+def read_pickle(path: Path) -> dict:
     """
     What is in a pickle of arrays and plain values, Python 2's too.
 
@@ -75,10 +117,12 @@ def read_pickle(path: Path):
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} is no file")
     try:
-        with path.open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
+        content = read_array_pickle(path)
     except Exception as error:  # whatever a file that is no pickle makes the unpickler stumble over
         raise ValueError(f"checkpoint {path} is refused: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
+    return content
 
 
 def check_before_loading(checkpointer: DetectionCheckpointer, path: str, *, resume: bool) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, default_argument_parser, default_setup, launch
@@ -24,7 +23,11 @@ from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import METRICS_FILE, contents, log_file, read_table
 from maskx_d2.exits import one_sentence
 from maskx_d2.hosts.detectron2 import data_loader
-from maskx_d2.hosts.detectron2.checkpoint import check_before_loading, check_classes_of_weights
+from maskx_d2.hosts.detectron2.checkpoint import (
+    Checkpointer,
+    check_before_loading,
+    check_classes_of_weights,
+)
 from maskx_d2.hosts.detectron2.class_split import check_num_classes, class_names, load_dataset
 from maskx_d2.hosts.detectron2.config import load_config
 from maskx_d2.hosts.detectron2.datasets import register_datasets
@@ -79,7 +82,7 @@ def _train(cfg: CfgNode, *, resume: bool) -> dict | None:
 
 def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
     model = WatchedTrainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=resume)
     for name in _coco_datasets(cfg)[:1]:
         names = once_a_machine(partial(class_names, name), datasets=[name])

@@ -17,7 +17,11 @@ from PIL import Image
 from maskx_d2.data.rle import encode
 from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.hosts.detectron2.checkpoint import check_classes_of_weights, check_weights
+from maskx_d2.hosts.detectron2.checkpoint import (
+    Checkpointer,
+    check_classes_of_weights,
+    check_weights,
+)
 from maskx_d2.hosts.detectron2.class_split import (
     check_num_classes,
     class_names,
@@ -48,7 +52,11 @@ class Detectron2Detector(Detector):
         )
         check_weights(cfg.MODEL.WEIGHTS)
         check_classes_of_weights(cfg.MODEL.WEIGHTS, class_names(datasets[0]))
-        self._predictor = DefaultPredictor(cfg)
+        without_weights = cfg.clone()
+        without_weights.defrost()
+        without_weights.MODEL.WEIGHTS = ""
+        self._predictor = DefaultPredictor(without_weights)
+        Checkpointer(self._predictor.model).load(cfg.MODEL.WEIGHTS)
 
     def to(self, device: str) -> "Detectron2Detector":
         self._predictor.model.to(device)

@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.exits import DeferredSignals
-from maskx_d2.hosts.detectron2.checkpoint import ClassList, WholeFiles, check_before_loading
+from maskx_d2.hosts.detectron2.checkpoint import Checkpointer, ClassList, check_before_loading
 from maskx_d2.hosts.detectron2.class_split import (
     check_num_classes,
     class_names,
@@ -50,7 +51,6 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         self._deferred_signals = DeferredSignals()
         super().__init__(_scale_box_supervision(cfg, comm.get_world_size()))
-        self.checkpointer.path_manager = WholeFiles()
         classes = ClassList(partial(class_names, cfg.DATASETS.TRAIN[0]), folder=cfg.OUTPUT_DIR)
         self.checkpointer.add_checkpointable(ClassList.KEY, classes)
 
@@ -76,6 +76,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         seed = [_SeedIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         first, last = _DeferSignals(self._deferred_signals), _StopOnSignal(self._deferred_signals)
+        # DefaultTrainer has just made one of Detectron2's own, which the hooks are going to use.
+        trainer = weakref.proxy(self)
+        self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=trainer)
         hooks = super().build_hooks()
         for hook in hooks:
             if isinstance(hook, PeriodicCheckpointer):

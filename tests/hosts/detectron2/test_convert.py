@@ -218,7 +218,7 @@ def test_mistakes_are_one_sentence(converted, tmp_path, capsys):
         ([tmp_path / "absent.pkl"], "absent.pkl is no file"),
         ([tmp_path / "command.pkl"], "command.pkl is refused: it holds posix.mkdir"),
         ([tmp_path / "text.pkl"], "text.pkl is refused"),
-        ([tmp_path / "list.pkl"], "list.pkl has no 'blobs', expected one of Caffe2's Detectron"),
+        ([tmp_path / "list.pkl"], "list.pkl holds a list, expected a dictionary"),
         ([tmp_path / "nested.pkl"], "nested.pkl has no 'blobs'"),
         ([path], "the model has 5 classes, expected --classes with their names"),
         ([path, "--classes", tmp_path / "few.txt"], "few.txt has 1 classes, expected the model's 5"),

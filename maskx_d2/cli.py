@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         args = argparse.Namespace(run=_torchvision, arguments=arguments[show_traceback + 1 :])
     else:
         args = _parser().parse_args(arguments)
-    with one_sentence("maskx", show_traceback=show_traceback):
+    with one_sentence("maskx", show_traceback=show_traceback), _writing(args):
         args.run(args)
 
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "class-agnostic mask head, Mask^X, Mask^X with box supervision and an oracle that has all masks, "
         "and compare them on classes without masks.",
     )
-    demo.add_argument("--output", type=Path, default=_DEMO_FOLDER, metavar="DIR")
+    _output_folder(demo, "*/*", default=_DEMO_FOLDER)
     demo.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of data and training")
     demo.add_argument(
         "--seeds",
@@ -80,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "classes were trained with masks, blue ones with boxes only.",
     )
     _add_model_arguments(predict)
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image, video or folder of such")
-    predict.add_argument("--output", required=True, metavar="DIR")
+    _input(predict, "images", nargs="+", metavar="IMAGE", help="image, video or folder of such")
+    _output_folder(predict, "log.txt*", "*.json*", "*.png", "*.mp4", "detections/*", type=str)
     _add_ray(
         predict,
         "Draws nothing and takes no videos; writes Parquet files. IMAGE and DIR may be addresses as "
@@ -118,9 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         "to choose from.",
     )
     _add_model_arguments(app, required=False)
-    app.add_argument("--compare-weights", metavar="FILE", help="checkpoint of a second model")
-    app.add_argument("--compare-config-file", metavar="FILE", help="its config, if it needs one")
-    app.add_argument("--images", type=Path, metavar="DIR", help="folder of images to choose from")
+    _input(app, "--compare-weights", metavar="FILE", help="checkpoint of a second model")
+    _input(app, "--compare-config-file", metavar="FILE", help="its config, if it needs one")
+    _input(app, "--images", type=Path, metavar="DIR", help="folder of images to choose from")
     app.add_argument(
         "--address",
         default="127.0.0.1",
@@ -140,11 +141,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Predict a mask for every annotation that has none, in its box and for its class. All "
         "else in the file stays as it is. Killed and started again it goes on where it was.",
     )
-    fill.add_argument("annotations", type=Path, metavar="JSON", help="in COCO's format")
-    fill.add_argument("images", metavar="IMAGES", help="the folder of its images")
+    _input(fill, "annotations", type=Path, metavar="JSON", help="in COCO's format")
+    _input(fill, "images", metavar="IMAGES", help="the folder of its images")
     _add_model_arguments(fill)
     _add_ray(fill, "IMAGES may be an address as s3://bucket/folder")
-    fill.add_argument("--output", required=True, type=Path, metavar="JSON")
+    _output_file(fill, metavar="JSON")
     fill.add_argument("--format", choices=("rle", "polygon"), default="rle", help="default rle")
     fill.add_argument(
         "--min-mask-score",
@@ -168,15 +169,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a checkpoint of seg_every_thing, the paper's code on Caffe2, into "
         "model_final.pth and config.yaml for maskx predict. All sizes are those of the file.",
     )
-    convert.add_argument("checkpoint", type=Path, metavar="FILE", help="the .pkl")
-    convert.add_argument("--output", required=True, type=Path, metavar="DIR")
-    convert.add_argument(
+    _input(convert, "checkpoint", type=Path, metavar="FILE", help="the .pkl")
+    _output_folder(convert, "config.yaml", "model_final.pth", "classes.json")
+    _input(
+        convert,
         "--classes",
         type=Path,
         metavar="FILE",
         help="class list of a model that has neither Visual Genome's 3,001 classes nor COCO's 80",
     )
-    convert.add_argument(
+    _input(
+        convert,
         "--classes-with-masks",
         metavar="SPLIT",
         help="the split that the model was trained with: voc, nonvoc, ..., or a file. If not given, COCO's "
@@ -192,12 +195,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Write vg3k_train.json, vg3k_val.json and vg3k_test.json: the boxes of Visual Genome's "
         "most frequent classes, in one list of classes with COCO's 80.",
     )
-    vg3k.add_argument("--image-data", required=True, type=Path, metavar="FILE", help="image_data.json")
-    vg3k.add_argument("--objects", required=True, type=Path, metavar="FILE", help="objects.json, v1.4")
-    vg3k.add_argument(
-        "--coco-val", required=True, type=Path, metavar="FILE", help="COCO's instances_val2017.json"
-    )
-    vg3k.add_argument("--output", required=True, type=Path, metavar="DIR")
+    genome = {"required": True, "type": Path, "metavar": "FILE"}
+    _input(vg3k, "--image-data", help="image_data.json", **genome)
+    _input(vg3k, "--objects", help="objects.json, v1.4", **genome)
+    _input(vg3k, "--coco-val", help="COCO's instances_val2017.json", **genome)
+    _output_folder(vg3k, "vg3k_train.json", "vg3k_val.json", "vg3k_test.json")
     vg3k.add_argument("--num-classes", type=_at_least(1), default=3000, metavar="N", help="default 3000")
     vg3k.set_defaults(run=_prepare_vg3k)
 
@@ -207,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Draw the demo's dataset: outlined shapes of 32 classes, in training with boxes of all "
         "and masks of 24, which classes_with_masks.txt names.",
     )
-    shapes.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    _output_folder(shapes, "*/*", help="a new folder")
     shapes.add_argument("--train", type=_at_least(1), default=300, metavar="N", help="images, default 300")
     shapes.add_argument("--test", type=_at_least(1), default=60, metavar="N", help="images, default 60")
     shapes.add_argument("--seed", type=_at_least(0), default=0, metavar="N")
@@ -220,8 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         "comparison.html and comparison.md, with AP on A, B and all, class by class, training curves and "
         "the masks of each run on the same images.",
     )
-    compare.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="output folder of a run")
-    compare.add_argument(
+    _input(compare, "runs", nargs="*", type=Path, metavar="RUN_DIR", help="output folder of a run")
+    _input(
+        compare,
         "--group",
         action="append",
         default=[],
@@ -230,16 +233,16 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of single runs, those of several seeds of one kind: mean and standard deviation, and "
         "the differences of the first to the first, the second to the second, ...; give one for each kind",
     )
-    compare.add_argument(
+    _input(
+        compare,
         "--baseline",
         metavar="RUN_DIR",
         help="the run, or with --group the NAME, that others are compared with; the first, if not given",
     )
-    compare.add_argument(
-        "--output",
-        type=Path,
+    _output_folder(
+        compare,
+        *("comparison.md", "comparison.html"),
         default=Path("output/comparison"),
-        metavar="DIR",
         help="of the page, default output/comparison",
     )
     compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
@@ -252,8 +255,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Report everything in a dataset in COCO's format that training or evaluation would "
         "stumble over (errors, exit status 1) or deal with (remarks).",
     )
-    check.add_argument("annotations", type=Path, metavar="JSON")
-    check.add_argument("images", type=Path, metavar="IMAGES", help="the folder of its images")
+    _input(check, "annotations", type=Path, metavar="JSON")
+    _input(check, "images", type=Path, metavar="IMAGES", help="the folder of its images")
     check.set_defaults(run=_check_dataset)
 
     splits = commands.add_parser(
@@ -261,8 +264,8 @@ def _parser() -> argparse.ArgumentParser:
         help="which classes a split gives masks to",
         description="Print a class split. With an annotation file, of its classes, and with its instances.",
     )
-    splits.add_argument("split", metavar="NAME", help="voc, nonvoc, coco, E1_A20B60 ..., or a file")
-    splits.add_argument("annotations", nargs="?", type=Path, metavar="JSON", help="in COCO's format")
+    _input(splits, "split", metavar="NAME", help="voc, nonvoc, coco, E1_A20B60 ..., or a file")
+    _input(splits, "annotations", nargs="?", type=Path, metavar="JSON", help="in COCO's format")
     splits.add_argument("--json", action="store_true", help="print it as JSON")
     splits.set_defaults(run=_splits)
 
@@ -273,19 +276,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     kinds = embeddings.add_subparsers(dest="kind", required=True, metavar="KIND")
     glove = kinds.add_parser("glove", help="word vectors of the class names")
-    glove.add_argument("--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
+    _input(glove, "--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
     random = kinds.add_parser("random", help="normally distributed random rows of length 1 or so")
     random.add_argument("--seed", type=int, default=0, metavar="N")
     random.add_argument("--dim", type=_at_least(1), default=300, metavar="D")
     for kind in (glove, random):
-        kind.add_argument(
+        _input(
+            kind,
             "--classes",
             type=Path,
             metavar="FILE",
             help="annotations in COCO's format, or a text file with one class name a line in the order of "
             "the classes; COCO's 80 classes if it is not given",
         )
-        kind.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .npy file")
+        _output_file(kind, metavar="FILE", help="the .npy file")
         kind.set_defaults(run=_embeddings)
 
     commands.add_parser(
@@ -296,13 +300,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _input(parser: argparse.ArgumentParser, *names: str, **options) -> None:
+    """An option that names what is read: no output may replace it."""
+    action = parser.add_argument(*names, **options)
+    parser.set_defaults(inputs=[*(parser.get_default("inputs") or ()), action.dest])
+
+
+def _output_file(parser: argparse.ArgumentParser, **options) -> None:
+    """``--output``, a file: no other may be written."""
+    parser.add_argument("--output", required=True, type=Path, **options)
+    parser.set_defaults(written=())
+
+
+def _output_folder(parser: argparse.ArgumentParser, *names: str, **options) -> None:
+    """
+    ``--output``, a folder.
+
+    Args:
+        parser: of the command.
+        names: of all files that it writes there, see :class:`maskx_d2.runtime.outputs.OutputFolder`.
+        options: of ``add_argument``.
+    """
+    options = {"type": Path, "metavar": "DIR", "required": "default" not in options, **options}
+    parser.add_argument("--output", **options)
+    parser.set_defaults(written=names)
+
+
+def _writing(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Holds the output of a command; see :func:`maskx_d2.runtime.outputs.writing`."""
+    from maskx_d2.data.addresses import is_address
+    from maskx_d2.runtime.outputs import OutputFile, OutputFolder, named_files, writing
+
+    if not hasattr(args, "written") or is_address(args.output):
+        return nullcontext()
+    inputs = [getattr(args, dest) for dest in args.inputs] if hasattr(args, "inputs") else []
+    path = Path(args.output)
+    output = OutputFolder(path, args.written) if args.written else OutputFile(path)
+    return writing([output], named_files(inputs))
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument(
+    _input(
+        parser,
         "--config-file",
         metavar="FILE",
         help="config of the model; a .ckpt of the torchvision host needs none",
     )
-    parser.add_argument("--weights", required=required, metavar="FILE", help="checkpoint of the model")
+    _input(parser, "--weights", required=required, metavar="FILE", help="checkpoint of the model")
 
 
 def _add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
@@ -328,8 +372,13 @@ def _add_ray(parser: argparse.ArgumentParser, more: str) -> None:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     """Last, for they take all the words that are left."""
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to override"
+    _input(
+        parser,
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys to override",
     )
 
 
@@ -444,8 +493,6 @@ def _predict(args: argparse.Namespace) -> None:
 
     _refuse_addresses(*args.images, args.output)
     output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is no folder")
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -624,8 +671,9 @@ def _prepare_vg3k(args: argparse.Namespace) -> None:
 
 def _prepare_shapes(args: argparse.Namespace) -> None:
     from maskx_d2.data import shapes
+    from maskx_d2.runtime.lock import is_empty
 
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+    if not is_empty(args.output):
         raise ValueError(f"--output {args.output} is there already, expected a new or an empty folder")
     dataset = shapes.generate(
         args.output,
@@ -639,12 +687,10 @@ def _prepare_shapes(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from maskx_d2.data.files import check_replaceable, write_text
+    from maskx_d2.data.files import write_text
     from maskx_d2.evaluation.comparison import compare_groups, compare_runs, markdown_report
     from maskx_d2.evaluation.report import html_report
 
-    for name in ("comparison.md", "comparison.html"):
-        check_replaceable(args.output / name)
     if bool(args.runs) == bool(args.group):
         raise ValueError("give runs, or groups of them by --group, one of the two")
     if args.group:
@@ -656,7 +702,6 @@ def _compare(args: argparse.Namespace) -> None:
         comparison = compare_runs(args.runs, baseline=args.baseline and Path(args.baseline))
     markdown = markdown_report(comparison)
     html = html_report(comparison, num_images=args.images, min_score=args.min_score)
-    args.output.mkdir(parents=True, exist_ok=True)
     write_text(args.output / "comparison.md", markdown)
     write_text(args.output / "comparison.html", html)
     print(markdown)
@@ -690,10 +735,7 @@ def _splits(args: argparse.Namespace) -> None:
 def _embeddings(args: argparse.Namespace) -> None:
     from maskx_d2.data import class_embeddings
     from maskx_d2.data.class_names import read_class_names
-    from maskx_d2.data.files import check_keeps_inputs
 
-    inputs = (args.classes, args.vectors if args.kind == "glove" else None)
-    check_keeps_inputs([args.output], [path for path in inputs if path is not None])
     names = read_class_names(args.classes)
     if args.kind == "glove":
         table = class_embeddings.glove_embeddings(args.vectors, names)

@@ -19,6 +19,7 @@ from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE, log_file
 from maskx_d2.evaluation.tables import Results, gain_table, mean_and_deviation
 from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.lock import is_empty
 
 _MARKER = ".maskx_demo"
 _NUM_PICTURES = 12
@@ -232,7 +233,7 @@ def _run_seed(
 def _prepare(output: Path) -> None:
     """Leave nothing of an earlier demo, and touch nothing else."""
     marker = output / _MARKER
-    if output.exists() and not marker.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not marker.exists() and not is_empty(output):
         raise ValueError(f"{output} holds other things than an earlier demo: give a new folder by --output")
     output.mkdir(parents=True, exist_ok=True)
     marker.touch()

@@ -2,12 +2,16 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+from maskx_d2.data.files import check_replaceable
+from maskx_d2.runtime.lock import LOCK_FILE
 
 _LOGGERS = ("detectron2", "fvcore", "lightning", "maskx_d2", "py.warnings", "torch")
 
@@ -22,15 +26,19 @@ def log_to_file(path: Path, *, on_screen: Sequence[str] = ()) -> Iterator[None]:
         path: of the file, which is added to.
         on_screen: names of the loggers whose messages are shown, too, above progress bars.
     """
-    is_new = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if str(path) != os.devnull:
+        check_replaceable(path)
+    folder = path.parent
+    is_new = not folder.exists() or [other.name for other in folder.iterdir()] == [LOCK_FILE]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with _logging_to(path, on_screen):
             yield
     except Exception:
-        if is_new and list(path.parent.iterdir()) == [path]:
+        if is_new and {other.name for other in folder.iterdir()} <= {path.name, LOCK_FILE}:
             path.unlink()
-            path.parent.rmdir()
+            with contextlib.suppress(OSError):  # it is locked, by what takes it away afterwards
+                folder.rmdir()
         raise
 
 

@@ -1,6 +1,6 @@
 """
-Pickles that only an attacker would write: ``python -m tests.forged_pickles SEED COUNT`` reads COUNT of them,
-each as a pickle of arrays and as what ``torch.save`` writes, in a process of limited memory.
+Pickles that only an attacker would write: ``python -m tests.forged_pickles SEED COUNT`` reads COUNT of
+them, each as a pickle of arrays and as what ``torch.save`` writes, in a process of limited memory.
 """
 
 import pickletools

@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import numpy as np
@@ -202,3 +203,68 @@ def test_shapes_are_drawn_as_the_demo_draws_them(tmp_path, capsys):
     assert str(tmp_path / "mine" / "annotations" / "train.json") in out
     line = failure(capsys, *words, tmp_path / "mine")
     assert "is there already, expected a new or an empty folder" in line
+
+
+# ---- Inputs and outputs ----
+
+
+def subparsers(parser, name=()):
+    """(words, parser) of every command that does something."""
+    inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for action in inner:
+        for word, sub in action.choices.items():
+            yield from subparsers(sub, (*name, word))
+    if not inner and name != ("torchvision",):
+        yield name, parser
+
+
+COMMANDS = dict(subparsers(cli._parser()))
+NO_PATHS = {"N", "P", "IOU", "MIB", "D", "ADDRESS", "KEY VALUE"}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_option_with_a_path_is_an_input_or_an_output(words):
+    parser = COMMANDS[words]
+    with_path = {
+        action.dest
+        for action in parser._actions
+        if action.metavar is not None and action.metavar not in NO_PATHS
+    }
+    inputs, has_output = set(parser.get_default("inputs") or ()), parser.get_default("written") is not None
+    assert with_path - inputs == ({"output"} if has_output else set())
+    assert not any(action.dest == "output" for action in parser._actions) or has_output
+
+
+def written_names(parser):
+    """A name for each pattern of what the command writes."""
+    return [name.replace("*", "x") for name in parser.get_default("written")] or [""]
+
+
+PAIRS = [
+    (words, dest, name)
+    for words, parser in COMMANDS.items()
+    if parser.get_default("written") is not None
+    for dest in parser.get_default("inputs") or ()
+    for name in written_names(parser)
+]
+
+
+@pytest.mark.parametrize(("words", "dest", "name"), PAIRS)
+def test_no_command_writes_over_any_of_its_inputs(tmp_path, capsys, words, dest, name):
+    output = tmp_path / "out"
+    path = output / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("kept")
+    arguments = []
+    for action in sorted(COMMANDS[words]._actions, key=lambda action: action.dest == "opts"):
+        if action.dest == "output":
+            arguments += ["--output", output]
+        elif action.dest == dest or action.required:
+            (tmp_path / "other").touch()
+            value = path if action.dest == dest else tmp_path / "other"
+            given = [f"a={value}"] if action.dest == "group" else [value]
+            given = ["MODEL.WEIGHTS", value] if action.dest == "opts" else given
+            arguments += [*action.option_strings[:1], *given]
+    line = failure(capsys, *words, *arguments)
+    assert f"what is made of {path} would overwrite it: give another output" in line
+    assert path.read_text() == "kept"

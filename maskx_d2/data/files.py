@@ -46,11 +46,19 @@ def check_replaceable(path: Path) -> None:
     Raises:
         ValueError: ``path`` is a folder, a device, a pipe or a link, and not a file or nothing.
     """
-    if path.is_symlink():
-        raise ValueError(f"{path} is a link, expected a file or nothing: give the place that it leads to")
+    check_no_link(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file or nothing")
-    if path.exists() and not path.is_file():
+
+
+def check_no_link(path: Path) -> None:
+    """
+    Raises:
+        ValueError: ``path`` is a device, a pipe or a link, and not a file, a folder or nothing.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, expected a file or nothing: give the place that it leads to")
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is a device or a pipe, expected a file or nothing")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 from typing_extensions import NotRequired
 
-from maskx_d2.data.files import file_digest, load_json, write_json
+from maskx_d2.data.files import check_no_link, file_digest, load_json, write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, frequency_thirds
 from maskx_d2.evaluation.tables import Results, group_table
 
@@ -30,6 +30,16 @@ METRICS_FILE = "metrics.json"
 """Losses, learning rate and results, a line of JSON for each time they were logged."""
 
 LOG_FILE = "log.txt"
+
+EVALUATION_FILES = (f"{LOG_FILE}*", f"{EVALUATION_FOLDER}/*", f"{EVALUATION_FOLDER}_TTA/*")
+"""What an evaluation writes in the folder of a run; see :class:`maskx_d2.runtime.outputs.OutputFolder`."""
+
+RUN_FILES = (
+    *EVALUATION_FILES,
+    *("config.yaml", "hparams.yaml", METRICS_FILE, "events.out.tfevents*"),
+    *("last_checkpoint", "last.ckpt", "model_*.pth", "model_*.ckpt"),
+)
+"""What a training run writes there."""
 
 _Content = TypeVar("_Content")
 
@@ -160,6 +170,7 @@ class Run:
             ValueError: the file is not what an evaluation writes.
         """
         path = self.folder / EVALUATION_FOLDER / DETECTIONS_FILE
+        check_no_link(path)
         if not path.is_file():
             return []
         found = _decode(path, list[Detection])
@@ -172,6 +183,7 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """What was logged, in the order of the iterations; what a resumed run logged again counts."""
         path = self.folder / METRICS_FILE
+        check_no_link(path)
         if not path.is_file():
             return []
         at: dict[int, dict] = {}
@@ -193,6 +205,7 @@ def read_run(folder: Path) -> Run:
         ValueError: its files are not what they should be.
     """
     path = folder / EVALUATION_FOLDER / EVALUATION_FILE
+    check_no_link(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} has no {path.relative_to(folder)}, expected the output of a run that was evaluated"

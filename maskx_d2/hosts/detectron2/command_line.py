@@ -1,6 +1,7 @@
 """Detectron2's usual training command line."""
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -19,8 +20,16 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from maskx_d2.config_files import check_yaml
+from maskx_d2.data.files import write_text
 from maskx_d2.data.images import check_images_exist
-from maskx_d2.evaluation.run_files import METRICS_FILE, contents, log_file, read_table
+from maskx_d2.evaluation.run_files import (
+    EVALUATION_FILES,
+    METRICS_FILE,
+    RUN_FILES,
+    contents,
+    log_file,
+    read_table,
+)
 from maskx_d2.exits import one_sentence
 from maskx_d2.hosts.detectron2 import data_loader
 from maskx_d2.hosts.detectron2.checkpoint import (
@@ -35,6 +44,7 @@ from maskx_d2.hosts.detectron2.once_a_machine import once_a_machine
 from maskx_d2.hosts.detectron2.progress import ProgressBar, Watched
 from maskx_d2.hosts.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder
 from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
 
 def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
@@ -53,14 +63,26 @@ def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """What each process of a run does: train and evaluate, or with ``--eval-only`` evaluate."""
     cfg = read_config(args.config_file, args.opts)
+    with contextlib.ExitStack() as held:
+        once_a_machine(partial(_hold_folder, cfg, args, held), datasets=[])
+        return _train_or_evaluate(cfg, args)
+
+
+def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
+    folder = Path(cfg.OUTPUT_DIR)
     if not args.eval_only:
         _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
         once_a_machine(partial(check_evaluation, cfg), datasets=cfg.DATASETS.TEST)
-        _clear_folder(Path(cfg.OUTPUT_DIR), resume=args.resume)
-    with log_to_file(Path(os.devnull)):  # it has a handler of its own for the same log file
-        default_setup(cfg, args)
+        _clear_folder(folder, resume=args.resume)
+    without_folder = cfg.clone()
+    without_folder.defrost()
+    without_folder.OUTPUT_DIR = None  # where it would write through links
+    with log_to_file(Path(os.devnull)):
+        default_setup(without_folder, args)
     is_main = comm.is_main_process()
-    log = log_file(Path(cfg.OUTPUT_DIR), rank=comm.get_rank())
+    if is_main:
+        _write_config(cfg, args)
+    log = log_file(folder, rank=comm.get_rank())
     work = _evaluate if args.eval_only else _train
     try:
         with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
@@ -72,6 +94,25 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     if is_main:
         print(_report(cfg))
     return results
+
+
+def _hold_folder(cfg: CfgNode, args: argparse.Namespace, held: contextlib.ExitStack) -> None:
+    """In the first process: the folder is its own as long as the run lasts."""
+    if comm.is_main_process():
+        folder = Path(cfg.OUTPUT_DIR)
+        inputs = [Path(args.config_file), *named_files(cfg)]
+        if args.resume:  # with what the run itself has left
+            inputs = [path for path in inputs if not path.resolve().is_relative_to(folder.resolve())]
+        names = EVALUATION_FILES if args.eval_only else RUN_FILES
+        held.enter_context(writing([OutputFolder(folder, names)], inputs))
+
+
+def _write_config(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """The config of a run stays that of its training, and its own config is not an output."""
+    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+    is_own = path.exists() and path.samefile(args.config_file)
+    if not is_own and not (args.eval_only and path.exists()):
+        write_text(path, cfg.dump())
 
 
 def _train(cfg: CfgNode, *, resume: bool) -> dict | None:

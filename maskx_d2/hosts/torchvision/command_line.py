@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from maskx_d2.checkpoints import read_checkpoint
 from maskx_d2.config_files import check_yaml
-from maskx_d2.evaluation.run_files import contents, log_file
+from maskx_d2.evaluation.run_files import EVALUATION_FILES, RUN_FILES, contents, log_file
 from maskx_d2.hosts.torchvision import data_module, training
 from maskx_d2.hosts.torchvision.callbacks import (
     Checkpoints,
@@ -27,6 +27,7 @@ from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.model import option_defaults
 from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters, training_defaults
 from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
 # What a checkpoint has itself, or what led to it.
 _MAY_DIFFER = ("detector", "weights_backbone", "norm", "trainable_backbone_layers")
@@ -40,7 +41,7 @@ class CommandLine(LightningCLI):
     """
 
     def __init__(self, *args, **kwargs):
-        with contextlib.ExitStack() as self._log:
+        with contextlib.ExitStack() as self._held:
             super().__init__(*args, **kwargs)
 
     @staticmethod
@@ -68,16 +69,29 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        folder = Path(config.trainer.default_root_dir)
+        if rank_zero_only.rank == 0:
+            self._held.enter_context(self._writing(folder, args, resumes=config.ckpt_path is not None))
         if self.config.subcommand == "fit" and not config.overwrite:
-            _check_folder(Path(config.trainer.default_root_dir), config.ckpt_path)
+            _check_folder(folder, config.ckpt_path)
         self._check_checkpoint(config)
-        self._log_to_file(Path(config.trainer.default_root_dir))
+        self._log_to_file(folder)
+
+    def _writing(
+        self, folder: Path, args: list[str], *, resumes: bool
+    ) -> contextlib.AbstractContextManager[None]:
+        """The folder is this process's own as long as the run lasts."""
+        inputs = named_files([word.rpartition("=")[2] for word in args])
+        if resumes:  # with what the run itself has left
+            inputs = [path for path in inputs if not path.resolve().is_relative_to(folder.resolve())]
+        names = RUN_FILES if self.config.subcommand == "fit" else EVALUATION_FILES
+        return writing([OutputFolder(folder, names)], inputs)
 
     def _log_to_file(self, folder: Path) -> None:
         """From now on, but for what a person who watches shall see."""
         rank, shown = rank_zero_only.rank, [data_module.__name__, training.__name__]
         log = log_to_file(log_file(folder, rank=rank), on_screen=[] if rank else shown)
-        self._log.enter_context(log)
+        self._held.enter_context(log)
 
     def _check_checkpoint(self, config: Namespace) -> None:
         if config.ckpt_path is None:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -10,6 +11,7 @@ from maskx_d2.data import shapes
 from maskx_d2.hosts.detectron2 import build_train_loader
 from maskx_d2.hosts.detectron2.command_line import main, train_or_evaluate
 
+from ...runtime.test_lock import held
 from . import tiny
 
 
@@ -38,6 +40,66 @@ def test_a_folder_has_one_run(shapes_dataset, tmp_path):
         train_or_evaluate(arguments(tmp_path, cfg, overwrite=True))
     assert not list(out.glob("*.pth")) and not (out / "last_checkpoint").exists()
     assert (out / "metrics.json").read_text() == ""
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite", "eval_only", None])
+def test_a_folder_that_another_run_writes_to_is_refused(shapes_dataset, tmp_path, option):
+    out = tmp_path / "out"
+    cfg = tiny.data_config(shapes_dataset, out)
+    with held(out) as process:
+        before = sorted(out.iterdir())
+        message = rf"out is being written to by process {process.pid} on "
+        with pytest.raises(ValueError, match=message):
+            train_or_evaluate(arguments(tmp_path, cfg, **({option: True} if option else {})))
+        assert sorted(out.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["log.txt", "config.yaml", "metrics.json", "last_checkpoint", "model_final.pth", "inference"]
+)
+def test_links_and_pipes_in_the_folder_of_a_run_are_refused(shapes_dataset, tmp_path, kind, name):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    out.mkdir()
+    kept.write_text("kept")
+    os.mkfifo(out / name) if kind == "pipe" else (out / name).symlink_to(kept)
+    cfg = tiny.data_config(shapes_dataset, out)
+    evaluated = [{"eval_only": True}] if name in ("log.txt", "inference") else []
+    for options in ({"resume": True}, {"overwrite": True}, *evaluated):
+        with pytest.raises(ValueError, match=rf"out/{name} is a (link|device or a pipe)"):
+            train_or_evaluate(arguments(tmp_path, cfg, **options))
+    assert kept.read_text() == "kept" and [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model_final.pth", "metrics.json"])
+def test_a_new_run_does_not_replace_what_it_begins_with(shapes_dataset, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("kept")
+    cfg = tiny.data_config(shapes_dataset, out)
+    cfg.defrost()
+    if name == "config.yaml":
+        args = arguments(out, cfg, overwrite=True)
+    else:
+        cfg.MODEL.WEIGHTS = str(out / name)
+        args = arguments(tmp_path, cfg, overwrite=True)
+    before = (out / name).read_text()
+    with pytest.raises(ValueError, match=rf"what is made of .*{name} would overwrite it"):
+        train_or_evaluate(args)
+    assert (out / name).read_text() == before
+
+
+def test_the_config_of_a_run_stays_that_of_its_training(shapes_dataset, tmp_path):
+    out = tmp_path / "out"
+    cfg = tiny.data_config(shapes_dataset, out)
+    args = arguments(tmp_path, cfg, eval_only=True, opts=["SEED", 7])
+    train_or_evaluate(args)
+    assert "SEED: 7" in (out / "config.yaml").read_text()  # there was none
+    (out / "config.yaml").write_text(f"# own\n{cfg.dump()}")
+    train_or_evaluate(args)
+    args.config_file = str(out / "config.yaml")
+    train_or_evaluate(args)
+    assert (out / "config.yaml").read_text() == f"# own\n{cfg.dump()}"
 
 
 def test_an_option_that_the_checkpoint_overrules_is_named(shapes_dataset, tmp_path):

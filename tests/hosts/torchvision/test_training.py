@@ -24,6 +24,7 @@ from maskx_d2.hosts.torchvision.callbacks import Checkpoints, RepeatableSteps, W
 from maskx_d2.hosts.torchvision.training import TrainingModule, load_detector
 
 from ...evaluation import synthetic
+from ...runtime.test_lock import held
 from ...screen import assert_says_nothing_but_bars
 from . import tiny
 
@@ -391,6 +392,55 @@ def test_a_folder_has_one_run(finished, dataset, tmp_path, capsys):
     steps = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert {line["iteration"] for line in steps if "total_loss" in line} == {0}
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def refused(capsys, words):
+    """The sentence that a command line ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(finished, dataset, tmp_path, capsys):
+    folder = tmp_path / "run"
+    weights = finished[0] / "model_final.ckpt"
+    with held(folder) as process:
+        before = sorted(folder.iterdir())
+        for options in ((), ("--overwrite=true",), ("--ckpt_path", finished[0] / "last.ckpt")):
+            printed = refused(capsys, command(dataset, folder, *options)[3:])
+            assert f"run is being written to by process {process.pid} on " in printed
+        evaluation = ["validate" if word == "fit" else word for word in command(dataset, folder)[3:]]
+        printed = refused(capsys, [*evaluation, "--ckpt_path", str(weights)])
+        assert f"run is being written to by process {process.pid} on " in printed
+        assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["log.txt", "config.yaml", "hparams.yaml", "metrics.json", "last.ckpt", "inference"]
+)
+def test_links_and_pipes_in_the_folder_of_a_run_are_refused(dataset, tmp_path, capsys, kind, name):
+    folder, kept = tmp_path / "run", tmp_path / "kept"
+    folder.mkdir()
+    kept.write_text("kept")
+    os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to(kept)
+    for options in ((), ("--overwrite=true",)):
+        printed = refused(capsys, command(dataset, folder, *options)[3:])
+        assert f"run/{name} is a {'link' if kind == 'link' else 'device or a pipe'}" in printed
+    assert kept.read_text() == "kept" and [path.name for path in folder.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model_final.ckpt"])
+def test_a_new_run_does_not_replace_what_it_begins_with(finished, dataset, tmp_path, capsys, name):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    before = (folder / name).read_bytes()
+    option = "--config" if name == "config.yaml" else "--model.detector"
+    host, subcommand, *words = command(dataset, folder, "--overwrite=true")[3:]
+    words = [host, subcommand, option, str(folder / name), *words]
+    assert f"what is made of {folder / name} would overwrite it" in refused(capsys, words)
+    assert (folder / name).read_bytes() == before
 
 
 def test_the_weights_are_saved_before_an_evaluation_that_fails(dataset, tmp_path):

@@ -1,18 +1,23 @@
 """``maskx app``: a page in the browser that shows what one model, or two, find in an image."""
 
+import hashlib
+import ipaddress
+import math
 import shutil
+import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
-from PIL import Image
-from starlette.middleware import Middleware
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskx_d2.data.files import write_json, write_png
-from maskx_d2.data.images import read_image
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.data.printable import in_markdown, printable
 from maskx_d2.detector import Detector
 from maskx_d2.predict import IMAGE_SUFFIXES
@@ -23,6 +28,7 @@ _SECONDS_KEPT = 3600
 _MIN_SCORE = 0.05  # of what is kept, for the slider
 # A browser then asks no other host for anything, whatever the page may say.
 _OWN_HOST_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+_ANY_NUMBER = "*"
 _CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: 1500px !important; }
@@ -33,21 +39,29 @@ footer { display: none !important; }
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image, and what each model has found in it, by the model's title."""
+    """An image, and what each model has found in it, by the model's title. Its pixels stay on the disk."""
 
     name: str
-    image: Image.Image
+    path: Path
+    size: tuple[int, int]
     found: Mapping[str, list[dict]]
     folder: Path
     """For what can be downloaded."""
 
 
-def page(models: Mapping[str, Detector], *, folder: Path, examples: Sequence[Path] = ()) -> gr.Blocks:
+def page(
+    models: Mapping[str, Detector],
+    *,
+    folder: Path,
+    examples: Sequence[Path] = (),
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> gr.Blocks:
     """
     Args:
         models: by title; what they find is shown side by side.
-        folder: for pictures and JSON files.
+        folder: for images, pictures and JSON files. Those of a page that is closed are taken away.
         examples: images to choose from.
+        max_megapixels: larger images are refused.
     """
     with gr.Blocks(
         title="maskx", analytics_enabled=False, delete_cache=(_SECONDS_KEPT, _SECONDS_KEPT)
@@ -92,19 +106,24 @@ def page(models: Mapping[str, Detector], *, folder: Path, examples: Sequence[Pat
         def show(seen: _Seen | None, *values) -> list:
             return _show(models, seen, Choice(*values))
 
-        def see(path: str | None, before: _Seen | None):
+        def see(path: str | None, before: _Seen | None, request: gr.Request):
             _forget(before)
             if path is None:
                 return None, _NO_IMAGE
+            own = _folder_of(request, folder)
+            own.mkdir(exist_ok=True)
             try:
-                new = _see(models, Path(path), folder)
+                new = _see(models, Path(path), own, max_megapixels)
             except (FileNotFoundError, ValueError) as error:
                 return None, in_markdown(str(error).replace(path, Path(path).name))
-            width, height = new.image.size
+            width, height = new.size
             return new, f"**{in_markdown(new.name)}**, {width} x {height} pixels"
 
-        def see_example(event: gr.SelectData, before: _Seen | None):
-            return see(str(examples[event.index]), before)
+        def see_example(event: gr.SelectData, before: _Seen | None, request: gr.Request):
+            return see(str(examples[event.index]), before, request)
+
+        def close(request: gr.Request) -> None:
+            shutil.rmtree(_folder_of(request, folder), ignore_errors=True)
 
         # One at a time: each takes away what the one before has left in the folder.
         options = {"show_progress": "minimal", "api_visibility": "private", "concurrency_id": "one"}
@@ -116,6 +135,7 @@ def page(models: Mapping[str, Detector], *, folder: Path, examples: Sequence[Pat
         for choice in choices:
             changed = choice.release if isinstance(choice, gr.Slider) else choice.change
             changed(trigger_mode="always_last", **showing)
+        blocks.unload(close)
     return blocks
 
 
@@ -127,20 +147,23 @@ def serve(
     address: str = "127.0.0.1",
     port: int | None = None,
     max_upload: int = 30,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
     """
     Show the page until the process is stopped.
 
     Args:
-        models, folder, examples: see :func:`page`.
+        models, folder, examples, max_megapixels: see :func:`page`.
         address: of this machine, whom to answer: this machine alone, or with ``"0.0.0.0"`` all others too.
+            Requests to another name, and those of pages of other hosts, are refused.
         port: the first free one from 7860 on, if None.
         max_upload: largest image file in MiB.
 
     Raises:
         OSError: the port is taken.
     """
-    blocks = page(models, folder=folder, examples=examples).queue(default_concurrency_limit=1)
+    blocks = page(models, folder=folder, examples=examples, max_megapixels=max_megapixels)
+    blocks.queue(default_concurrency_limit=1)
     try:
         blocks.launch(
             server_name=address,
@@ -157,11 +180,12 @@ def serve(
             enable_monitoring=False,
             theme=gr.themes.Default(),
             css=_CSS,
-            app_kwargs={"middleware": [Middleware(_WithPolicy)]},
         )
     except (OSError, OverflowError) as error:
         ports = "7860 and those after it are" if port is None else f"{port} is"
         raise OSError(f"port {ports} not free on {address}, expected one that is: --port") from error
+    # Outside of all that Gradio puts around it, which allows other origins.
+    blocks.app.middleware_stack = _OwnPagesAlone(blocks.app.middleware_stack, names=_names(address))
     print(f"http://{address}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 
@@ -189,20 +213,30 @@ def _result(title: str) -> list[gr.components.Component]:
     return [drawn, said, *downloads, objects]
 
 
-def _see(models: Mapping[str, Detector], path: Path, folder: Path) -> _Seen:
-    image, found = read_image(path), {}
+def _folder_of(request: gr.Request, folder: Path) -> Path:
+    """Of one open page. It chooses the hash of its session itself, which may be any text."""
+    return folder / hashlib.sha256(str(request.session_hash).encode()).hexdigest()
+
+
+def _see(models: Mapping[str, Detector], path: Path, folder: Path, max_megapixels: float) -> _Seen:
+    image, found = read_image(path, max_megapixels=max_megapixels), {}
     for title, detector in models.items():
         (detections,) = detector.coco_results([image], [1])
         found[title] = [d for d in detections if d["score"] >= _MIN_SCORE]
-    return _Seen(printable(path.name), image, found, Path(tempfile.mkdtemp(dir=folder)))
+    own = Path(tempfile.mkdtemp(dir=folder))
+    kept = own / f"image{path.suffix}"
+    shutil.copyfile(path, kept)
+    return _Seen(printable(path.name), kept, image.size, found, own)
 
 
 def _show(models: Mapping[str, Detector], seen: _Seen | None, choice: Choice) -> list:
-    if seen is None:
+    if seen is None or not seen.path.is_file():  # of a page that was closed
         return [value for _ in models for value in _nothing()]
     # A folder of its own each time: browsers keep what they have seen of an address.
     for old in seen.folder.iterdir():
-        shutil.rmtree(old, ignore_errors=True)
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+    image = read_image(seen.path, max_megapixels=math.inf)  # it was small enough
     values = []
     for title, detector in models.items():
         style, found = detector.style, seen.found[title]
@@ -210,8 +244,8 @@ def _show(models: Mapping[str, Detector], seen: _Seen | None, choice: Choice) ->
         folder = Path(tempfile.mkdtemp(dir=seen.folder))
         stem = Path(seen.name).stem or "image"
         drawn, annotations = folder / f"{stem}_masks.png", folder / f"{stem}_masks.json"
-        write_png(drawn, picture(seen.image, shown, style))
-        write_json(annotations, coco_json(shown, style, file_name=seen.name, size=seen.image.size))
+        write_png(drawn, picture(image, shown, style))
+        write_json(annotations, coco_json(shown, style, file_name=seen.name, size=seen.size))
         values += [
             str(drawn),
             summary(found, shown, style),
@@ -232,13 +266,36 @@ def _forget(seen: _Seen | None) -> None:
         shutil.rmtree(seen.folder, ignore_errors=True)
 
 
-class _WithPolicy:
-    """Sends the page's policy with every answer."""
+def _names(address: str) -> frozenset[str]:
+    """
+    What requests may call this machine. A page elsewhere can have a name of its own stand for this
+    address (DNS rebinding), but not a number.
+    """
+    if address in ("127.0.0.1", "::1", "localhost"):
+        return frozenset({"127.0.0.1", "::1", "localhost"})
+    if address in ("0.0.0.0", "::"):
+        return frozenset({"localhost", socket.gethostname().lower(), socket.getfqdn().lower(), _ANY_NUMBER})
+    return frozenset({address.lower()})
 
-    def __init__(self, app: ASGIApp):
+
+class _OwnPagesAlone:
+    """Answers requests of this page alone, and sends its policy with every answer."""
+
+    def __init__(self, app: ASGIApp, *, names: frozenset[str]):
         self.app = app
+        self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._is_own(host) or (origin is not None and urlsplit(origin).netloc != host):
+            refusal = PlainTextResponse("This page answers to its own address alone.", status_code=403)
+            await refusal(scope, receive, send)
+            return
+
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", _OWN_HOST_ALONE.encode())
@@ -246,3 +303,18 @@ class _WithPolicy:
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
+
+    def _is_own(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.names or (_ANY_NUMBER in self.names and _is_number(name))
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,8 +12,10 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
+from maskx_d2.data.images import MAX_MEGAPIXELS, PILLOWS_MEGAPIXELS
 from maskx_d2.data.printable import printable
 from maskx_d2.exits import FOUND_ERRORS, one_sentence
 from maskx_d2.requirements import has_detectron2, need_detectron2, need_gradio, need_ray
@@ -34,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         args = argparse.Namespace(run=_torchvision, arguments=arguments[show_traceback + 1 :])
     else:
         args = _parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a lower limit
     with one_sentence("maskx", show_traceback=show_traceback), _writing(args):
         args.run(args)
 
@@ -91,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--recursive", action="store_true", help="look in folders below folders, too")
     predict.add_argument("--resume", action="store_true", help="go on with what the same command has begun")
     _add_batch_size(predict, default=1)
+    _add_max_megapixels(predict)
     predict.add_argument(
         "--every", type=_at_least(1), default=1, metavar="N", help="of N frames of a video take one"
     )
@@ -133,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument(
         "--max-upload", type=_at_least(1), default=30, metavar="MIB", help="of an image file, default 30"
     )
+    _add_max_megapixels(app)
     app.set_defaults(run=_app)
 
     fill = commands.add_parser(
@@ -160,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         help="predict for annotations that have masks too, and print how well both agree",
     )
     _add_batch_size(fill, default=4)
+    _add_max_megapixels(fill)
     _add_overrides(fill)
     fill.set_defaults(run=_fill_masks)
 
@@ -247,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
     compare.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
+    _add_max_megapixels(compare)
     compare.set_defaults(run=_compare)
 
     check = commands.add_parser(
@@ -257,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _input(check, "annotations", type=Path, metavar="JSON")
     _input(check, "images", type=Path, metavar="IMAGES", help="the folder of its images")
+    _add_max_megapixels(check)
     check.set_defaults(run=_check_dataset)
 
     splits = commands.add_parser(
@@ -359,6 +368,16 @@ def _add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
     )
 
 
+def _add_max_megapixels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-megapixels",
+        type=_megapixels,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help=f"largest image to read, default {MAX_MEGAPIXELS:g}, at most {PILLOWS_MEGAPIXELS:g}",
+    )
+
+
 def _add_ray(parser: argparse.ArgumentParser, more: str) -> None:
     parser.add_argument(
         "--ray",
@@ -405,6 +424,12 @@ def _group(text: str) -> tuple[str, list[Path]]:
 def _from_0_to_1(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def _megapixels(text: str) -> float:
+    if not 0 < float(text) <= PILLOWS_MEGAPIXELS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {PILLOWS_MEGAPIXELS:g}")
     return float(text)
 
 
@@ -456,6 +481,7 @@ def _app(args: argparse.Namespace) -> None:
             address=args.address,
             port=args.port,
             max_upload=args.max_upload,
+            max_megapixels=args.max_megapixels,
         )
 
 
@@ -508,6 +534,7 @@ def _predict(args: argparse.Namespace) -> None:
         "merge_iou": args.merge,
         "batch_size": args.batch_size,
         "resume": args.resume,
+        "max_megapixels": args.max_megapixels,
     }
     bar = partial(tqdm, file=sys.stderr)
     said: list[str] = []
@@ -569,6 +596,7 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
         min_score=args.min_score,
         batch_size=args.batch_size,
         resume=args.resume,
+        max_megapixels=args.max_megapixels,
     )
     num_done = len(images) - len(unread)
     print(f"what was found in {num_done} images is in {file_in(args.output, DETECTIONS_FOLDER)}")
@@ -591,12 +619,12 @@ def _fill_masks(args: argparse.Namespace) -> None:
 
         _refuse_addresses(args.images)
         bar = partial(tqdm, unit="image", file=sys.stderr)
-        find = partial(find_masks, batch_size=args.batch_size, progress=bar)
+        find = partial(find_masks, progress=bar)
     else:
         need_ray("maskx fill-masks --ray")
         from maskx_d2.on_ray import find_masks_on_ray
 
-        find = partial(find_masks_on_ray, batch_size=args.batch_size, address=args.ray)
+        find = partial(find_masks_on_ray, address=args.ray)
     detector = _detector(args)
     filled = fill_masks(
         detector,
@@ -607,7 +635,7 @@ def _fill_masks(args: argparse.Namespace) -> None:
         form=args.format,
         min_score=args.min_mask_score,
         also_replace=args.also_replace,
-        find_masks=find,
+        find_masks=partial(find, batch_size=args.batch_size, max_megapixels=args.max_megapixels),
     )
     print(f"{args.output}: {summary(filled, detector.style)}")
     _exit_if_passed_over(filled.passed_over)
@@ -701,7 +729,12 @@ def _compare(args: argparse.Namespace) -> None:
     else:
         comparison = compare_runs(args.runs, baseline=args.baseline and Path(args.baseline))
     markdown = markdown_report(comparison)
-    html = html_report(comparison, num_images=args.images, min_score=args.min_score)
+    html = html_report(
+        comparison,
+        num_images=args.images,
+        min_score=args.min_score,
+        max_megapixels=args.max_megapixels,
+    )
     write_text(args.output / "comparison.md", markdown)
     write_text(args.output / "comparison.html", html)
     print(markdown)
@@ -716,7 +749,8 @@ def _check_dataset(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"image folder {args.images} is no folder")
     content = read_json(args.annotations)
     bar = partial(tqdm, total=len(content["images"]), unit="image", file=sys.stderr)
-    problems = [*find_problems(content), *find_image_problems(content, args.images, progress=bar)]
+    of_images = find_image_problems(content, args.images, max_megapixels=args.max_megapixels, progress=bar)
+    problems = [*find_problems(content), *of_images]
     counts = [f"{len(content[part]):,} {part}" for part in ("images", "annotations", "categories")]
     print(f"{args.annotations}: {', '.join(counts)}")
     print(problem_report(problems) or "Nothing to remark.")

@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from maskx_d2.data.images import read_image
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.evaluation.pictures import ClassStyle, supervision
 from maskx_d2.requirements import need_detectron2
 
@@ -67,11 +67,18 @@ class Detector(ABC):
             The detector.
         """
 
-    def detect(self, image: Image.Image | str | Path, *, min_score: float = 0.5) -> supervision.Detections:
+    def detect(
+        self,
+        image: Image.Image | str | Path,
+        *,
+        min_score: float = 0.5,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> supervision.Detections:
         """
         Args:
             image: or the file that it is in.
             min_score: detections below it are left out.
+            max_megapixels: larger files are not read.
 
         Returns:
             Boxes, scores, masks if the model has any, category ids as ``class_id``, and of each detection
@@ -80,7 +87,11 @@ class Detector(ABC):
         Raises:
             FileNotFoundError, ValueError: the image cannot be read.
         """
-        image = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+        image = (
+            image.convert("RGB")
+            if isinstance(image, Image.Image)
+            else read_image(Path(image), max_megapixels=max_megapixels)
+        )
         (found,) = self.coco_results([image], [0])
         found = [d for d in found if d["score"] >= min_score]
         boxes = np.array([d["bbox"] for d in found], dtype=float).reshape(-1, 4)

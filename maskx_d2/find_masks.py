@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from PIL import Image
 
-from maskx_d2.data.images import read_ahead, size_difference
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead, size_difference
 from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 
 _Piece = tuple[Image.Image, list[int], KnownObjects]
@@ -48,6 +48,7 @@ def find_masks(
     of_images: Sequence[BoxesOfImage],
     *,
     batch_size: int = 4,
+    max_megapixels: float = MAX_MEGAPIXELS,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> Iterator[FoundMasks | UnreadImage]:
     """
@@ -55,12 +56,14 @@ def find_masks(
         detector: the model.
         of_images: each with objects.
         batch_size: images that the model gets at one time.
+        max_megapixels: larger images cannot be read.
         progress: wraps the images, as ``tqdm`` does.
 
     Raises:
         ValueError: the model has no mask head.
     """
-    ahead = read_ahead(Path(of_image.path) for of_image in of_images)
+    paths = (Path(of_image.path) for of_image in of_images)
+    ahead = read_ahead(paths, max_megapixels=max_megapixels)
     images = (
         (of_image, reading.result)
         for of_image, (_, reading) in zip(progress(of_images), ahead, strict=True)

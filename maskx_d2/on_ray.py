@@ -28,6 +28,7 @@ from maskx_d2.data.addresses import (
     is_address,
     read_image_at,
 )
+from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.detector import Detector
 from maskx_d2.find_masks import BoxesOfImage, FoundMasks, UnreadImage, masks_in_images
 
@@ -88,6 +89,7 @@ def predict_on_ray(
     min_score: float = 0.5,
     batch_size: int = 1,
     resume: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> list[str]:
     """
     Detect on images. Writes Parquet files with a row for each: ``image_id`` as in
@@ -103,6 +105,7 @@ def predict_on_ray(
         min_score: detections below it are not written.
         batch_size: images that the model gets at one time.
         resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
+        max_megapixels: larger images cannot be read.
 
     Returns:
         Why images could not be read.
@@ -118,7 +121,9 @@ def predict_on_ray(
     with _connected(address):
         done = _begin(*file_system(folder), work, resume=resume)
         pairs = zip(ids, paths, strict=True)
-        rows = [{"image_id": i, "path": p} for i, p in pairs if i not in done]
+        rows = [
+            {"image_id": i, "path": p, "max_megapixels": max_megapixels} for i, p in pairs if i not in done
+        ]
         if rows:
             found = _pipeline(_Detect, detector, rows, batch_size=batch_size, min_score=min_score)
             # Without cores of its own, for which it would wait until all images are done.
@@ -133,6 +138,7 @@ def find_masks_on_ray(
     *,
     address: str = THIS_MACHINE,
     batch_size: int = 4,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Iterator[FoundMasks | UnreadImage]:
     """
     As :func:`maskx_d2.find_masks.find_masks`.
@@ -144,7 +150,11 @@ def find_masks_on_ray(
         ConnectionError: there is no cluster at the address.
     """
     rows = [
-        {"path": from_anywhere(of_image.path), "boxes": msgspec.json.encode(of_image)}
+        {
+            "path": from_anywhere(of_image.path),
+            "boxes": msgspec.json.encode(of_image),
+            "max_megapixels": max_megapixels,
+        }
         for of_image in of_images
     ]
     with _connected(address):
@@ -206,7 +216,7 @@ def _pipeline(
 def _read(row: dict) -> dict:
     pixels, error = np.zeros((1, 1, 3), np.uint8), ""
     try:
-        pixels = np.asarray(read_image_at(row["path"]))
+        pixels = np.asarray(read_image_at(row["path"], max_megapixels=row["max_megapixels"]))
     except (FileNotFoundError, ValueError) as reason:
         error = str(reason)
     return {**row, "pixels": pixels, "error": error}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import msgspec
 from PIL import Image
 
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
-from maskx_d2.data.images import read_ahead
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
 from maskx_d2.data.journal import Journal, open_journal
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
@@ -74,6 +75,7 @@ def predict(
     merge_iou: float | None = None,
     batch_size: int = 1,
     resume: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
     passed_over: Callable[[Path, Exception], None] | None = None,
 ) -> Path:
@@ -93,6 +95,7 @@ def predict(
         top, merge_iou: what is drawn, see :func:`maskx_d2.evaluation.merging.readable_detections`.
         batch_size: images that the model gets at one time.
         resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
+        max_megapixels: larger images cannot be read.
         progress: wraps the images, as ``tqdm`` does.
         passed_over: called with each image that cannot be read, and why; if None, the first ends it.
 
@@ -117,7 +120,8 @@ def predict(
         done = {of_image.place for of_image in journal.done}
         todo = {place: path for place, path in enumerate(images) if place not in done}
         unread: list[Exception] = []
-        pictures = _read(todo, unread, progress, passed_over)
+        ahead = read_ahead(progress(list(todo.values())), max_megapixels=max_megapixels)
+        pictures = _read(todo, ahead, unread, passed_over)
         while batch := list(islice(pictures, batch_size)):
             results = detector.coco_results(
                 [image for _, image in batch], [ids[place] for place, _ in batch]
@@ -144,12 +148,11 @@ def predict(
 
 def _read(
     images: dict[int, Path],
+    ahead: Iterable[tuple[Path, Future[Image.Image]]],
     unread: list[Exception],
-    progress: Callable[[Sequence[Path]], Iterable[Path]],
     passed_over: Callable[[Path, Exception], None] | None,
 ) -> Iterator[tuple[int, Image.Image]]:
     """Images that can be read, with their places; why others cannot is added to ``unread``."""
-    ahead = read_ahead(progress(list(images.values())))
     for place, (path, reading) in zip(images, ahead, strict=True):
         try:
             image = reading.result()

@@ -13,6 +13,7 @@ import msgspec
 from PIL import Image
 
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, replacing
+from maskx_d2.data.images import MAX_MEGAPIXELS, check_size
 from maskx_d2.data.journal import Journal, open_journal
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
@@ -53,6 +54,7 @@ def predict_video(
     merge_iou: float | None = None,
     batch_size: int = 1,
     resume: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
     progress: Callable[..., Iterable] = lambda frames, total: frames,
 ) -> Path:
     """
@@ -69,6 +71,7 @@ def predict_video(
         min_score, top, merge_iou, batch_size: see :func:`maskx_d2.predict.predict`.
         resume: go on with what an interrupted run with the same video, model, ``every`` and ``min_score``
             has left: the model does not see these frames again.
+        max_megapixels: videos of larger frames cannot be read.
         progress: wraps the frames, as ``tqdm`` does, with their number if the video says it.
 
     Returns:
@@ -92,7 +95,7 @@ def predict_video(
         return with_legend(draw_detections(frame.image, shown, detector.style))
 
     with (
-        _open(video) as (all_frames, rate, number),
+        _open(video, max_megapixels) as (all_frames, rate, number),
         open_journal(unfinished, work=work, kind=_Done) as journal,
         replacing(drawn_path) as temporary,
         _writer(temporary, rate / every) as write,
@@ -121,7 +124,7 @@ def _write_lines(path: Path, journal: Journal) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[Iterator[Frame], Fraction, int]]:
+def _open(path: Path, max_megapixels: float) -> Iterator[tuple[Iterator[Frame], Fraction, int]]:
     """Frames of a video, frames a second, and their number if the file says it, else 0."""
     try:
         container = av.open(str(path))
@@ -131,6 +134,10 @@ def _open(path: Path) -> Iterator[tuple[Iterator[Frame], Fraction, int]]:
         if not container.streams.video:
             raise ValueError(f"{path} cannot be read as a video: it has no picture")
         stream = container.streams.video[0]
+        try:
+            check_size((stream.width, stream.height), max_megapixels)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as a video: {error}") from error
         stream.thread_type = "AUTO"
         yield _frames(path, container, stream), stream.average_rate or _USUAL_RATE, stream.frames
 

@@ -1,5 +1,6 @@
 """``maskx app`` in a real browser."""
 
+import http.client
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -35,9 +38,15 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def url(quick_demo, tmp_path_factory):
+def page_folder(tmp_path_factory):
+    """What the page has in place of /tmp."""
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="module")
+def url(quick_demo, page_folder):
     """Of the page, as the command shows it where a demo was run, with the class-agnostic head beside it."""
-    folder = tmp_path_factory.mktemp("app")
+    folder = page_folder
     (folder / "output").mkdir()
     (folder / "output" / "demo").symlink_to(quick_demo[0])
     other = quick_demo[0] / demo.BASELINE
@@ -178,6 +187,77 @@ def test_a_broken_upload_and_one_that_is_too_large_are_named_and_the_page_goes_o
     page.reload()
     drop(page, image)
     page.wait_for_selector(MASKS)
+
+
+def test_an_image_of_more_pixels_than_allowed_is_named(page, tmp_path):
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size < 50_000
+    drop(page, tmp_path / "large.png")
+    page.get_by_text("it has 13000 x 13000 pixels, expected at most 50 megapixels").wait_for()
+
+
+def test_a_page_that_is_closed_leaves_nothing_on_the_disk(browser, url, image, page_folder):
+    page = browser.new_page()
+    page.goto(url)
+    before = set(page_folder.rglob("*_masks.png"))
+    drop(page, image)
+    page.wait_for_selector(MASKS)
+    assert set(page_folder.rglob("*_masks.png")) - before
+    page.close()
+    for _ in range(100):
+        if not set(page_folder.rglob("*_masks.png")) - before:
+            break
+        time.sleep(0.2)
+    assert not set(page_folder.rglob("*_masks.png")) - before
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        (None, None, 200),
+        (None, "http://{}", 200),
+        ("localhost:{port}", "http://localhost:{port}", 200),
+        ("evil.example:{port}", None, 403),
+        ("evil.example:{port}", "http://evil.example:{port}", 403),
+        ("192.168.0.1:{port}", None, 403),
+        ("127.0.0.1.evil.example", None, 403),
+        ("[", None, 403),
+        (None, "http://evil.example", 403),
+        (None, "null", 403),
+        (None, "http://127.0.0.1:1", 403),
+    ],
+)
+def test_only_its_own_address_and_pages_are_answered(url, method, host, origin, status):
+    address = urlsplit(url).netloc
+    port = address.rpartition(":")[2]
+    headers = {"Host": (host or address).format(port=port)}
+    if origin is not None:
+        headers["Origin"] = origin.format(address, port=port)
+    if method == "OPTIONS":
+        headers["Access-Control-Request-Method"] = "POST"
+    connection = http.client.HTTPConnection(address)
+    connection.request(method, "/config" if method == "GET" else "/gradio_api/upload", headers=headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    if status == 403:
+        assert (answer.status, text) == (403, "This page answers to its own address alone.")
+        assert not any(name.lower().startswith("access-control") for name, _ in answer.getheaders())
+    else:
+        assert answer.status not in (403, 500)
+    connection.close()
+
+
+def test_a_page_for_others_answers_to_numbers_and_its_own_name_alone():
+    from maskx_d2.app import _names, _OwnPagesAlone
+
+    page = _OwnPagesAlone(None, names=_names("0.0.0.0"))
+    for host in ("10.0.0.7:7860", "[fe80::1]:7860", "localhost", f"{socket.gethostname()}:7860"):
+        assert page._is_own(host), host
+    for host in ("evil.example", "10.0.0.7.evil.example", "", "*", "x@10.0.0.7.evil"):
+        assert not page._is_own(host), host
+    page = _OwnPagesAlone(None, names=_names("Server.lan"))
+    assert page._is_own("server.lan:80") and not page._is_own("127.0.0.1")
 
 
 @pytest.mark.parametrize("width", [400, 1400])

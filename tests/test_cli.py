@@ -268,3 +268,14 @@ def test_no_command_writes_over_any_of_its_inputs(tmp_path, capsys, words, dest,
     line = failure(capsys, *words, *arguments)
     assert f"what is made of {path} would overwrite it: give another output" in line
     assert path.read_text() == "kept"
+
+
+def test_every_command_that_reads_images_has_their_limit(capsys):
+    reads_images = {("predict",), ("fill-masks",), ("app",), ("compare",), ("check-dataset",)}
+    found = {words for words, parser in COMMANDS.items() if parser.get_default("max_megapixels")}
+    assert found == reads_images and {COMMANDS[w].get_default("max_megapixels") for w in found} == {50}
+    for value in ("0", "179", "nan"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["check-dataset", "a.json", "images", "--max-megapixels", value])
+        assert stopped.value.code == 2
+        assert f"{value} is not between 0 and 178" in capsys.readouterr().err

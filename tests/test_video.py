@@ -116,5 +116,8 @@ def test_what_is_no_video_is_named_and_nothing_is_left(tmp_path):
         with pytest.raises(ValueError, match=message):
             predict_video(Detector(), tmp_path / name, tmp_path / "out")
         assert list((tmp_path / "out").iterdir()) == []
+    message = r"whole.avi cannot be read as a video: it has \d+ x \d+ pixels, expected at most 0.0001 mega"
+    with pytest.raises(ValueError, match=message):
+        predict_video(Detector(), tmp_path / "whole.avi", tmp_path / "out", max_megapixels=0.0001)
     with pytest.raises(ValueError, match="would overwrite it"):
         predict_video(Detector(), tmp_path / "text.mp4", tmp_path)

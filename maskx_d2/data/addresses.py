@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from PIL import Image
 
-from maskx_d2.data.images import read_image, read_image_from
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, read_image_from
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -97,7 +97,7 @@ def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) ->
     return [file_in(address, name.removeprefix(inside).lstrip("/")) for name in names]
 
 
-def read_image_at(address: str) -> Image.Image:
+def read_image_at(address: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """
     As :func:`maskx_d2.data.images.read_image`, of an address or a path.
 
@@ -105,11 +105,11 @@ def read_image_at(address: str) -> Image.Image:
         FileNotFoundError, ValueError: see there.
     """
     if not is_address(address):
-        return read_image(Path(address))
+        return read_image(Path(address), max_megapixels=max_megapixels)
     files, inside = file_system(address)
     try:
         with files.open_input_file(inside) as file:
-            return read_image_from(file, name=address)
+            return read_image_from(file, name=address, max_megapixels=max_megapixels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {address} does not exist") from error
     except OSError as error:

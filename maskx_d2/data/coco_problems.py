@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from reprlib import repr as shown
 
-from maskx_d2.data.images import read_image, size_difference
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle, is_image_size
 
@@ -238,7 +238,11 @@ def is_id(value) -> bool:
 
 
 def find_image_problems(
-    content: dict, image_root: Path, *, progress: Callable[[Iterable], Iterable] = iter
+    content: dict,
+    image_root: Path,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[Problem]:
     """
     Read every image of a dataset, several at a time.
@@ -246,21 +250,22 @@ def find_image_problems(
     Args:
         content: an annotation file.
         image_root: the folder that file names are relative to.
+        max_megapixels: larger images cannot be read.
         progress: wraps the images, as ``tqdm`` does.
     """
     names = [(image, image.get("file_name")) for image in content["images"]]
     images = [image for image, n in names if isinstance(n, str) and len(n) <= LONGEST_NAME]
     with ThreadPoolExecutor() as threads:
-        found = threads.map(partial(_of_image_file, image_root), images)
+        found = threads.map(partial(_of_image_file, image_root, max_megapixels), images)
         for problem in progress(found):
             if problem is not None:
                 yield problem
 
 
-def _of_image_file(image_root: Path, image: dict) -> Problem | None:
+def _of_image_file(image_root: Path, max_megapixels: float, image: dict) -> Problem | None:
     path = image_root / image["file_name"]
     try:
-        size = read_image(path).size
+        size = read_image(path, max_megapixels=max_megapixels).size
     except FileNotFoundError:
         return Problem("image files that do not exist", image["file_name"], f"is not in {image_root}")
     except ValueError as error:

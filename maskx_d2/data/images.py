@@ -10,40 +10,53 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
+MAX_MEGAPIXELS = 50.0
+"""Of an image, where nothing else is said: a file of kilobytes may stand for gigabytes of pixels."""
+
+PILLOWS_MEGAPIXELS = 178.0
+"""Pillow reads no larger ones."""
+
 # Of sides. What a model resizes to its size would have no pixel left on the shorter one.
 _MAX_RATIO = 100
 _READ_AHEAD = 4
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """
     An image in RGB, upright as its EXIF data say.
 
+    Args:
+        path: of the file.
+        max_megapixels: larger images are refused before their pixels are read.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as an image, its pixels have more than 8 bits, of which nobody can
-            tell the range, or it is a strip.
+        ValueError: it cannot be read as an image, is too large, its pixels have more than 8 bits, of which
+            nobody can tell the range, or it is a strip.
     """
-    with open_image(path) as image:
+    with open_image(path, max_megapixels=max_megapixels) as image:
         return _upright(image)
 
 
-def read_image_from(file: BinaryIO, *, name: str) -> Image.Image:
+def read_image_from(file: BinaryIO, *, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """
     As :func:`read_image`, of what is open.
 
     Args:
         file: what the image is in.
         name: for the error.
+        max_megapixels: see there.
 
     Raises:
         ValueError: see there.
     """
-    with _opened(file, name) as image:
+    with _opened(file, name, max_megapixels) as image:
         return _upright(image)
 
 
-def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Future[Image.Image]]]:
+def read_ahead(
+    paths: Iterable[Path], *, max_megapixels: float = MAX_MEGAPIXELS
+) -> Iterator[tuple[Path, Future[Image.Image]]]:
     """
     Paths, with images that are read in another thread while the one before is worked on.
 
@@ -53,14 +66,14 @@ def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Future[Image.Image
     with ThreadPoolExecutor(1) as thread:
         ahead: deque[tuple[Path, Future[Image.Image]]] = deque()
         for path in paths:
-            ahead.append((path, thread.submit(read_image, path)))
+            ahead.append((path, thread.submit(read_image, path, max_megapixels=max_megapixels)))
             if len(ahead) > _READ_AHEAD:
                 yield ahead.popleft()
         yield from ahead
 
 
 @contextlib.contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
     """
     An image whose pixels are not read yet. What reading them fails of is raised as here.
 
@@ -72,8 +85,25 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise FileNotFoundError(
             f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
         )
-    with _opened(path, path) as image:
+    with _opened(path, path, max_megapixels) as image:
         yield image
+
+
+def check_size(size: tuple[int, int], max_megapixels: float) -> None:
+    """
+    Args:
+        size: width and height in pixels.
+        max_megapixels: what is allowed.
+
+    Raises:
+        ValueError: it has more.
+    """
+    width, height = size
+    if width * height > max_megapixels * 1e6:
+        raise ValueError(
+            f"it has {width} x {height} pixels, expected at most {max_megapixels:g} megapixels: "
+            "--max-megapixels, in training data.max_megapixels or INPUT.MAX_MEGAPIXELS, allows more"
+        )
 
 
 def size_difference(size: tuple[int, int], record: Mapping) -> str | None:
@@ -107,9 +137,10 @@ def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:
 
 
 @contextlib.contextmanager
-def _opened(file: BinaryIO | Path, name: object) -> Iterator[Image.Image]:
+def _opened(file: BinaryIO | Path, name: object, max_megapixels: float) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
+            check_size(image.size, max_megapixels)
             _check(image)
             yield image
     except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over

@@ -12,7 +12,7 @@ from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
 from maskx_d2.data.files import file_digest
-from maskx_d2.data.images import read_image
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.average_precision import METRICS
@@ -33,19 +33,26 @@ _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _PANEL_SIDE = 480  # pixels
 
 
-def html_report(comparison: Comparison, *, num_images: int = 8, min_score: float = 0.5) -> str:
+def html_report(
+    comparison: Comparison,
+    *,
+    num_images: int = 8,
+    min_score: float = 0.5,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> str:
     """
     Args:
         comparison: the runs.
         num_images: images that are shown with the masks of each run: those with most objects of B.
         min_score: detections below it are not drawn.
+        max_megapixels: larger images are not read.
     """
     evaluation = comparison.runs[comparison.baseline].evaluation
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown_in_page
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    pictures, why_none = _pictures(comparison, num_images, min_score)
+    pictures, why_none = _pictures(comparison, num_images, min_score, max_megapixels)
     boxes_only = len(evaluation.class_names) - len(evaluation.with_masks)
     return template.render(
         comparison=comparison,
@@ -104,7 +111,7 @@ def _direction(difference: float) -> str:
 
 
 def _pictures(
-    comparison: Comparison, num_images: int, min_score: float
+    comparison: Comparison, num_images: int, min_score: float, max_megapixels: float
 ) -> tuple[list[tuple[str, str]], str | None]:
     """
     (file name, data URL) of pictures with ground truth and all runs side by side, or why there are none.
@@ -129,7 +136,8 @@ def _pictures(
     images.sort(key=lambda i: -sum(a["category_id"] not in ids_in_a for a in truth.imgToAnns[i["id"]]))
     pictures = []
     for record in images[:num_images]:
-        picture = read_image(Path(evaluation.images) / record["file_name"])
+        path = Path(evaluation.images) / record["file_name"]
+        picture = read_image(path, max_megapixels=max_megapixels)
         scale = _PANEL_SIDE / max(picture.size)
         objects = [_with_rle(truth, a) for a in truth.imgToAnns[record["id"]] if not a["iscrowd"]]
         found = {}

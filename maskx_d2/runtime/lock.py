@@ -82,7 +82,7 @@ def _hold(path: Path, output: Path) -> int:
             check_replaceable(path)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except (FileNotFoundError, FileExistsError):
-            if path.parent.is_file():
+            if os.path.lexists(path.parent) and not path.parent.is_dir():
                 raise
             continue  # the process that made the folder has just taken it away again
         try:

@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from maskx_d2.data.images import check_images_exist, read_image
+from maskx_d2.data.addresses import read_image_at
+from maskx_d2.data.images import (
+    check_images_exist,
+    open_image,
+    read_ahead,
+    read_image,
+    read_image_from,
+)
 
 
 def test_eight_bits_of_any_mode_become_rgb_upright(tmp_path):
@@ -87,3 +94,44 @@ def test_names_that_no_file_can_have_are_those_of_absent_files(tmp_path, name):
         read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check_images_exist([tmp_path / name])
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A small file of 169 megapixels, of which none may be read."""
+    path = tmp_path / "large.png"
+    Image.new("1", (13_000, 13_000)).save(path)
+    assert path.stat().st_size < 50_000
+
+    def load(self):
+        raise AssertionError("its pixels are read")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    return path
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_image,
+        lambda path: read_image_at(path.as_uri()),
+        lambda path: next(read_ahead([path]))[1].result(),
+        lambda path: open_image(path).__enter__(),
+        lambda path: read_image_from(path.open("rb"), name=str(path)),
+    ],
+    ids=["read_image", "read_image_at", "read_ahead", "open_image", "read_image_from"],
+)
+def test_images_of_more_than_50_megapixels_are_refused_before_their_pixels_are_read(large, read):
+    message = r"large.png cannot be .*: it has 13000 x 13000 pixels, expected at most 50 megapixels"
+    with pytest.raises(ValueError, match=message):
+        read(large)
+
+
+def test_the_limit_of_an_image_can_be_raised_and_lowered(tmp_path):
+    Image.new("1", (8000, 7000)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="8000 x 7000 pixels, expected at most 50 megapixels"):
+        read_image(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_megapixels=56).size == (8000, 7000)
+    Image.new("1", (10, 10)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="10 x 10 pixels, expected at most 5e-05 megapixels"):
+        next(read_ahead([tmp_path / "b.png"], max_megapixels=50e-6))[1].result()

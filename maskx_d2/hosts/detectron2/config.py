@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
 from maskx_d2.config_files import check_yaml
+from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
 
 COUNTERPARTS = {
@@ -37,6 +38,9 @@ def add_maskx_config(cfg: CfgNode) -> None:
     # dataset labels some: they are found by name, and the others are left out of the classification loss
     # for its images.
     _add(cfg.DATASETS, "REGISTER", [])
+
+    # Larger images cannot be read: a file of kilobytes may stand for gigabytes of pixels.
+    _add(cfg.INPUT, "MAX_MEGAPIXELS", MAX_MEGAPIXELS)
 
     # How many images are drawn from each of DATASETS.TRAIN, against each other: [1, 1] draws as many from
     # each of two. Empty for as many as they have.

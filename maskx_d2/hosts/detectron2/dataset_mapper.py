@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
-from maskx_d2.data.images import open_image
+from maskx_d2.data.images import MAX_MEGAPIXELS, open_image
 from maskx_d2.data.rle import check_rle
 from maskx_d2.hosts.detectron2.config import in_place_of
 from maskx_d2.hosts.detectron2.labelled_classes import LabelledClasses, unpack_classes
@@ -36,6 +36,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         *,
         num_classes: int | None = None,
         expected_roi_heads: str | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
         **kwargs,
     ):
         """
@@ -44,15 +45,18 @@ class PartiallySupervisedMapper(DatasetMapper):
             num_classes: of the model; needed for images with ``labelled_classes``.
             expected_roi_heads: where the model's would train on empty masks, and take classes that are not
                 labelled for background, so that both are errors: those that would not.
+            max_megapixels: larger images cannot be read.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.num_classes = num_classes
         self.expected_roi_heads = expected_roi_heads
+        self.max_megapixels = max_megapixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         ret = super().from_config(cfg, is_train)
+        ret["max_megapixels"] = cfg.INPUT.MAX_MEGAPIXELS
         ret["num_classes"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         name = cfg.MODEL.ROI_HEADS.NAME
         if not issubclass(ROI_HEADS_REGISTRY.get(name), PartialSupervision):
@@ -61,7 +65,8 @@ class PartiallySupervisedMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict) -> dict:
         file_name = dataset_dict["file_name"]
-        with open_image(Path(PathManager.get_local_path(file_name))):
+        path = Path(PathManager.get_local_path(file_name))
+        with open_image(path, max_megapixels=self.max_megapixels):
             pass  # Detectron2 would let Pillow clip pixels of more than 8 bits.
         try:
             result = super().__call__(dataset_dict)

@@ -1,7 +1,7 @@
 """``CocoDataModule``: training and validation data from COCO JSON, for Lightning."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from maskx_d2.data import class_splits
 from maskx_d2.data.coco_file import CocoFile, read_categories, read_coco_file
 from maskx_d2.data.coco_json import category_names, read_coco
-from maskx_d2.data.images import check_images_exist
+from maskx_d2.data.images import MAX_MEGAPIXELS, check_images_exist
 from maskx_d2.data.records import Records
 from maskx_d2.data.training_data import TrainingData
 from maskx_d2.hosts.torchvision.dataset import (
@@ -40,6 +40,7 @@ class CocoDataModule(LightningDataModule):
         batch_size: int = 2,
         num_workers: int = 2,
         seed: int = 0,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ):
         """
         Args:
@@ -55,6 +56,7 @@ class CocoDataModule(LightningDataModule):
             batch_size: images in a step of one device.
             num_workers: processes that load data, for each device.
             seed: of the order of the images.
+            max_megapixels: larger images cannot be read.
         """
         super().__init__()
         self.train_json, self.train_images = train_json, train_images
@@ -64,6 +66,7 @@ class CocoDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.max_megapixels = max_megapixels
 
     def setup(self, stage: str) -> None:
         # Here, where all processes are. What the evaluation at the end of a long training needs is there.
@@ -85,7 +88,7 @@ class CocoDataModule(LightningDataModule):
         if self._ranks.rank == 0:
             logging.getLogger(__name__).info("Training on %s: %s", self.train_json, training_data)
         images = Path(self.train_images)
-        return PartiallySupervisedCoco(records, images, transforms=training_transforms()), training_data
+        return self._dataset(records, images, training_transforms()), training_data
 
     @cached_property
     def _validation(self) -> PartiallySupervisedCoco:
@@ -99,7 +102,12 @@ class CocoDataModule(LightningDataModule):
             return read_records(file), None
 
         records, _ = load_once_a_machine(load, self._ranks)
-        return PartiallySupervisedCoco(records, Path(self.val_images), transforms=evaluation_transforms())
+        return self._dataset(records, Path(self.val_images), evaluation_transforms())
+
+    def _dataset(self, records: Records, images: Path, transforms: Callable) -> PartiallySupervisedCoco:
+        return PartiallySupervisedCoco(
+            records, images, transforms=transforms, max_megapixels=self.max_megapixels
+        )
 
     @property
     def _ranks(self) -> Ranks:

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from maskx_d2.data.coco_file import Annotation, CocoFile, Image
-from maskx_d2.data.images import read_image, size_difference
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
 from maskx_d2.data.records import Records
 from maskx_d2.data.rle import compressed
 from maskx_d2.hosts.torchvision.roi_heads import Target
@@ -62,17 +62,20 @@ class PartiallySupervisedCoco(Dataset):
         image_root: Path,
         *,
         transforms: Callable[[Sample], Sample] | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ):
         """
         Args:
             records: of :func:`read_records`.
             image_root: the folder that their file names are relative to.
             transforms: torchvision's v2 transforms.
+            max_megapixels: larger images cannot be read.
         """
         if not image_root.is_dir():
             raise FileNotFoundError(f"image folder {image_root} is no folder")
         self.image_root = image_root
         self.transforms = transforms
+        self.max_megapixels = max_megapixels
         # Tensors: worker processes that are not forked share these alone.
         self._content, self._ends = torch.from_numpy(records.content), torch.from_numpy(records.ends)
 
@@ -82,7 +85,7 @@ class PartiallySupervisedCoco(Dataset):
     def __getitem__(self, index: int) -> Sample:
         record = Records(self._content.numpy(), self._ends.numpy())[index]
         path = self.image_root / record.image.file_name
-        image = v2.functional.to_image(read_image(path))
+        image = v2.functional.to_image(read_image(path, max_megapixels=self.max_megapixels))
         height, width = image.shape[-2:]
         if difference := size_difference((width, height), msgspec.structs.asdict(record.image)):
             raise ValueError(f"{path} {difference}")

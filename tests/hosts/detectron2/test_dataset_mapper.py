@@ -156,6 +156,14 @@ def test_pixels_that_detectron2_would_clip_are_refused(image):
         mapper()(image)
 
 
+def test_images_above_the_limit_of_the_config_are_refused(image):
+    cfg = tiny.model_config("INPUT.MAX_MEGAPIXELS", 0.02)
+    image["annotations"] = []
+    with pytest.raises(ValueError, match=r"image.png cannot be .*: it has 160 x 160 pixels, expected"):
+        PartiallySupervisedMapper(cfg)(image)
+    PartiallySupervisedMapper(tiny.model_config())(image)
+
+
 @pytest.mark.parametrize("length", [1, 5, -1])
 def test_rle_that_is_cut_off_is_refused_whoever_read_the_annotations(image, length):
     whole = rle(disk(80, 80, 30))

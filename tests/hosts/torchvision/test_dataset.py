@@ -8,6 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from maskx_d2.data.coco_file import read_coco_file
+from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.dataset import (
     PartiallySupervisedCoco,
     evaluation_transforms,
@@ -140,6 +141,18 @@ def test_worker_processes_give_the_same_samples(folder):
     for (image, target), (expected_image, expected) in zip(loaded, (data[0], data[1]), strict=True):
         assert torch.equal(image, expected_image)
         assert all(torch.equal(target[key], value) for key, value in expected.items())
+
+
+def test_images_above_the_limit_are_refused(folder):
+    records = read_records(read_coco_file(folder / "truth.json"))
+    with pytest.raises(
+        ValueError, match=r".png cannot be .*: it has 80 x 50 pixels, expected at most 0.00"
+    ):
+        PartiallySupervisedCoco(records, folder, max_megapixels=0.003)[0]
+    data = CocoDataModule(*[folder / "truth.json", folder] * 2, num_workers=0, max_megapixels=0.003)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"it has 80 x 50 pixels, expected at most 0.003 megapixels"):
+        next(iter(data.train_dataloader()))
 
 
 def test_errors_name_the_file(folder):

@@ -252,6 +252,13 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("output/comparison"),
         help="of the page, default output/comparison",
     )
+    _input(
+        compare,
+        "--images-root",
+        type=Path,
+        metavar="DIR",
+        help="where the images are, if not where they were evaluated",
+    )
     compare.add_argument("--images", type=_at_least(0), default=8, metavar="N", help="to show, default 8")
     compare.add_argument("--min-score", type=_from_0_to_1, default=0.5, metavar="P", help="default 0.5")
     _add_max_megapixels(compare)
@@ -719,6 +726,8 @@ def _compare(args: argparse.Namespace) -> None:
     from maskx_d2.evaluation.comparison import compare_groups, compare_runs, markdown_report
     from maskx_d2.evaluation.report import html_report
 
+    if args.images_root is not None and not args.images_root.is_dir():
+        raise ValueError(f"--images-root {args.images_root} is not a folder")
     if bool(args.runs) == bool(args.group):
         raise ValueError("give runs, or groups of them by --group, one of the two")
     if args.group:
@@ -734,6 +743,7 @@ def _compare(args: argparse.Namespace) -> None:
         num_images=args.images,
         min_score=args.min_score,
         max_megapixels=args.max_megapixels,
+        images_root=args.images_root,
     )
     write_text(args.output / "comparison.md", markdown)
     write_text(args.output / "comparison.html", html)

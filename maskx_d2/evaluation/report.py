@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -39,6 +40,7 @@ def html_report(
     num_images: int = 8,
     min_score: float = 0.5,
     max_megapixels: float = MAX_MEGAPIXELS,
+    images_root: Path | None = None,
 ) -> str:
     """
     Args:
@@ -46,13 +48,17 @@ def html_report(
         num_images: images that are shown with the masks of each run: those with most objects of B.
         min_score: detections below it are not drawn.
         max_megapixels: larger images are not read.
+        images_root: where the images are, if not where they were evaluated.
+
+    Raises:
+        ValueError: an image to show is outside its folder, or what a run has found in it is broken.
     """
     evaluation = comparison.runs[comparison.baseline].evaluation
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown_in_page
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    pictures, why_none = _pictures(comparison, num_images, min_score, max_megapixels)
+    pictures, why_none = _pictures(comparison, num_images, min_score, max_megapixels, images_root)
     boxes_only = len(evaluation.class_names) - len(evaluation.with_masks)
     return template.render(
         comparison=comparison,
@@ -111,7 +117,11 @@ def _direction(difference: float) -> str:
 
 
 def _pictures(
-    comparison: Comparison, num_images: int, min_score: float, max_megapixels: float
+    comparison: Comparison,
+    num_images: int,
+    min_score: float,
+    max_megapixels: float,
+    images_root: Path | None,
 ) -> tuple[list[tuple[str, str]], str | None]:
     """
     (file name, data URL) of pictures with ground truth and all runs side by side, or why there are none.
@@ -120,8 +130,9 @@ def _pictures(
     annotations = Path(evaluation.annotations)
     if num_images == 0:
         return [], None
-    if evaluation.images is None or not Path(evaluation.images).is_dir() or not annotations.is_file():
-        return [], f"The images that were evaluated on are not where they were: {evaluation.images}."
+    root = images_root or (None if evaluation.images is None else Path(evaluation.images))
+    if root is None or not root.is_dir() or not annotations.is_file():
+        return [], f"The images that were evaluated on are not where they were: {root}."
     if file_digest(annotations) != evaluation.annotations_sha256:
         return [], f"The annotations are not those that were evaluated any more: {annotations}."
     truth = read_coco(annotations)
@@ -132,11 +143,16 @@ def _pictures(
         title: by_image([d for d in run.detections() if d["score"] >= min_score])
         for title, run in comparison.runs.items()
     }
-    images = [i for i in truth.imgs.values() if (Path(evaluation.images) / i["file_name"]).is_file()]
+    images = [i for i in truth.imgs.values() if os.path.isfile(root / i["file_name"])]
     images.sort(key=lambda i: -sum(a["category_id"] not in ids_in_a for a in truth.imgToAnns[i["id"]]))
     pictures = []
     for record in images[:num_images]:
-        path = Path(evaluation.images) / record["file_name"]
+        path = root / record["file_name"]
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ValueError(
+                f"image {path} of {annotations} is outside of {root}, where the images should be: to show "
+                "it, give the folder that it is in by --images-root"
+            )
         picture = read_image(path, max_megapixels=max_megapixels)
         scale = _PANEL_SIDE / max(picture.size)
         objects = [_with_rle(truth, a) for a in truth.imgToAnns[record["id"]] if not a["iscrowd"]]

@@ -346,3 +346,28 @@ def test_the_command_takes_groups(groups, tmp_path, capsys):
             cli.main(["compare", *wrong, "--output", str(tmp_path / "no")])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link"])
+def test_images_outside_of_their_folder_are_not_shown_unless_asked_for(tmp_path, way):
+    content = synthetic.ground_truth(images=2)
+    truth = runs.dataset(tmp_path / "data", content)
+    elsewhere = tmp_path / "private" / content["images"][0]["file_name"]
+    elsewhere.parent.mkdir()
+    inside = tmp_path / "data" / "images" / elsewhere.name
+    inside.rename(elsewhere)
+    name = {"..": f"../../private/{elsewhere.name}", "absolute": str(elsewhere)}.get(way, elsewhere.name)
+    if way == "link":
+        inside.symlink_to(elsewhere)
+    content["images"][0]["file_name"] = name
+    truth.write_text(json.dumps(content))
+    comparison = compare_runs([runs.run(tmp_path / name, truth) for name in ("one", "two")])
+    message = r"truth.json is outside of .*images, where the images should be: .*--images-root"
+    with pytest.raises(ValueError, match=message):
+        html_report(comparison)
+    assert html_report(comparison, images_root=tmp_path).count("data:image/jpeg") == (way == "absolute")
+    (tmp_path / "data" / "images").rename(tmp_path / "moved")
+    assert "data:image/jpeg" not in html_report(comparison)
+    if way == "link":
+        moved = html_report(comparison, images_root=elsewhere.parent)
+        assert moved.count("data:image/jpeg") == 1

@@ -25,7 +25,7 @@ from maskx_d2.hosts.torchvision.callbacks import (
 )
 from maskx_d2.hosts.torchvision.data_module import CocoDataModule
 from maskx_d2.hosts.torchvision.model import option_defaults
-from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters, training_defaults
+from maskx_d2.hosts.torchvision.training import TrainingModule, check_model, training_defaults
 from maskx_d2.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
@@ -108,7 +108,7 @@ class CommandLine(LightningCLI):
                 f"--ckpt_path {config.ckpt_path} holds weights alone, expected last.ckpt, with the state "
                 "of its training"
             )
-        _check_not_overruled(config.model.as_dict(), hyper_parameters(config.ckpt_path, checkpoint))
+        _check_not_overruled(config.model.as_dict(), check_model(config.ckpt_path, checkpoint))
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "validate":

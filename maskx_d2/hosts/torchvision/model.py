@@ -19,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from typing_extensions import TypedDict, Unpack
 
+from maskx_d2.hosts.torchvision.ranges import check_ranges
 from maskx_d2.hosts.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
 from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor, expected_iou
 
@@ -226,6 +227,7 @@ def maskx_rcnn_resnet_fpn(
     Returns:
         A :class:`MaskXRCNN`; with ``predictor=None`` torchvision's ``FasterRCNN``.
     """
+    check_ranges({**locals(), **kwargs})
     _one_of("depth", depth, DEPTHS)
     _one_of("trunk", trunk, TRUNKS)
     if num_classes < 2:

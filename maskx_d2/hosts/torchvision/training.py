@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from maskx_d2.checkpoints import check_classes, check_state, read_checkpoint
+from maskx_d2.checkpoints import check_classes, check_finite, check_state, read_checkpoint
 from maskx_d2.data.coco_json import instance_counts
 from maskx_d2.data.files import write_text
 from maskx_d2.evaluation.average_precision import class_precisions
@@ -103,14 +103,9 @@ class TrainingModule(LightningModule):
             ValueError: it is no checkpoint of this class.
         """
         checkpoint = read_checkpoint(path)
-        options = hyper_parameters(path, checkpoint)
-        try:
-            module = cls(**options)
-            module.load_state_dict(checkpoint["state_dict"])
-        except Exception as error:  # whatever options make torchvision stumble that no one has checked
-            raise ValueError(
-                f"checkpoint {path} is of another model, expected one that this host has written"
-            ) from error
+        options = check_model(path, checkpoint)
+        module = cls(**options)
+        module.load_state_dict(checkpoint["state_dict"])
         return module
 
     # ---- Training ----
@@ -262,6 +257,38 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
     return options
 
 
+def check_model(path: str | Path, checkpoint: dict) -> dict:
+    """
+    Compare the weights of a checkpoint with the model that its options stand for. The model is built
+    without memory for its own.
+
+    Args:
+        path: where the checkpoint is, for the errors.
+        checkpoint: its content.
+
+    Returns:
+        The options, see :func:`hyper_parameters`.
+
+    Raises:
+        ValueError: there is no such model, or its weights are others or not finite.
+    """
+    options = hyper_parameters(path, checkpoint)
+    found = checkpoint["state_dict"]
+    try:
+        with torch.device("meta"):
+            expected = TrainingModule(**options).state_dict()
+        check_state("it", found, expected)
+        if more := found.keys() - expected.keys():
+            raise ValueError(f"it has {len(more)} parameters more, {shown(min(more, key=str))} among them")
+    except Exception as error:  # whatever options make torchvision stumble that no one has checked
+        reason = str(error).split("\n", 1)[0][:300]
+        raise ValueError(
+            f"checkpoint {path} is of another model, expected one that this host has written: {reason}"
+        ) from error
+    check_finite(path, found)
+    return options
+
+
 def training_defaults() -> dict[str, object]:
     """All options of :class:`TrainingModule`, those of the model too, and what they are if not given."""
     own = inspect.signature(TrainingModule).parameters.values()
@@ -310,6 +337,7 @@ def load_detector(model: MaskXRCNN, path: str, *, class_names: list[str] | None 
     state = {str(name).removeprefix("model."): value for name, value in state.items()}
     expected = {n: v for n, v in model.state_dict().items() if not n.startswith("roi_heads.mask_")}
     check_state(f"detector {path}", state, expected)
+    check_finite(path, {name: state[name] for name in expected})
     model.load_state_dict({name: state[name] for name in expected}, strict=False)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import sys
 
 import lightning
@@ -13,8 +14,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from maskx_d2 import cli
 from maskx_d2.checkpoints import read_checkpoint
+from maskx_d2.config_files import config_file
 from maskx_d2.data import shapes
 from maskx_d2.hosts.torchvision.model import option_defaults
+from maskx_d2.hosts.torchvision.ranges import check_ranges
 from maskx_d2.hosts.torchvision.training import TrainingModule, hyper_parameters, load_detector
 
 from ...mutations import ODD_VALUES
@@ -200,6 +203,89 @@ def test_a_checkpoint_of_other_sizes_is_one_sentence(dataset, content, tmp_path,
     assert "has (5,) for model.roi_heads.box_head.fc6.bias, expected (12,)" in printed.splitlines()[-1]
     with pytest.raises(ValueError, match="is of another model, expected one that this host has written"):
         TrainingModule.from_checkpoint(path)
+
+
+NO_NUMBERS = [
+    *[("min_size", value) for value in (0, -5, [], 10**6, float("nan"), "800", [0], True, [800, None])],
+    *[
+        ("max_size", 0),
+        ("image_mean", [0.5]),
+        ("image_std", [0, 0, 0]),
+        ("image_std", [1, 1, float("inf")]),
+    ],
+    *[
+        ("box_head_dim", 0),
+        ("fpn_channels", -1),
+        ("mask_head_channels", []),
+        ("mask_head_channels", [8] * 65),
+    ],
+    *[("returned_layers", [0]), ("box_nms_thresh", 1.5), ("rpn_post_nms_top_n_test", 10**9)],
+    *[("anchor_sizes", [[0]] * 5), ("anchor_aspect_ratios", [0]), ("anchor_aspect_ratios", [])],
+    *[("bbox_reg_weights", [1, 1, 1]), ("box_detections_per_img", -1), ("box_sampling_ratio", 1000)],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NO_NUMBERS)
+def test_numbers_that_no_model_has_are_named(content, tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"{name} (is|has) .*, expected .*numbers? from"):
+        tiny.build(**{name: value})
+    path = written(tmp_path, content, **{name: value})
+    with pytest.raises(
+        ValueError, match=rf"is of another model, .*: {name} (is|has) .*, expected"
+    ) as refused:
+        TrainingModule.from_checkpoint(path)
+    assert len(str(refused.value)) < 600
+
+
+def test_what_torchvision_and_the_configs_have_is_in_the_ranges():
+    check_ranges(option_defaults())
+    for name in ("maskx_resnet50_fpn_1x.yaml", "small_resnet18_fpn.yaml"):
+        path = config_file(f"torchvision/{name}")
+        check_ranges(yaml.safe_load(path.read_text())["model"])
+
+
+@pytest.mark.parametrize("subcommand", [None, "validate", "fit"])
+@pytest.mark.parametrize("name", ["box_head_dim", "fpn_channels", "mlp_hidden_dim"])
+def test_a_checkpoint_without_weights_takes_no_memory_for_its_sizes(
+    content, dataset, tmp_path, capsys, name, subcommand
+):
+    path = written(tmp_path, {**content, "state_dict": {}}, **{name: 60_000})
+    assert path.stat().st_size < 10_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = "is of another model, expected one that this host has written: it has nothing for model."
+    if subcommand is None:
+        with pytest.raises(ValueError, match=message):
+            TrainingModule.from_checkpoint(path)
+    else:
+        words = [f"--model.{n}={v}" for n, v in OPTIONS.items()]
+        assert message in failure(capsys, dataset, tmp_path, subcommand, *words, "--ckpt_path", path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "fit"])
+def test_weights_that_are_not_finite_are_refused_by_all_that_use_them(
+    content, dataset, tmp_path, capsys, subcommand
+):
+    name = "model.roi_heads.box_predictor.bbox_pred.bias"
+    value = content["state_dict"][name].clone()
+    value[3] = float("nan")
+    path = written(tmp_path, {**content, "state_dict": {**content["state_dict"], name: value}})
+    message = f"{name} has numbers that are NaN or infinite"
+    with pytest.raises(ValueError, match=message):
+        TrainingModule.from_checkpoint(path)
+    words = [f"--model.{n}={v}" for n, v in OPTIONS.items()]
+    assert message in failure(capsys, dataset, tmp_path, subcommand, *words, "--ckpt_path", path)
+    with pytest.raises(ValueError, match=message.removeprefix("model.")):
+        load_detector(tiny.build(num_classes=33), str(path))
+
+
+def test_a_parameter_that_no_model_has_is_named(content, tmp_path):
+    path = written(
+        tmp_path, {**content, "state_dict": {**content["state_dict"], "x" * 999: torch.zeros(1)}}
+    )
+    with pytest.raises(ValueError, match="it has 1 parameters more, 'xxx") as refused:
+        TrainingModule.from_checkpoint(path)
+    assert len(str(refused.value)) < 600
 
 
 def test_an_option_that_the_checkpoint_overrules_is_named(dataset, content, tmp_path, capsys):

@@ -8,6 +8,10 @@ and adds their config keys to ``detectron2.config.get_cfg()``.
 
 from importlib.util import find_spec
 
+from maskx_d2.runtime.interrupt import exit_on_ctrl_c
+
+exit_on_ctrl_c()
+
 __version__ = "0.2.0"
 
 if find_spec("detectron2") is not None:

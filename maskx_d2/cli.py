@@ -514,7 +514,9 @@ def _demo_images(weights: Path) -> Path:
 
 def _titles(paths: list[str]) -> list[str]:
     """Of models: their folders' names, or, where two have one name, their paths."""
-    names = [Path(path).resolve().parent.name for path in paths]
+    from maskx_d2.data.files import real_path
+
+    names = [real_path(path).parent.name for path in paths]
     return names if len(set(names)) == len(names) else paths
 
 

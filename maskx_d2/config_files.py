@@ -27,12 +27,14 @@ def check_yaml(path: Path) -> None:
 
     Raises:
         FileNotFoundError: one of these is no file.
-        ValueError: a file is not YAML, or one that grows as its anchors are followed ("billion laughs"),
-            which would take all memory.
+        ValueError: a file is not YAML, has no keys, or grows as its anchors are followed ("billion
+            laughs"), which would take all memory.
     """
     try:
         # Anchors stand for one node here, however often they are named.
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode | None):
+            raise ValueError(f"config {path} is no config, expected keys with their values")
         size = 0 if root is None else _num_nodes(root, {})
         for base in _bases(root):
             if not (path.parent / base).is_file():
@@ -47,6 +49,20 @@ def check_yaml(path: Path) -> None:
             f"config {path} stands for {size:.1g} values, expected at most {_MOST_NODES:,}: its anchors "
             "repeat one another"
         )
+
+
+def read_yaml(path: Path) -> dict:
+    """
+    A config as plain values.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`check_yaml`; it has anything but plain values.
+    """
+    check_yaml(path)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path}: {' '.join(str(error).split())}") from error
 
 
 def _bases(root: yaml.Node | None) -> list[Path]:

@@ -23,6 +23,7 @@ MISTAKE = 2
 FAULT = 3
 """Nothing that was foreseen: of the program, or of what it runs on."""
 
+_LONGEST = 2000  # characters of a sentence
 _SECONDS_TOGETHER = 1
 _FORESEEN = (ValueError, OSError, FloatingPointError)
 _WORKER_GONE = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)")
@@ -59,6 +60,8 @@ def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
             elif not foreseen:
                 sentence = f"{kind}: {sentence}".rstrip(": ")
                 sentence += "" if show_traceback else " (--traceback as the first option shows where)"
+            if len(sentence) > _LONGEST:
+                sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
             print(f"{program}: {sentence}", file=sys.stderr)
             sys.exit(MISTAKE if foreseen else FAULT)
 

@@ -84,7 +84,11 @@ def fill_masks(
     journal_path = output.with_name(f"{output.name}.unfinished")
     work = {"annotations": file_digest(annotations), "model": model, "also_replace": also_replace}
     with open_journal(journal_path, work=work, kind=FoundMasks) as journal:
-        masks = {k: v for done in journal.done for k, v in _checked(done, wanted, journal.path).items()}
+        masks: dict[int, PredictedMask | None] = {}
+        for done in journal.done:
+            if twice := masks.keys() & done.masks.keys():
+                raise ValueError(f"{journal.path} has masks of annotation {min(twice)} twice: delete it")
+            masks |= _checked(done, wanted, journal.path)
         todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
         of_images = _by_image(todo, str(images))
         for found in find_masks(detector, of_images) if of_images else ():
@@ -174,6 +178,8 @@ def _checked(
                 f"{journal} has a mask of annotation {annotation_id}, which needs none: delete it"
             )
         if mask is not None:
+            if not 0 <= mask.score <= 1:
+                raise ValueError(f"{journal} has a mask of score {mask.score}, expected 0 to 1: delete it")
             check_rle(mask.rle)
             image = wanted[annotation_id].image
             if mask.rle["size"] != [image["height"], image["width"]]:

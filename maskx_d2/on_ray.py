@@ -119,7 +119,7 @@ def predict_on_ray(
     work = json.dumps(predict.work_of(paths, model=model, min_score=min_score)).encode()
     ids = predict.image_ids([Path(path) for path in images])
     with _connected(address):
-        done = _begin(*file_system(folder), work, resume=resume)
+        done = _begin(*file_system(folder), work, ids, resume=resume)
         pairs = zip(ids, paths, strict=True)
         rows = [
             {"image_id": i, "path": p, "max_megapixels": max_megapixels} for i, p in pairs if i not in done
@@ -274,7 +274,7 @@ def _image(pixels: np.ndarray, error: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _begin(files: FileSystem, folder: str, work: bytes, *, resume: bool) -> set[int]:
+def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, resume: bool) -> set[int]:
     """Ids of the images that are done. The folder is there then, and says what it is of."""
     unfinished = f"{folder}/{_UNFINISHED}"
     there = files.get_file_info(FileSelector(folder, allow_not_found=True))
@@ -291,14 +291,18 @@ def _begin(files: FileSystem, folder: str, work: bytes, *, resume: bool) -> set[
     with files.open_input_file(unfinished) as file:
         if file.read() != work:
             raise ValueError(f"{folder} is of other work than this: give another --output")
-    done: set[int] = set()
+    done, wanted = set(), set(ids)
     for info in there:
         if info.base_name != _UNFINISHED:
             try:
                 part = parquet.read_table(info.path, columns=["image_id"], filesystem=files)
-                done.update(part["image_id"].to_pylist())
+                found = part["image_id"].to_pylist()
             except (pa.ArrowException, OSError):  # it was being written
                 files.delete_file(info.path)
+                continue
+            if not wanted.issuperset(found) or len(done) + len(found) != len(done.union(found)):
+                raise ValueError(f"{info.path} has images twice, or others than these: delete it")
+            done.update(found)
     return done
 
 

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
 from maskx_d2.data.journal import Journal, open_journal
+from maskx_d2.data.rle import check_rle
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
@@ -57,11 +59,54 @@ def find_images(
     return images
 
 
-class _Done(msgspec.Struct):
-    """What the journal says of an image, when a run goes on."""
+class _Rle(msgspec.Struct):
+    size: Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]
+    counts: str
 
+
+class _Detection(msgspec.Struct):
+    image_id: int
+    category_id: int
+    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    segmentation: _Rle | msgspec.UnsetType = msgspec.UNSET
+
+
+class FoundObjects(msgspec.Struct):
+    """What a journal says of an image or a frame, when a run goes on."""
+
+    detections: list[_Detection]
+
+    def check(
+        self, image_id: int, category_ids: Container[int], *, size: Sequence[int] | None = None
+    ) -> None:
+        """
+        Args:
+            image_id: of the image.
+            category_ids: that the model knows.
+            size: height and width of masks; any if None.
+
+        Raises:
+            ValueError: they cannot be those of a model of these classes in the image.
+        """
+        for found in self.detections:
+            if found.image_id != image_id or found.category_id not in category_ids:
+                ids = f"image_id {found.image_id} and category_id {found.category_id}"
+                raise ValueError(f"a detection of {ids} in image {image_id}")
+            mask = found.segmentation
+            if isinstance(mask, _Rle):
+                check_rle(msgspec.structs.asdict(mask))
+                if size is not None and mask.size != list(size):
+                    raise ValueError(f"a mask of size {mask.size}, expected {list(size)}")
+
+
+class _Done(msgspec.Struct):
     place: int
     """In the sequence."""
+
+
+class _DoneWithObjects(FoundObjects, kw_only=True):
+    place: int
 
 
 def predict(
@@ -117,7 +162,7 @@ def predict(
     ids = image_ids(images)
     work = work_of(images, model=model, min_score=min_score)
     with open_journal(unfinished, work=work, kind=_Done) as journal:
-        done = {of_image.place for of_image in journal.done}
+        done = _places(journal, ids, detector.style.names)
         todo = {place: path for place, path in enumerate(images) if place not in done}
         unread: list[Exception] = []
         ahead = read_ahead(progress(list(todo.values())), max_megapixels=max_megapixels)
@@ -144,6 +189,21 @@ def predict(
         _write_results(json_path, journal)
         journal.delete()
     return json_path
+
+
+def _places(journal: Journal, ids: Sequence[int], category_ids: Container[int]) -> set[int]:
+    """Of the images that are done."""
+    places: set[int] = set()
+    for of_image in journal.pieces(_DoneWithObjects):
+        place = of_image.place
+        if place in places or not 0 <= place < len(ids):
+            raise journal.refusal(f"it has image number {place} twice, or there is none")
+        places.add(place)
+        try:
+            of_image.check(ids[place], category_ids)
+        except ValueError as error:
+            raise journal.refusal(error) from error
+    return places
 
 
 def _read(

@@ -18,6 +18,7 @@ from maskx_d2.data.journal import Journal, open_journal
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
+from maskx_d2.predict import FoundObjects
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 _USUAL_RATE = Fraction(25)  # of a video that does not say it
@@ -39,6 +40,10 @@ class Frame:
 class _Done(msgspec.Struct):
     """What the journal says of a frame, when a run goes on."""
 
+    frame: int
+
+
+class _DoneWithObjects(FoundObjects, kw_only=True):
     frame: int
 
 
@@ -103,7 +108,9 @@ def predict_video(
         total = -(-number // every) if number else None
         frames = iter(progress(islice(all_frames, 0, None, every), total=total))
         # The frames of an earlier start are drawn anew, by what was found in them.
-        for piece, frame in zip(islice(journal.pieces(), len(journal.done)), frames, strict=False):
+        pieces = zip(journal.pieces(_DoneWithObjects), journal.pieces(), frames, strict=False)
+        for checked, piece, frame in islice(pieces, len(journal.done)):
+            _check(checked, frame, journal, detector)
             write(drawn(frame, piece["detections"]))
         while batch := list(islice(frames, batch_size)):
             results = detector.coco_results([f.image for f in batch], [f.number for f in batch])
@@ -115,6 +122,16 @@ def predict_video(
         _write_lines(lines_path, journal)
     journal.delete()
     return lines_path
+
+
+def _check(done: _DoneWithObjects, frame: Frame, journal: Journal, detector: Detector) -> None:
+    size = [frame.image.height, frame.image.width]
+    if done.frame != frame.number:
+        raise journal.refusal(f"it has frame {done.frame} in place of {frame.number}")
+    try:
+        done.check(frame.number, detector.style.names, size=size)
+    except ValueError as error:
+        raise journal.refusal(error) from error
 
 
 def _write_lines(path: Path, journal: Journal) -> None:

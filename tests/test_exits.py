@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from maskx_d2 import cli
 from maskx_d2.exits import one_sentence
+from maskx_d2.runtime import interrupt
 
 from .data import awkward
 
@@ -241,3 +243,73 @@ def test_a_picture_in_16_bits_is_passed_over_with_a_sentence_by_check_dataset(ca
         cli.main(["check-dataset", str(path), str(tmp_path)])
     assert stopped.value.code == 1
     assert "1.png: its pixels have 16 bits, expected 8" in capsys.readouterr().out
+
+
+def test_links_that_lead_to_themselves_are_named_by_every_command(capsys, tmp_path):
+    loop, folder = tmp_path / "loop", tmp_path / "folder"
+    loop.symlink_to("loop")
+    folder.mkdir()
+    path = awkward.write(tmp_path)
+    model = ["--weights", path]
+    for command in (
+        ["predict", *model, "--output", folder, loop],
+        ["predict", *model, "--output", loop, tmp_path / "1.png"],
+        ["predict", "--weights", loop, "--output", folder, tmp_path / "1.png"],
+        ["fill-masks", loop, folder, *model, "--output", tmp_path / "out.json"],
+        ["fill-masks", path, folder, *model, "--output", loop],
+        ["compare", loop, "--output", folder],
+        ["compare", folder, "--baseline", loop],
+        ["compare", folder, "--images-root", loop],
+        ["check-dataset", loop, folder],
+        ["check-dataset", path, loop],
+        ["splits", "voc", loop],
+        ["embeddings", "random", "--output", loop],
+        ["embeddings", "random", "--output", loop / "x.npy"],
+        ["embeddings", "random", "--classes", loop, "--output", tmp_path / "x.npy"],
+        ["prepare", "shapes", "--output", loop],
+    ):
+        status, sentence = failure(capsys, *command)
+        assert status == 2 and ("loop" in sentence or "expected --config-file" in sentence), sentence
+
+
+# ---- Ctrl-C while libraries are imported ----
+
+
+@pytest.mark.parametrize("command", ["module", "script", "train_net.py"])
+def test_ctrl_c_during_imports_is_one_line(tmp_path, command):
+    (tmp_path / "detectron2").mkdir()
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "detectron2" / "__init__.py").write_text(slow)
+    script = Path(sys.executable).with_name("maskx")
+    train_net = Path(__file__).parents[1] / "train_net.py"
+    words = {"module": ["-m", "maskx_d2"], "script": [script], "train_net.py": [train_net]}[command]
+    process = subprocess.Popen(
+        [sys.executable, *words, "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path if command == "script" else train_net.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (130, "\nmaskx: stopped by SIGINT\n")
+
+
+def test_other_programs_keep_their_ctrl_c():
+    code = "import signal, maskx_d2; assert signal.getsignal(2) is signal.default_int_handler"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    for words, is_command in (
+        (["python", "-m", "maskx_d2", "demo"], True),
+        (["python", "/usr/bin/maskx", "demo"], True),
+        (["python", "-m", "pytest", "maskx_d2"], False),
+        (["python", "mine.py", "maskx"], False),
+        (["python"], False),
+    ):
+        assert interrupt._is_command(words) is is_command, words
+
+
+def test_a_very_long_error_is_cut(capsys):
+    _, printed = ends(capsys, ValueError("a" * 100_000 + "b"))
+    assert len(printed) < 2100 and printed.startswith("maskx: aaa") and printed.endswith("aab\n")

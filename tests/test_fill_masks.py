@@ -224,6 +224,16 @@ def test_a_journal_that_somebody_has_changed_is_no_mask_of_garbage(dataset, mask
     )
     with pytest.raises(ValueError, match=message):
         fill(dataset)
+    sound = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    for score in (-0.1, 1.1):
+        piece = {"type": "FoundMasks", "masks": {"2": {"rle": sound, "score": score}}}
+        path.write_text(f"{first}\n{json.dumps(piece)}\n")
+        with pytest.raises(ValueError, match=rf"has a mask of score {score}, expected 0 to 1: delete it"):
+            fill(dataset)
+    piece = {"type": "FoundMasks", "masks": {"2": None}}
+    path.write_text(f"{first}\n{json.dumps(piece)}\n{json.dumps(piece)}\n")
+    with pytest.raises(ValueError, match="has masks of annotation 2 twice: delete it"):
+        fill(dataset)
     path.write_text(f"{first}\n{json.dumps({'type': 'FoundMasks', 'masks': {'77': None}})}\n")
     with pytest.raises(ValueError, match="a mask of annotation 77, which needs none"):
         fill(dataset)

@@ -200,6 +200,11 @@ def test_a_run_that_was_interrupted_goes_on_and_has_every_image_once(images, tmp
     (folder / "half.parquet").write_bytes(next(iter(written)).read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"out/detections is of other work than this"):
         run(make_detector(), model="b", resume=True)
+    twice = folder / "twice.parquet"
+    twice.write_bytes(next(iter(written)).read_bytes())
+    with pytest.raises(ValueError, match=r"parquet has images twice, or others than these: delete it"):
+        run(make_detector(), model="a", resume=True)
+    twice.unlink()
     assert len(run(make_detector(), model="a", resume=True)) == 2
     assert sorted(row["path"] for row in rows(tmp_path / "out")) == sorted(paths)
     assert written.items() <= {path: path.stat().st_mtime_ns for path in folder.iterdir()}.items()

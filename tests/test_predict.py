@@ -171,3 +171,38 @@ def test_of_many_classes_the_best_are_drawn_and_one_name_for_a_region(
     assert len(of_image) == count
     assert max(of_image, key=lambda d: d["score"]).get("others", 0) == others
     assert len(json.loads(results.read_text())) == 45
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"place": 7}, "it has image number 7 twice, or there is none"),
+        ({"place": -1}, "it has image number -1 twice"),
+        ({"place": 1, "detections": []}, "it has image number 1 twice"),
+        ({"place": "0"}, "of other work than this: delete it"),
+        ({"detections": None}, "Expected `array`, got `null`"),
+        ({"score": -0.5}, r"Expected `float` >= 0.* - at `\$.detections\[0\].score`"),
+        ({"score": 1.5}, "Expected `float` <= 1"),
+        ({"score": "nan"}, "Expected `float`, got `str`"),
+        ({"image_id": 9}, "a detection of image_id 9 and category_id 7 in image 1"),
+        ({"category_id": 77}, "a detection of image_id 1 and category_id 77 in image 1"),
+        ({"bbox": [1, 2, 3]}, "Expected `array` of length >= 4"),
+        ({"segmentation": {"size": [40, 60], "counts": "0"}}, "counts do not add up to 40 x 60 pixels"),
+        ({"segmentation": {"size": [40], "counts": "0"}}, "Expected `array` of length >= 2"),
+    ],
+)
+def test_a_journal_that_this_command_cannot_have_written_is_named(tmp_path, changed, message):
+    folder = find_images([images(tmp_path / "in", 4)])
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stopping(10), folder, tmp_path / "out")
+    path = tmp_path / "out" / UNFINISHED_FILE
+    first, second, *others = path.read_text().splitlines()
+    piece = json.loads(second)
+    assert piece["detections"][0].items() >= {"image_id": 1, "category_id": 7}.items()
+    target = piece if changed.keys() <= piece.keys() else piece["detections"][0]
+    target |= changed
+    path.write_text("\n".join([first, json.dumps(piece), *others, ""]))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"{UNFINISHED_FILE} is .*{message}"):
+        predict(Detector(10), folder, tmp_path / "out", resume=True)
+    assert path.read_bytes() == before

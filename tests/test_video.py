@@ -98,6 +98,29 @@ def test_a_run_that_goes_on_sees_what_is_left_and_ends_with_the_same_files(tmp_p
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(*videos, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"frame": 3}, "it has frame 3 in place of 0"),
+        ({"score": -1}, "Expected `float` >= 0"),
+        ({"category_id": 5}, "a detection of image_id 0 and category_id 5 in image 0"),
+        ({"segmentation": {"size": [1, 1], "counts": "01"}}, r"a mask of size \[1, 1\], expected \["),
+    ],
+)
+def test_a_journal_that_this_command_cannot_have_written_is_named(tmp_path, changed, message):
+    video = write(tmp_path / "in.mp4")
+    with pytest.raises(KeyboardInterrupt):
+        predict_video(Detector(stop_at=7), video, tmp_path / "out")
+    path = tmp_path / "out" / "in.jsonl.unfinished"
+    first, second, *others = path.read_text().splitlines()
+    piece = json.loads(second)
+    (piece if "frame" in changed else piece["detections"][0]).update(changed)
+    path.write_text("\n".join([first, json.dumps(piece), *others, ""]))
+    with pytest.raises(ValueError, match=rf"unfinished is not what this command writes: .*{message}"):
+        predict_video(Detector(), video, tmp_path / "out", resume=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.jsonl.unfinished"]
+
+
 def test_what_is_no_video_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     write(tmp_path / "whole.avi")

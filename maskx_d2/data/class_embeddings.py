@@ -1,5 +1,6 @@
 """Fixed class embeddings: tables of word vectors or of random numbers, a row for each class."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,5 +74,7 @@ def random_embeddings(num_classes: int, *, dim: int = 300, seed: int = 0) -> np.
 def write_table(path: Path, table: np.ndarray) -> None:
     """Write a .npy file, and make its folder if need be; a file that is there is replaced at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, table)
+    content = io.BytesIO()  # numpy's own writing to a full disk raises an error that names neither
+    np.save(content, table)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())

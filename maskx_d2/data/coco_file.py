@@ -40,7 +40,7 @@ class Annotation(msgspec.Struct, gc=False):
     segmentation: list[list[float]] | dict[str, Any] | UnsetType | None = UNSET
     iscrowd: int | UnsetType | None = UNSET
     area: float | UnsetType | None = UNSET
-    keypoints: list[float] | UnsetType | None = UNSET
+    keypoints: Any = UNSET
     ignore: Any = None
 
     @property
@@ -224,6 +224,9 @@ def _fit(polygons: Sequence[list[float]], sizes: np.ndarray) -> bool:
     if np.any(lengths % 2):
         return False
     used = lengths >= MIN_POLYGON
+    others = itertools.chain.from_iterable(itertools.compress(polygons, ~used))
+    if not all(-LARGEST < value < LARGEST for value in others):
+        return False
     points = np.fromiter(itertools.chain.from_iterable(itertools.compress(polygons, used)), np.float64)
     points, lengths, sizes = points.reshape(-1, 2), lengths[used] // 2, sizes[used]
     if len(lengths) == 0:

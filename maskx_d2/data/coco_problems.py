@@ -136,6 +136,9 @@ def _of_annotation(annotation: dict, images: dict, category_ids: set) -> Iterato
     yield from _of_box(annotation.get("bbox"), image, where)
     segmentation = annotation.get("segmentation")
     yield from _of_segmentation(segmentation, image, where)
+    if annotation.get("keypoints") and not are_keypoints(annotation["keypoints"]):
+        detail = f"has the keypoints {shown(annotation['keypoints'])}, which a model of keypoints refuses"
+        yield _remark("keypoints that are not x, y, visibility, ...", where, detail)
     if annotation.get("iscrowd") not in (None, 0, 1):
         detail = f"has iscrowd {shown(annotation['iscrowd'])}, expected 0 or 1"
         yield Problem("annotations with another iscrowd", where, detail)
@@ -228,6 +231,11 @@ def _has_size(image: dict) -> bool:
 def _is_number(value) -> bool:
     """Of pixels, as a coordinate or an area. NaN is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def are_keypoints(value) -> bool:
+    """Whether they are x, y, visibility, x, y, visibility, ..."""
+    return isinstance(value, list) and len(value) % 3 == 0 and all(map(_is_number, value))
 
 
 def is_id(value) -> bool:

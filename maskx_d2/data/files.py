@@ -67,10 +67,15 @@ def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     Raises:
         ValueError: an output would replace an input, which is named.
     """
-    kept = {path.resolve() for path in inputs}
+    kept = {real_path(path) for path in inputs}
     for path in outputs:
-        if path.resolve() in kept:
+        if real_path(path) in kept:
             raise ValueError(f"what is made of {path} would overwrite it: give another --output")
+
+
+def real_path(path: str | Path) -> Path:
+    """Where links lead; unlike ``Path.resolve``, links that lead to themselves are where they are."""
+    return Path(os.path.realpath(path))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -30,11 +30,27 @@ class Journal:
         self._file.write(msgspec.json.encode(piece) + b"\n")
         self._file.flush()
 
-    def pieces(self) -> Iterator:
-        """All that is done, one after the other, as JSON has it."""
+    def pieces(self, kind: type = Any) -> Iterator:
+        """
+        All that is done, one after the other.
+
+        Args:
+            kind: type of a piece, for msgspec; as JSON has it, if not given.
+
+        Raises:
+            ValueError: a piece is of another kind.
+        """
+        decode = msgspec.json.Decoder(kind).decode
         with self.path.open("rb") as file:
             next(file)
-            yield from map(msgspec.json.decode, file)
+            try:
+                yield from map(decode, file)
+            except ValueError as error:  # msgspec's errors too
+                raise self.refusal(error) from error
+
+    def refusal(self, reason: object) -> ValueError:
+        """The error for a file that a command cannot have written."""
+        return ValueError(f"{self.path} is not what this command writes: {reason}; delete it")
 
     def delete(self) -> None:
         """When all is done, and where it belongs."""

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
+from maskx_d2.data.files import real_path
 from maskx_d2.data.printable import in_markdown
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.run_files import Run, read_run
@@ -82,14 +83,14 @@ def compare_runs(folders: Sequence[Path], *, baseline: Path | None = None) -> Co
         FileNotFoundError: a folder holds no evaluated run.
         ValueError: two runs cannot be compared, and why.
     """
-    if baseline is not None and baseline.resolve() not in [folder.resolve() for folder in folders]:
+    if baseline is not None and real_path(baseline) not in [real_path(folder) for folder in folders]:
         raise ValueError(f"the baseline {baseline} is not among the runs {', '.join(map(str, folders))}")
     runs = {title: read_run(folder) for title, folder in _titles(folders).items()}
     first, *others = runs.values()
     for run in others:
         _check_comparable(first, run)
     chosen = folders[0] if baseline is None else baseline
-    (title,) = [t for t, run in runs.items() if run.folder.resolve() == chosen.resolve()]
+    (title,) = [t for t, run in runs.items() if real_path(run.folder) == real_path(chosen)]
     return Comparison(runs, title)
 
 
@@ -127,13 +128,13 @@ def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
     """Names of the folders, or, where two have one name, paths."""
     _check_once(folders)
-    names = [folder.resolve().name for folder in folders]
+    names = [real_path(folder).name for folder in folders]
     unique = len(set(names)) == len(names)
     return dict(zip(names if unique else map(str, folders), folders, strict=True))
 
 
 def _check_once(folders: Sequence[Path]) -> None:
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [real_path(folder) for folder in folders]
     twice = [str(folder) for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]
     if twice:
         raise ValueError(f"the run {twice[0]} is given twice")

@@ -12,7 +12,7 @@ import jinja2
 from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.data.files import file_digest
+from maskx_d2.data.files import file_digest, real_path
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
@@ -148,7 +148,7 @@ def _pictures(
     pictures = []
     for record in images[:num_images]:
         path = root / record["file_name"]
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not real_path(path).is_relative_to(real_path(root)):
             raise ValueError(
                 f"image {path} of {annotations} is outside of {root}, where the images should be: to show "
                 "it, give the folder that it is in by --images-root"

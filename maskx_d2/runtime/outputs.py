@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from maskx_d2.data.addresses import is_address
-from maskx_d2.data.files import check_no_link, check_replaceable
+from maskx_d2.data.files import check_no_link, check_replaceable, real_path
 from maskx_d2.runtime.lock import locked_file, locked_folder
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -24,7 +24,7 @@ class OutputFile:
 
     def replaces(self, file: Path) -> bool:
         """Whether writing it replaces the file."""
-        return self.path.resolve() == file
+        return real_path(self.path) == file
 
     def check(self) -> None:
         """
@@ -48,7 +48,7 @@ class OutputFolder:
 
     def replaces(self, file: Path) -> bool:
         """Whether one of its files replaces the file."""
-        folder = self.path.resolve()
+        folder = real_path(self.path)
         if not file.is_relative_to(folder):
             return False
         name = file.relative_to(folder).as_posix()
@@ -111,14 +111,14 @@ def check_outputs(
         for path in paths:
             if path.is_dir():
                 _check_is_no_image(output, path)
-            elif output.replaces(path.resolve()):
+            elif output.replaces(real_path(path)):
                 raise ValueError(f"what is made of {path} would overwrite it: give another output")
         output.check()
 
 
 def _check_is_no_image(output: OutputFile | OutputFolder, folder: Path) -> None:
     is_image = isinstance(output, OutputFile) and output.path.suffix.lower() in (*_PICTURES, *_VIDEOS)
-    if is_image and output.path.resolve().is_relative_to(folder.resolve()):
+    if is_image and real_path(output.path).is_relative_to(real_path(folder)):
         raise ValueError(f"{output.path} would be among the images of {folder}: give another output")
 
 

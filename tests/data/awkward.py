@@ -85,6 +85,10 @@ WORKS = {
     "compressed RLE": (_first(segmentation=compressed_rle()), 2, True),
     "uncompressed RLE": (_first(segmentation=uncompressed_rle()), 2, True),
     "crowd": (_first(segmentation=uncompressed_rle(), iscrowd=1), 1, True),
+    "keypoints of three numbers each": (_first(keypoints=[1, 2, 2] * 17), 2, True),
+    "keypoints as pairs": (_first(keypoints=[[1, 2], [3, 4]]), 2, True),
+    "keypoints as words": (_first(keypoints=["nose", "eye", "ear"]), 2, True),
+    "keypoints as text": (_first(keypoints="1 2 2"), 2, True),
     "no iscrowd and no area": (_first(iscrowd=None, area=None), 2, True),
     "no value of iscrowd and area": (
         lambda c: c["annotations"][0].update(iscrowd=None, area=None),
@@ -153,6 +157,10 @@ FAILS = {
     "polygon that goes to and fro for ever": (
         _first(segmentation=[[0, 0, 79, 49] * 500]),
         r"annotation 1 has a polygon that reaches far outside its image or is too long for it",
+    ),
+    "polygon of two points that is infinitely far away": (
+        _first(segmentation=[[1e300, 0, 1e300, 1], POLYGON]),
+        r"annotation 1 has a polygon that is not a list of x, y",
     ),
     "polygon of words": (_first(segmentation=[["a"] * 6]), r"annotation 1 has a polygon that is not"),
     "mask as text": (_first(segmentation="1 2 3"), r"annotation 1 has a str as segmentation, expected"),

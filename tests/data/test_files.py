@@ -3,10 +3,12 @@ import os
 import resource
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from maskx_d2.data.class_embeddings import write_table
 from maskx_d2.data.files import check_keeps_inputs, load_json, replacing, write_json, write_png, write_text
 from maskx_d2.hosts.torchvision.callbacks import WholeFiles
 
@@ -96,8 +98,9 @@ def test_files_have_the_rights_that_other_new_files_have(tmp_path):
     [
         lambda path: write_text(path, "x" * 100_000),
         lambda path: WholeFiles().save_checkpoint({"a": torch.zeros(100_000)}, path),
+        lambda path: write_table(path, np.zeros((100, 1000), np.float32)),
     ],
-    ids=["text", "checkpoint"],
+    ids=["text", "checkpoint", "class embeddings"],
 )
 def test_a_full_disk_is_named_by_the_file_that_it_is_too_full_for(tmp_path, write):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, default_argument_parser, default_setup, launch
@@ -19,8 +18,8 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from maskx_d2.config_files import check_yaml
-from maskx_d2.data.files import write_text
+from maskx_d2.config_files import read_yaml
+from maskx_d2.data.files import real_path, write_text
 from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import (
     EVALUATION_FILES,
@@ -102,7 +101,7 @@ def _hold_folder(cfg: CfgNode, args: argparse.Namespace, held: contextlib.ExitSt
         folder = Path(cfg.OUTPUT_DIR)
         inputs = [Path(args.config_file), *named_files(cfg)]
         if args.resume:  # with what the run itself has left
-            inputs = [path for path in inputs if not path.resolve().is_relative_to(folder.resolve())]
+            inputs = [path for path in inputs if not real_path(path).is_relative_to(real_path(folder))]
         names = EVALUATION_FILES if args.eval_only else RUN_FILES
         held.enter_context(writing([OutputFolder(folder, names)], inputs))
 
@@ -212,9 +211,8 @@ def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
     """The state of the optimizer, from which a run goes on, has these as they were."""
     if not config_file.is_file():
         return
-    check_yaml(config_file)
-    before = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    solver = before.get("SOLVER", {}) if isinstance(before, dict) else {}
+    solver = read_yaml(config_file).get("SOLVER")
+    solver = solver if isinstance(solver, dict) else {}
     for name in ("OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
         if name in solver and solver[name] != cfg.SOLVER[name]:
             raise ValueError(

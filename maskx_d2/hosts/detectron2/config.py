@@ -40,6 +40,7 @@ def add_maskx_config(cfg: CfgNode) -> None:
     _add(cfg.DATASETS, "REGISTER", [])
 
     # Larger images cannot be read: a file of kilobytes may stand for gigabytes of pixels.
+    _add(cfg, "INPUT", CfgNode())
     _add(cfg.INPUT, "MAX_MEGAPIXELS", MAX_MEGAPIXELS)
 
     # How many images are drawn from each of DATASETS.TRAIN, against each other: [1, 1] draws as many from

@@ -1,6 +1,7 @@
 """``PartiallySupervisedMapper``: Detectron2's dataset mapper for annotations of which some have no mask."""
 
 from pathlib import Path
+from reprlib import repr as shown
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
+from maskx_d2.data.coco_problems import are_keypoints
 from maskx_d2.data.images import MAX_MEGAPIXELS, open_image
 from maskx_d2.data.rle import check_rle
 from maskx_d2.hosts.detectron2.config import in_place_of
@@ -37,6 +39,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         num_classes: int | None = None,
         expected_roi_heads: str | None = None,
         max_megapixels: float = MAX_MEGAPIXELS,
+        num_keypoints: int | None = None,
         **kwargs,
     ):
         """
@@ -46,16 +49,20 @@ class PartiallySupervisedMapper(DatasetMapper):
             expected_roi_heads: where the model's would train on empty masks, and take classes that are not
                 labelled for background, so that both are errors: those that would not.
             max_megapixels: larger images cannot be read.
+            num_keypoints: of an instance, where the model has any.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.num_classes = num_classes
         self.expected_roi_heads = expected_roi_heads
         self.max_megapixels = max_megapixels
+        self.num_keypoints = num_keypoints
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         ret = super().from_config(cfg, is_train)
+        if cfg.MODEL.KEYPOINT_ON:
+            ret["num_keypoints"] = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         ret["max_megapixels"] = cfg.INPUT.MAX_MEGAPIXELS
         ret["num_classes"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         name = cfg.MODEL.ROI_HEADS.NAME
@@ -85,6 +92,15 @@ class PartiallySupervisedMapper(DatasetMapper):
         except ValueError as error:
             raise ValueError(f"an annotation of {file_name} {error}") from error
 
+    def _check_keypoints(self, keypoints: object, file_name: str) -> None:
+        number = self.num_keypoints
+        if are_keypoints(keypoints) and number in (None, len(keypoints) // 3):
+            return
+        expected = "x, y and visibility of each" + (f" of {number}" if number is not None else "")
+        raise ValueError(
+            f"{file_name} has an annotation with the keypoints {shown(keypoints)}, expected {expected}"
+        )
+
     def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
         if self.expected_roi_heads is not None:
             raise ValueError(
@@ -98,10 +114,13 @@ class PartiallySupervisedMapper(DatasetMapper):
         return LabelledClasses(unpack_classes(packed, self.num_classes), num_instances)
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
+        file_name = dataset_dict["file_name"]
+        if self.use_keypoint:
+            for annotation in dataset_dict["annotations"]:
+                self._check_keypoints(annotation.get("keypoints"), file_name)
         if not self.use_instance_mask:
             super()._transform_annotations(dataset_dict, transforms, image_shape)
             return
-        file_name = dataset_dict["file_name"]
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         has_mask = [bool(annotation.get("segmentation")) for annotation in annotations]
         if self.expected_roi_heads is not None and not all(has_mask):

@@ -19,6 +19,7 @@ from maskx_d2.data.class_names import (
     visual_genome_class_names,
 )
 from maskx_d2.data.coco_file import Annotation, CocoFile, read_coco_file
+from maskx_d2.data.coco_problems import are_keypoints
 from maskx_d2.data.rle import compressed
 from maskx_d2.data.visual_genome import SPLITS, check_finished
 from maskx_d2.hosts.detectron2.labelled_classes import pack_classes
@@ -186,8 +187,15 @@ def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str)
     if mask is not None:
         result["segmentation"] = mask if isinstance(mask, list) else compressed(mask, *mask["size"])
     if annotation.keypoints is not UNSET:
-        # Detectron2's places are in the middle of pixels. Every third number is no place.
-        result["keypoints"] = annotation.keypoints and [
-            value if number % 3 == 2 else value + 0.5 for number, value in enumerate(annotation.keypoints)
-        ]
+        result["keypoints"] = _keypoints(annotation.keypoints)
     return result
+
+
+def _keypoints(keypoints: object) -> object:
+    """
+    For Detectron2, whose places are in the middle of pixels; every third number is no place. Those of
+    another form are for the mapper to refuse, where a model has any use for them.
+    """
+    if not are_keypoints(keypoints):
+        return keypoints
+    return [value if number % 3 == 2 else value + 0.5 for number, value in enumerate(keypoints)]

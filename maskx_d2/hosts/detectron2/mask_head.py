@@ -251,15 +251,21 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
             "maskx embeddings writes one"
         )
     try:
-        table = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # Mapped, so that a header cannot ask for memory that the file has not.
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # whatever a file that is none makes NumPy stumble over
         raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+    if not isinstance(table, np.ndarray):
+        raise ValueError(f"{path} holds several arrays, expected a .npy file of one")
     if table.ndim != 2 or len(table) != num_classes or not np.issubdtype(table.dtype, np.number):
         raise ValueError(
             f"{path} holds {table.dtype} of shape {table.shape}, expected numbers of shape "
             f"({num_classes}, D) for MODEL.ROI_HEADS.NUM_CLASSES {num_classes}"
         )
-    return torch.from_numpy(table.astype(np.float32))
+    numbers = torch.from_numpy(np.array(table, np.float32))
+    if not numbers.isfinite().all():
+        raise ValueError(f"{path} has numbers that are NaN or infinite")
+    return numbers
 
 
 def _has_mask(rois: Instances) -> Tensor:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from maskx_d2.checkpoints import read_checkpoint
 from maskx_d2.config_files import check_yaml
+from maskx_d2.data.files import real_path
 from maskx_d2.evaluation.run_files import EVALUATION_FILES, RUN_FILES, contents, log_file
 from maskx_d2.hosts.torchvision import data_module, training
 from maskx_d2.hosts.torchvision.callbacks import (
@@ -83,7 +84,7 @@ class CommandLine(LightningCLI):
         """The folder is this process's own as long as the run lasts."""
         inputs = named_files([word.rpartition("=")[2] for word in args])
         if resumes:  # with what the run itself has left
-            inputs = [path for path in inputs if not path.resolve().is_relative_to(folder.resolve())]
+            inputs = [path for path in inputs if not real_path(path).is_relative_to(real_path(folder))]
         names = RUN_FILES if self.config.subcommand == "fit" else EVALUATION_FILES
         return writing([OutputFolder(folder, names)], inputs)
 
@@ -153,7 +154,7 @@ def _plain(value):
 def _check_folder(folder: Path, checkpoint: str | None) -> None:
     """A folder has one run, whose files none other may mix with its own."""
     earlier = checkpoints_of_run(folder)
-    if not earlier or (checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()):
+    if not earlier or (checkpoint is not None and real_path(checkpoint).parent == real_path(folder)):
         return
     raise ValueError(
         f"{folder} holds {earlier[0].name} of an earlier run: go on with it by --ckpt_path "

@@ -113,6 +113,19 @@ def test_an_option_that_the_checkpoint_overrules_is_named(shapes_dataset, tmp_pa
         train_or_evaluate(changed)
 
 
+@pytest.mark.parametrize(
+    "text", ["SOLVER: !!python/object:os.system {}", "? [SOLVER, a]\n: 1", "- SOLVER", "SOLVER: [", "\x00"]
+)
+def test_a_broken_config_of_the_run_to_go_on_with_is_named(shapes_dataset, tmp_path, text):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text(text)
+    (out / "last_checkpoint").write_text("model_0000009.pth")
+    cfg = tiny.data_config(shapes_dataset, out)
+    with pytest.raises(ValueError, match=r"config .*out/config.yaml"):
+        train_or_evaluate(arguments(tmp_path, cfg, resume=True))
+
+
 def test_what_evaluation_needs_is_looked_for_before_training(shapes_dataset, tmp_path):
     cfg = tiny.data_config(shapes_dataset, tmp_path / "out")
     first, second, *_ = (record["file_name"] for record in DatasetCatalog.get("shapes_test"))

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -170,3 +170,35 @@ def test_rle_that_is_cut_off_is_refused_whoever_read_the_annotations(image, leng
     image["annotations"] = [annotation({**whole, "counts": whole["counts"][:length]})]
     with pytest.raises(ValueError, match=r"an annotation of .*image.png has (compressed )?RLE"):
         mapper()(image)
+
+
+KEYPOINTS = [None, [], [1, 2], "abc", [1, 2, "x"], [[1, 2, 2]], [1, 2, 2, 3, 4, 2]]
+
+
+@pytest.mark.parametrize("keypoints", KEYPOINTS)
+@pytest.mark.parametrize("masks", [True, False])
+def test_keypoints_of_another_form_are_named_where_the_model_has_any(image, keypoints, masks):
+    MetadataCatalog.get("one keypoint").set(keypoint_names=["nose"], keypoint_flip_map=[])
+    try:
+        cfg = tiny.model_config(
+            *(
+                "MODEL.KEYPOINT_ON",
+                True,
+                "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+                1,
+                "MODEL.MASK_ON",
+                masks,
+            ),
+            *("INPUT.RANDOM_FLIP", "none", "DATASETS.TRAIN", ("one keypoint",)),
+        )
+        with_keypoints = PartiallySupervisedMapper(cfg)
+    finally:
+        MetadataCatalog.remove("one keypoint")
+    image["annotations"] = [annotation(POLYGON, keypoints=[1, 2, 2])]
+    assert with_keypoints(dict(image))["instances"].gt_keypoints.tensor.shape == (1, 1, 3)
+    image["annotations"] = [annotation(POLYGON, keypoints=keypoints)]
+    message = r"image.png has an annotation with the keypoints .*, expected x, y and visibility of"
+    with pytest.raises(ValueError, match=message):
+        with_keypoints(dict(image))
+    image["annotations"] = [annotation(POLYGON, keypoints=keypoints)]
+    assert len(mapper()(image)["instances"]) == 1  # nobody asks for them

@@ -207,6 +207,26 @@ def test_errors_of_the_table_name_the_file_and_what_was_found(tmp_path):
         read_embedding_table(str(tmp_path / "object.npy"), K)
 
 
+def test_a_table_takes_no_memory_that_its_file_does_not_have(tmp_path):
+    header = str({"descr": "<f8", "fortran_order": False, "shape": (K, 2**37 // K)}).encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (tmp_path / "large.npy").write_bytes(content + bytes(100))
+    with pytest.raises(ValueError, match=r"large.npy is not a .npy file .*: mmap length is greater"):
+        read_embedding_table(str(tmp_path / "large.npy"), K)
+    np.savez_compressed(tmp_path / "table.npz", np.zeros((K, 5)))
+    with pytest.raises(ValueError, match=r"table.npz holds several arrays, expected a .npy file of one"):
+        read_embedding_table(str(tmp_path / "table.npz"), K)
+    (tmp_path / "v9.npy").write_bytes(content.replace(b"\x01\x00", b"\x09\x00", 1))
+    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{")
+    for name in ("v9", "header"):
+        with pytest.raises(ValueError, match=rf"{name}.npy is not a .npy file of numbers"):
+            read_embedding_table(str(tmp_path / f"{name}.npy"), K)
+    np.save(tmp_path / "nan.npy", np.full((K, 3), np.nan))
+    with pytest.raises(ValueError, match=r"nan.npy has numbers that are NaN or infinite"):
+        read_embedding_table(str(tmp_path / "nan.npy"), K)
+
+
 # ---- Both ways to build ----
 
 

@@ -8,6 +8,6 @@ if __name__ == "__main__":
     with one_sentence("train_net.py", show_traceback=False):
         need_detectron2("training on Detectron2")
 
-    from maskx_d2.hosts.detectron2.command_line import main
+    from maskx_d2.backends.detectron2.command_line import main
 
     main()

@@ -18,7 +18,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from timing import argument_parser, medians, setting
 
-from maskx_d2.hosts.detectron2.box_predictor import GatheredFastRCNNOutputLayers
+from maskx_d2.backends.detectron2.box_predictor import GatheredFastRCNNOutputLayers
 
 
 def features_of_a_picture(

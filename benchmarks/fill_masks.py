@@ -38,7 +38,7 @@ ROWS = {
 
 
 def read_detector(folder: Path) -> tuple[Detector, Path]:
-    """The model of a run of either host, and its weights."""
+    """The model of a run of either backend, and its weights."""
     if (weights := folder / "model_final.ckpt").is_file():
         return load_detector(weights), weights
     weights = folder / "model_final.pth"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
 All that is worth measuring on a GPU, in nine minutes on one: training steps, with and without AMP, stage 2,
-inference, the parts of the mask branch and the box predictor, both hosts, how often a step waits for the
+inference, the parts of the mask branch and the box predictor, both backends, how often a step waits for the
 GPU, and whether CPU and GPU find the same.
 
 Images are noise, or the first ones of --images; objects and weights are made up. Each figure is a ratio of
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from hosts import (
+from backends import (
     detectron2_calls,
     detectron2_models,
     standing_still,
@@ -69,7 +69,7 @@ def build(config: str, overrides: list, args: argparse.Namespace) -> torch.nn.Mo
     """Random weights, by which every image has as many detections as there may be."""
     from detectron2.modeling import build_model
 
-    from maskx_d2.hosts.detectron2.config import load_config
+    from maskx_d2.backends.detectron2.config import load_config
 
     settings = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", str(args.device), "DATASETS.CLASSES_WITH_MASKS", "all"]
     torch.manual_seed(0)
@@ -271,7 +271,7 @@ def box_predictor(args: argparse.Namespace) -> Rows:
     return rows
 
 
-def hosts(args: argparse.Namespace) -> Rows:
+def backends(args: argparse.Namespace) -> Rows:
     images, objects = images_of(args), objects_of(args)
     small = {"depth": 18, "mlp_reduced_channels": 4} if args.small else {}
     on_device = [image.to(args.device) for image in images], moved(objects, args.device)
@@ -371,7 +371,7 @@ PARTS = {
         mask_head,
         mask_predictor,
         box_predictor,
-        hosts,
+        backends,
     )
 }
 

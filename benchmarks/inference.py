@@ -10,12 +10,12 @@ import functools
 import math
 
 import torch
+from backends import tame
 from detectron2.modeling import build_model
-from hosts import tame
 from timing import argument_parser, medians, setting
 
+from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.config_files import config_file
-from maskx_d2.hosts.detectron2.config import load_config
 
 NUM_DETECTED = 3  # classes that every proposal is taken for
 MODELS = {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Memory of the torchvision host's data loader with four worker processes, against torchvision's
+Memory of the torchvision backend's data loader with four worker processes, against torchvision's
 CocoDetection, which holds pycocotools' dictionaries.
 
 A generated file of the size of COCO's training set. What each process takes is its share of the pages
@@ -27,9 +27,9 @@ def torchvisions(path: Path) -> Callable[[], int]:
 
 
 def ours(path: Path, split: str) -> Callable[[], int]:
+    from maskx_d2.backends.torchvision.dataset import read_records
     from maskx_d2.data.class_splits import classes_with_masks
     from maskx_d2.data.coco_file import read_coco_file
-    from maskx_d2.hosts.torchvision.dataset import read_records
 
     file = read_coco_file(path)
     with_masks = classes_with_masks(split, file.class_names)
@@ -58,7 +58,7 @@ def work(go_through: Callable[[], int], done, ended) -> None:
 
 
 def measure(program: str, path: Path) -> dict[str, float]:
-    import maskx_d2.hosts.torchvision.dataset  # noqa: F401
+    import maskx_d2.backends.torchvision.dataset  # noqa: F401
 
     before = share_of_memory()
     go_through = PROGRAMS[program](path)

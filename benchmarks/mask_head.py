@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage
 from memory import peak_mib
 from timing import argument_parser, medians, setting
 
-from maskx_d2.hosts.detectron2 import MaskXHead
+from maskx_d2.backends.detectron2 import MaskXHead
 from maskx_d2.method import build_mask_predictor
 
 TRUNK = {"conv_dims": [256] * 5, "conv_norm": ""}

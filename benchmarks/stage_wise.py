@@ -10,12 +10,12 @@ models timed in turn in this process.
 import functools
 
 import torch
+from backends import detectron2_calls, standing_still, tame, targets, training_step
 from detectron2.modeling import build_model
-from hosts import detectron2_calls, standing_still, tame, targets, training_step
 from timing import batch_arguments, medians
 
+from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.config_files import config_file
-from maskx_d2.hosts.detectron2.config import load_config
 
 CONFIGS = {"end to end": "maskx_R_50_FPN_1x.yaml", "stage 2": "maskx_stage_wise_R_50_FPN_1x.yaml"}
 

@@ -75,9 +75,9 @@ def by_detectron2(path: Path) -> int:
 def by_maskx(path: Path) -> int:
     from detectron2.data import DatasetCatalog
 
-    from maskx_d2.hosts.detectron2 import add_maskx_config
-    from maskx_d2.hosts.detectron2.config import get_cfg
-    from maskx_d2.hosts.detectron2.datasets import register_datasets
+    from maskx_d2.backends.detectron2 import add_maskx_config
+    from maskx_d2.backends.detectron2.config import get_cfg
+    from maskx_d2.backends.detectron2.datasets import register_datasets
 
     cfg = get_cfg()
     add_maskx_config(cfg)
@@ -90,7 +90,7 @@ PROGRAMS = {"Detectron2": by_detectron2, "with the check": by_maskx}
 
 
 def measure(program: str, path: Path) -> dict:
-    import maskx_d2.hosts.detectron2  # noqa: F401
+    import maskx_d2.backends.detectron2  # noqa: F401
 
     start = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

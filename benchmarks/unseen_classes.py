@@ -31,6 +31,15 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
+from maskx_d2.backends.torchvision import demo as backend
+from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn
+from maskx_d2.backends.torchvision.dataset import (
+    PartiallySupervisedCoco,
+    evaluation_transforms,
+    read_records,
+)
+from maskx_d2.backends.torchvision.detections import coco_results
+from maskx_d2.backends.torchvision.training import load_detector
 from maskx_d2.data import shapes, textured_forms
 from maskx_d2.data.class_splits import classes_with_masks
 from maskx_d2.data.coco_file import read_coco_file
@@ -40,11 +49,6 @@ from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import FULL, Run
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 from maskx_d2.evaluation.tables import mean_cell
-from maskx_d2.hosts.torchvision import demo as host
-from maskx_d2.hosts.torchvision import maskx_rcnn_resnet_fpn
-from maskx_d2.hosts.torchvision.dataset import PartiallySupervisedCoco, evaluation_transforms, read_records
-from maskx_d2.hosts.torchvision.detections import coco_results
-from maskx_d2.hosts.torchvision.training import load_detector
 from maskx_d2.logs import log_to_file
 from maskx_d2.method import BoxSupervision, mask_loss
 
@@ -237,7 +241,7 @@ class Frozen:
         model = maskx_rcnn_resnet_fpn(
             num_classes=self.num_classes + 1,
             mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], roi_side, 2),
-            **{"mlp_reduced_channels": 8, **host._DETECTOR, **options},
+            **{"mlp_reduced_channels": 8, **backend._DETECTOR, **options},
         )
         load_detector(model, str(self.weights))
         return model
@@ -410,7 +414,7 @@ def detector(dataset: GeneratedDataset, folder: Path, *, seed: int, iterations: 
     if not weights.is_file():
         run = Run("stage1", "boxes of all classes", folder, dataset, iterations, seed)
         with log_to_file(folder / "log.txt"):
-            host.train(run)
+            backend.train(run)
     return weights
 
 

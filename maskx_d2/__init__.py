@@ -15,7 +15,7 @@ exit_on_ctrl_c()
 __version__ = "0.2.0"
 
 if find_spec("detectron2") is not None:
-    from maskx_d2.hosts.detectron2 import add_maskx_config, build_train_loader
+    from maskx_d2.backends.detectron2 import add_maskx_config, build_train_loader
 
     __all__ = ["add_maskx_config", "build_train_loader", "load_detector"]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of both hosts as data: none of this runs code that a file brings along."""
+"""Checkpoints of both backends as data: none of this runs code that a file brings along."""
 
 import io
 import math

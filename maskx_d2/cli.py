@@ -20,7 +20,7 @@ from maskx_d2.data.printable import printable
 from maskx_d2.exits import FOUND_ERRORS, one_sentence
 from maskx_d2.requirements import has_detectron2, need_detectron2, need_gradio, need_ray
 
-HOSTS = ("detectron2", "torchvision")
+BACKENDS = ("detectron2", "torchvision")
 _DEMO_FOLDER = Path("output/demo")
 _NUM_EXAMPLES = 6
 
@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         help="train Mask^X as the paper has it, too: cls+box embeddings, no dropout",
     )
     demo.add_argument(
-        "--host",
-        choices=HOSTS,
+        "--backend",
+        choices=BACKENDS,
         help="what to train with; Detectron2 where it is installed, else torchvision",
     )
     demo.set_defaults(run=_demo)
@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="a report on several runs",
-        description="Compare runs of either host that were evaluated on the same data and split: "
+        description="Compare runs of either backend that were evaluated on the same data and split: "
         "comparison.html and comparison.md, with AP on A, B and all, class by class, training curves and "
         "the masks of each run on the same images.",
     )
@@ -360,7 +360,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         parser,
         "--config-file",
         metavar="FILE",
-        help="config of the model; a .ckpt of the torchvision host needs none",
+        help="config of the model; a .ckpt of the torchvision backend needs none",
     )
     _input(parser, "--weights", required=required, metavar="FILE", help="checkpoint of the model")
 
@@ -443,13 +443,13 @@ def _megapixels(text: str) -> float:
 def _demo(args: argparse.Namespace) -> None:
     from maskx_d2 import demo
 
-    if args.host == "detectron2":
-        need_detectron2("maskx demo --host detectron2")
-    host = args.host or ("detectron2" if has_detectron2() else "torchvision")
-    print(f"Training with {host}.", file=sys.stderr)
+    if args.backend == "detectron2":
+        need_detectron2("maskx demo --backend detectron2")
+    backend = args.backend or ("detectron2" if has_detectron2() else "torchvision")
+    print(f"Training with {backend}.", file=sys.stderr)
     demo.run_demo(
         args.output,
-        host=import_module(f"maskx_d2.hosts.{host}.demo"),
+        backend=import_module(f"maskx_d2.backends.{backend}.demo"),
         seeds=range(args.seed, args.seed + args.seeds),
         schedule=demo.QUICK if args.quick else demo.FULL,
         paper=args.paper,
@@ -678,7 +678,7 @@ def _detector(args: argparse.Namespace):
 
 def _convert(args: argparse.Namespace) -> None:
     need_detectron2("maskx convert")
-    from maskx_d2.hosts.detectron2.convert import convert
+    from maskx_d2.backends.detectron2.convert import convert
 
     config = convert(
         args.checkpoint,
@@ -792,6 +792,6 @@ def _embeddings(args: argparse.Namespace) -> None:
 
 
 def _torchvision(args: argparse.Namespace) -> None:
-    from maskx_d2.hosts.torchvision.command_line import main
+    from maskx_d2.backends.torchvision.command_line import main
 
     main(args.arguments)

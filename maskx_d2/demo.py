@@ -117,8 +117,8 @@ class Run:
         return self.iterations // 5
 
 
-class Host(Protocol):
-    """What the demo needs of a host: its module ``demo``."""
+class Backend(Protocol):
+    """What the demo needs of a backend: its module ``demo``."""
 
     COCO_COMMAND: str
     """The command that trains on COCO."""
@@ -136,7 +136,12 @@ class Host(Protocol):
 
 
 def run_demo(
-    output: Path, *, host: Host, seeds: Sequence[int] = (0,), schedule: Schedule = FULL, paper: bool = False
+    output: Path,
+    *,
+    backend: Backend,
+    seeds: Sequence[int] = (0,),
+    schedule: Schedule = FULL,
+    paper: bool = False,
 ) -> None:
     """
     For each seed generate the dataset, train stage 1 once and on it the mask heads of :data:`ROWS`,
@@ -148,21 +153,21 @@ def run_demo(
 
     Args:
         output: a folder that is new, empty, or of an earlier demo, whose content is replaced.
-        host: what to train with.
+        backend: what to train with.
         seeds: of the data and the training.
         schedule: how much of both.
         paper: whether to train Mask^X as the paper has it, too.
     """
     _prepare(output)
     if len(seeds) == 1:
-        results = _run_seed(output, host=host, seed=seeds[0], schedule=schedule, paper=paper)
-        print(_summary(results, output, host))
+        results = _run_seed(output, backend=backend, seed=seeds[0], schedule=schedule, paper=paper)
+        print(_summary(results, output, backend))
         return
     of_seeds = []
     for seed in seeds:
         folder = output / f"seed_{seed}"
         folder.mkdir()
-        of_seeds.append(_run_seed(folder, host=host, seed=seed, schedule=schedule, paper=paper))
+        of_seeds.append(_run_seed(folder, backend=backend, seed=seed, schedule=schedule, paper=paper))
         print(f"\nSeed {seed}\n\n{_table([of_seeds[-1]])}", flush=True)
     mean, deviation = mean_and_deviation(of_seeds)
     write_json(output / "results.json", mean)
@@ -191,7 +196,7 @@ def best_model(output: Path) -> Path | None:
 
 
 def _run_seed(
-    output: Path, *, host: Host, seed: int, schedule: Schedule, paper: bool
+    output: Path, *, backend: Backend, seed: int, schedule: Schedule, paper: bool
 ) -> dict[str, Results]:
     names = [name for name in ROWS if paper or name != "maskx_as_in_the_paper"]
     num_steps = len(names) + 2
@@ -217,7 +222,7 @@ def _run_seed(
             frozen_features=frozen_features,
         )
         with log_to_file(log_file(run.folder)):
-            return host.train(run)
+            return backend.train(run)
 
     detector = train(2, "stage1", "boxes of all classes", schedule.stage1_iterations)
     for step, name in enumerate(names, start=3):
@@ -273,7 +278,7 @@ def _table(of_seeds: Sequence[dict[str, Results]]) -> str:
     return gain_table([{ROWS[name]: results[name] for name in names} for results in of_seeds])
 
 
-def _summary(results: dict[str, Results], output: Path, host: Host) -> str:
+def _summary(results: dict[str, Results], output: Path, backend: Backend) -> str:
     boxes = results["maskx"]["bbox"]
     return f"""
 {_table([results])}
@@ -290,8 +295,8 @@ All figures:                         {output / "results.json"}
 Weights, logs, TensorBoard:          {output}/stage1, {", ".join(f"{output}/{name}" for name in results)}
 
 Next: look at any image,
-  maskx predict {host.predict_options(output / "maskx_box_supervised")} \\
+  maskx predict {backend.predict_options(output / "maskx_box_supervised")} \\
       {output}/dataset/test --output {output}/predictions
 or train on COCO (datasets/README.md tells where to put it),
-  {host.COCO_COMMAND}
+  {backend.COCO_COMMAND}
 """

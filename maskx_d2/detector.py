@@ -1,4 +1,4 @@
-"""A trained model of either host, and what it finds in an image."""
+"""A trained model of either backend, and what it finds in an image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ def load_detector(
     """
     Args:
         weights: a checkpoint.
-        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of the torchvision host has it.
+        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of the torchvision backend has it.
         overrides: config keys, ``KEY, VALUE, KEY, VALUE, ...``.
 
     Raises:
@@ -129,16 +129,16 @@ def load_detector(
         raise FileNotFoundError(f"--weights {weights} is no file")
     if config_file is not None:
         need_detectron2("a model with a config file")
-        from maskx_d2.hosts.detectron2.command_line import read_config
-        from maskx_d2.hosts.detectron2.predict import Detectron2Detector
+        from maskx_d2.backends.detectron2.command_line import read_config
+        from maskx_d2.backends.detectron2.predict import Detectron2Detector
 
         return Detectron2Detector(read_config(str(config_file), [*overrides, "MODEL.WEIGHTS", weights]))
     if not weights.endswith(".ckpt"):
         raise ValueError(
-            f"--weights {weights} is no .ckpt of the torchvision host, expected --config-file too"
+            f"--weights {weights} is no .ckpt of the torchvision backend, expected --config-file too"
         )
     if overrides:
         raise ValueError("--opts are config keys, expected --config-file too")
-    from maskx_d2.hosts.torchvision.predict import TorchvisionDetector
+    from maskx_d2.backends.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(weights))

@@ -1,4 +1,4 @@
-"""Logs of the hosts, for programs whose screen shows progress bars instead."""
+"""Logs of the backends, for programs whose screen shows progress bars instead."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ _LOGGERS = ("detectron2", "fvcore", "lightning", "maskx_d2", "py.warnings", "tor
 @contextlib.contextmanager
 def log_to_file(path: Path, *, on_screen: Sequence[str] = ()) -> Iterator[None]:
     """
-    Send what the hosts log and what COCOeval prints to a file instead of the screen. An error that comes
+    Send what the backends log and what COCOeval prints to a file instead of the screen. An error that comes
     before anything else is in a new folder takes it away again.
 
     Args:
@@ -79,7 +79,7 @@ class _OnScreen(logging.Handler):
 
 
 def _loggers() -> Iterator[logging.Logger]:
-    """The hosts' loggers, and those below them that have a handler of their own."""
+    """The backends' loggers, and those below them that have a handler of their own."""
     for name in _LOGGERS:
         yield logging.getLogger(name)
     for name, logger in list(logging.Logger.manager.loggerDict.items()):

@@ -36,16 +36,16 @@ def pytest_terminal_summary(terminalreporter):
 LONGEST = (
     "test_demo.py",
     "test_benchmarks.py",
-    "hosts/torchvision/test_training.py",
+    "backends/torchvision/test_training.py",
     "test_on_ray.py",
     "test_app.py",
-    "hosts/detectron2/test_predict.py",
-    "hosts/detectron2/test_distributed.py",
-    "hosts/detectron2/test_train_net.py",
+    "backends/detectron2/test_predict.py",
+    "backends/detectron2/test_distributed.py",
+    "backends/detectron2/test_train_net.py",
     "test_docs.py",
-    "hosts/detectron2/test_overfitting.py",
-    "hosts/detectron2/test_trainer.py",
-    "hosts/detectron2/test_export.py",
+    "backends/detectron2/test_overfitting.py",
+    "backends/detectron2/test_trainer.py",
+    "backends/detectron2/test_export.py",
 )
 
 
@@ -82,8 +82,8 @@ def _run_quick_demo(work: Path) -> str:
     # From a folder of its own, so that it is the installed package that runs.
     done = subprocess.run(command, capture_output=True, text=True, cwd=work)
     assert done.returncode == 0, done.stderr[-3000:]
-    host = "detectron2" if find_spec("detectron2") else "torchvision"
-    assert f"Training with {host}." in done.stderr
+    backend = "detectron2" if find_spec("detectron2") else "torchvision"
+    assert f"Training with {backend}." in done.stderr
     return done.stdout
 
 

@@ -1,4 +1,4 @@
-"""Traces and ONNX files of models, for tests of both hosts."""
+"""Traces and ONNX files of models, for tests of both backends."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
 Kills short training runs (-9) at random moments and resumes them: each has to end with the weights of a
-run that nobody disturbed. As a program ``python -m tests.kills --host torchvision --kills 40``; the suite
+run that nobody disturbed. As a program ``python -m tests.kills --backend torchvision --kills 40``; the suite
 does a few.
 """
 
@@ -27,9 +27,9 @@ PERIOD = 3  # steps between two checkpoints
 
 def torchvision_run(dataset: GeneratedDataset) -> Callable[[Path], None]:
     """What trains in a folder, from its last checkpoint if there is one."""
-    from maskx_d2.hosts.torchvision.command_line import main
+    from maskx_d2.backends.torchvision.command_line import main
 
-    from .hosts.torchvision.test_training import command
+    from .backends.torchvision.test_training import command
 
     def train(folder: Path) -> None:
         words = command(dataset, folder, f"--checkpoint_period={PERIOD}", steps=STEPS)[4:]
@@ -40,9 +40,9 @@ def torchvision_run(dataset: GeneratedDataset) -> Callable[[Path], None]:
 
 
 def detectron2_run(dataset: GeneratedDataset) -> Callable[[Path], None]:
-    from maskx_d2.hosts.detectron2.command_line import main
+    from maskx_d2.backends.detectron2.command_line import main
 
-    from .hosts.detectron2 import tiny
+    from .backends.detectron2 import tiny
 
     def train(folder: Path) -> None:
         tiny.forget("shapes_train", "shapes_test", "shapes_train_all_masks")
@@ -55,7 +55,7 @@ def detectron2_run(dataset: GeneratedDataset) -> Callable[[Path], None]:
     return train
 
 
-HOSTS = {
+BACKENDS = {
     "torchvision": (torchvision_run, "model_final.ckpt"),
     "detectron2": (detectron2_run, "model_final.pth"),
 }
@@ -90,7 +90,7 @@ def forked(train: Callable[[Path], None], folder: Path, *, seconds: float | None
     return status == 0
 
 
-def kill_and_compare(host: str, kills: int, work: Path, *, seed: int = 0) -> dict[str, int]:
+def kill_and_compare(backend: str, kills: int, work: Path, *, seed: int = 0) -> dict[str, int]:
     """
     Returns:
         How many kills there were, of them how many came after the run's end, and how many runs ended with
@@ -101,7 +101,7 @@ def kill_and_compare(host: str, kills: int, work: Path, *, seed: int = 0) -> dic
     """
     torch.set_num_threads(1)
     dataset = shapes.generate(work / "dataset", num_train=8, num_test=2, seed=0)
-    make, final = HOSTS[host]
+    make, final = BACKENDS[backend]
     train = make(dataset)
     started = time.monotonic()
     forked(train, work / "through")
@@ -126,12 +126,12 @@ def kill_and_compare(host: str, kills: int, work: Path, *, seed: int = 0) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", choices=HOSTS, required=True)
+    parser.add_argument("--backend", choices=BACKENDS, required=True)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(args.host, kill_and_compare(args.host, args.kills, Path(folder), seed=args.seed))
+        print(args.backend, kill_and_compare(args.backend, args.kills, Path(folder), seed=args.seed))
 
 
 if __name__ == "__main__":

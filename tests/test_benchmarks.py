@@ -76,16 +76,16 @@ def test_ingredients_are_compared_on_the_same_detectors(tmp_path):
 def test_filled_masks_are_measured_and_learned_from(tmp_path):
     """On an untrained detector, where all figures are low: every part of the program runs."""
     from maskx_d2 import demo
+    from maskx_d2.backends.torchvision import demo as backend
     from maskx_d2.data import shapes
-    from maskx_d2.hosts.torchvision import demo as host
     from maskx_d2.logs import log_to_file
 
     folder = tmp_path / "demo"
     dataset = shapes.generate(folder / "dataset", num_train=12, num_test=4, seed=0)
     with log_to_file(folder / "log.txt"):
-        detector = host.train(demo.Run("stage1", "", folder / "stage1", dataset, 2, 0))
+        detector = backend.train(demo.Run("stage1", "", folder / "stage1", dataset, 2, 0))
         for name in ("class_agnostic", "maskx", "maskx_box_supervised", "oracle"):
-            host.train(demo.Run(name, "", folder / name, dataset, 2, 0, detector=detector))
+            backend.train(demo.Run(name, "", folder / name, dataset, 2, 0, detector=detector))
     command = [sys.executable, str(BENCHMARKS / "fill_masks.py"), "--demo", str(folder)]
     command += ["--output", str(tmp_path / "filled"), "--iterations", "2"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -109,10 +109,10 @@ def test_users_mistakes_end_with_one_sentence(capsys, annotations, tmp_path):
     assert not (tmp_path / "table.npy").exists()
 
 
-def test_a_host_that_is_not_installed_is_named_with_its_install_command(capsys, monkeypatch):
+def test_a_backend_that_is_not_installed_is_named_with_its_install_command(capsys, monkeypatch):
     monkeypatch.setattr(requirements, "has_detectron2", lambda: False)
     for arguments in (
-        ["demo", "--host", "detectron2"],
+        ["demo", "--backend", "detectron2"],
         ["predict", "--config-file", "a.yaml", "--weights", __file__, "--output", "out", __file__],
         ["fill-masks", "--config-file=a.yaml", f"--weights={__file__}", "--output=o", __file__, "."],
         ["convert", __file__, "--output", "out"],

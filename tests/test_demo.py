@@ -122,7 +122,7 @@ def test_other_folders_are_not_touched(tmp_path):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds other things than an earlier demo: give a new folder"):
-        demo.run_demo(tmp_path, host=None)
+        demo.run_demo(tmp_path, backend=None)
     assert (tmp_path / "dataset" / "precious.txt").read_text() == "mine"
 
 
@@ -136,7 +136,7 @@ def test_an_earlier_demo_is_replaced(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [".maskx_demo"]
 
 
-class FakeHost:
+class FakeBackend:
     """Trains nothing, and leaves results that tell row and seed."""
 
     COCO_COMMAND = "train"
@@ -163,8 +163,8 @@ TINY = demo.Schedule(num_train=2, num_test=2, stage1_iterations=10, stage2_itera
 
 
 def test_several_seeds_are_told_one_by_one_and_as_mean_and_deviation(tmp_path, capsys):
-    host = FakeHost()
-    demo.run_demo(tmp_path, host=host, seeds=range(1, 4), schedule=TINY)
+    backend = FakeBackend()
+    demo.run_demo(tmp_path, backend=backend, seeds=range(1, 4), schedule=TINY)
     printed = capsys.readouterr().out
     # 1, 4 and 9 above what the row has: mean 4.67, deviation 4.04; the gains are all alike.
     assert "24.7 ± 4.0" in printed and "+20.0 ± 0.0" in printed and "+30.0 ± 0.0" in printed
@@ -177,14 +177,14 @@ def test_several_seeds_are_told_one_by_one_and_as_mean_and_deviation(tmp_path, c
     for seed in (1, 2, 3):
         of_seed = json.loads((tmp_path / f"seed_{seed}" / "results.json").read_text())
         assert of_seed["maskx"]["segm"]["B"]["AP"] == 40 + seed**2
-    assert {run.seed for run in host.runs} == {1, 2, 3}
+    assert {run.seed for run in backend.runs} == {1, 2, 3}
 
 
 def test_the_papers_own_form_is_trained_if_asked_for(tmp_path, capsys):
     for paper in (False, True):
-        host = FakeHost()
-        demo.run_demo(tmp_path, host=host, schedule=TINY, paper=paper)
-        assert ("maskx_as_in_the_paper" in [run.name for run in host.runs]) is paper
+        backend = FakeBackend()
+        demo.run_demo(tmp_path, backend=backend, schedule=TINY, paper=paper)
+        assert ("maskx_as_in_the_paper" in [run.name for run in backend.runs]) is paper
         assert ("Mask^X as in the paper" in capsys.readouterr().out) is paper
 
 
@@ -197,13 +197,13 @@ def test_the_ramp_of_box_supervision_is_a_share_of_the_run(tmp_path):
 def test_features_that_are_remembered_change_no_weight_and_are_computed_once(name, tmp_path, monkeypatch):
     if name == "detectron2" and find_spec("detectron2") is None:
         pytest.skip("needs Detectron2, which is not installed (make detectron2)")
-    host = import_module(f"maskx_d2.hosts.{name}.demo")
+    backend = import_module(f"maskx_d2.backends.{name}.demo")
     dataset = shapes.generate(tmp_path / "dataset", num_train=16, num_test=2, seed=0)
 
     def train(row, folder, **options):
         run = demo.Run(row, "", tmp_path / folder, dataset, 4, 0, **options)
         with log_to_file(run.folder / "log.txt"):
-            return host.train(run)
+            return backend.train(run)
 
     detector = train("stage1", "stage1")
     computed = []

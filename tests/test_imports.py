@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskx_d2"
-HOST_LIBRARIES = {
+BACKEND_LIBRARIES = {
     "detectron2": {"detectron2", "fvcore", "iopath"},
     "torchvision": {"torchvision", "lightning", "jsonargparse"},
 }
-ALL_HOST_LIBRARIES = set().union(*HOST_LIBRARIES.values())
+ALL_BACKEND_LIBRARIES = set().union(*BACKEND_LIBRARIES.values())
 
 
 def imports(path, top_level_only=False):
@@ -46,33 +46,33 @@ def test_method_imports_torch_and_nothing_else():
             )
 
 
-def test_data_and_evaluation_import_neither_torch_nor_a_host():
+def test_data_and_evaluation_import_neither_torch_nor_a_backend():
     for part, allowed in (("data", {"data"}), ("evaluation", {"data", "evaluation"})):
         for path in files(part):
             for name in imports(path):
-                assert library(name) not in {"torch", *ALL_HOST_LIBRARIES}, f"{path}: {name}"
+                assert library(name) not in {"torch", *ALL_BACKEND_LIBRARIES}, f"{path}: {name}"
                 if library(name) == "maskx_d2":
                     assert name.split(".")[1] in allowed, f"{path}: {name}"
 
 
-def test_a_host_is_imported_at_import_time_by_itself_and_by_registration_alone():
+def test_a_backend_is_imported_at_import_time_by_itself_and_by_registration_alone():
     for path in PACKAGE.rglob("*.py"):
-        host = path.relative_to(PACKAGE).parts[1] if "hosts" in path.parts else None
+        backend = path.relative_to(PACKAGE).parts[1] if "backends" in path.parts else None
         for name in imports(path, top_level_only=True):
-            if name.startswith("maskx_d2.hosts"):
-                assert host and name.startswith(f"maskx_d2.hosts.{host}"), f"{path}: {name}"
-            if library(name) in ALL_HOST_LIBRARIES:
-                assert host, f"{path}: {name}"
+            if name.startswith("maskx_d2.backends"):
+                assert backend and name.startswith(f"maskx_d2.backends.{backend}"), f"{path}: {name}"
+            if library(name) in ALL_BACKEND_LIBRARIES:
+                assert backend, f"{path}: {name}"
 
 
-@pytest.mark.parametrize("host", HOST_LIBRARIES)
-def test_hosts_do_not_know_each_other(host):
-    others = ALL_HOST_LIBRARIES - HOST_LIBRARIES[host]
-    for path in files(f"hosts/{host}"):
+@pytest.mark.parametrize("backend", BACKEND_LIBRARIES)
+def test_backends_do_not_know_each_other(backend):
+    others = ALL_BACKEND_LIBRARIES - BACKEND_LIBRARIES[backend]
+    for path in files(f"backends/{backend}"):
         for name in imports(path):
             assert library(name) not in others, f"{path}: {name}"
-            own = name.startswith(f"maskx_d2.hosts.{host}")
-            assert own or not name.startswith("maskx_d2.hosts"), f"{path}: {name}"
+            own = name.startswith(f"maskx_d2.backends.{backend}")
+            assert own or not name.startswith("maskx_d2.backends"), f"{path}: {name}"
 
 
 HIDE_DETECTRON2 = """
@@ -103,7 +103,7 @@ sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys
             "maskx_d2.find_masks",
             "maskx_d2.on_ray",
         ],
-        ["maskx_d2.method", "maskx_d2.hosts.torchvision.demo"],
+        ["maskx_d2.method", "maskx_d2.backends.torchvision.demo"],
     ],
     ids=["without torch", "with torch"],
 )
@@ -114,7 +114,7 @@ from importlib import import_module
 for module in {modules}:
     import_module(module)
     assert "detectron2" not in sys.modules, module
-    if not {{"method", "hosts"}} & set(module.split(".")):
+    if not {{"method", "backends"}} & set(module.split(".")):
         assert "torch" not in sys.modules, module
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

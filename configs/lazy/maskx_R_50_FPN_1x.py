@@ -5,7 +5,7 @@ Mask^X R-CNN end to end, as maskx_R_50_FPN_1x.yaml, for Detectron2's tools/lazyc
 
 from detectron2.model_zoo import get_config
 
-from maskx_d2.hosts.detectron2.lazy_config import partially_supervise
+from maskx_d2.backends.detectron2.lazy_config import partially_supervise
 
 model = get_config("common/models/mask_rcnn_fpn.py").model
 model.backbone.bottom_up.freeze_at = 2

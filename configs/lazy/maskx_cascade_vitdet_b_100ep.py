@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.model_zoo import get_config
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 
-from maskx_d2.hosts.detectron2.lazy_config import partially_supervise
+from maskx_d2.backends.detectron2.lazy_config import partially_supervise
 
 from .vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 

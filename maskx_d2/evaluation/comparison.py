@@ -76,7 +76,7 @@ class Comparison:
 def compare_runs(folders: Sequence[Path], *, baseline: Path | None = None) -> Comparison:
     """
     Args:
-        folders: output folders of evaluated runs, of either host.
+        folders: output folders of evaluated runs, of either backend.
         baseline: one of them; the first if None.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The files that a training run leaves, whichever its host: writing and reading them."""
+"""The files that a training run leaves, whichever its backend: writing and reading them."""
 
 import contextlib
 import textwrap

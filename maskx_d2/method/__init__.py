@@ -1,4 +1,4 @@
-"""Mask^X R-CNN itself and what goes beyond it, in plain torch: it knows no host."""
+"""Mask^X R-CNN itself and what goes beyond it, in plain torch: it knows no backend."""
 
 from maskx_d2.method.box_supervision import BoxSupervision
 from maskx_d2.method.class_embeddings import (

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from maskx_d2.backends.torchvision.callbacks import WholeFiles
 from maskx_d2.data.class_embeddings import write_table
 from maskx_d2.data.files import check_keeps_inputs, load_json, replacing, write_json, write_png, write_text
-from maskx_d2.hosts.torchvision.callbacks import WholeFiles
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

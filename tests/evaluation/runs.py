@@ -1,4 +1,4 @@
-"""Evaluated runs on the synthetic ground truth, as a host leaves them."""
+"""Evaluated runs on the synthetic ground truth, as a backend leaves them."""
 
 import json
 

@@ -1,0 +1,245 @@
+"""Detectron2's usual training command line."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase, default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from maskx_d2.backends.detectron2 import data_loader
+from maskx_d2.backends.detectron2.checkpoint import (
+    Checkpointer,
+    check_before_loading,
+    check_classes_of_weights,
+)
+from maskx_d2.backends.detectron2.class_split import check_num_classes, class_names, load_dataset
+from maskx_d2.backends.detectron2.config import load_config
+from maskx_d2.backends.detectron2.datasets import register_datasets
+from maskx_d2.backends.detectron2.once_a_machine import once_a_machine
+from maskx_d2.backends.detectron2.progress import ProgressBar, Watched
+from maskx_d2.backends.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder
+from maskx_d2.config_files import read_yaml
+from maskx_d2.data.files import real_path, write_text
+from maskx_d2.data.images import check_images_exist
+from maskx_d2.evaluation.run_files import (
+    EVALUATION_FILES,
+    METRICS_FILE,
+    RUN_FILES,
+    contents,
+    log_file,
+    read_table,
+)
+from maskx_d2.exits import one_sentence
+from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
+
+
+def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
+    """Read a config, register its datasets, and fall back to the CPU where there is no GPU."""
+    cfg = load_config(config_file, overrides)
+    register_datasets(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning(
+            "MODEL.DEVICE is %r, but torch finds no GPU: running on the CPU", cfg.MODEL.DEVICE
+        )
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def train_or_evaluate(args: argparse.Namespace) -> dict | None:
+    """What each process of a run does: train and evaluate, or with ``--eval-only`` evaluate."""
+    cfg = read_config(args.config_file, args.opts)
+    with contextlib.ExitStack() as held:
+        once_a_machine(partial(_hold_folder, cfg, args, held), datasets=[])
+        return _train_or_evaluate(cfg, args)
+
+
+def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
+    folder = Path(cfg.OUTPUT_DIR)
+    if not args.eval_only:
+        _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
+        once_a_machine(partial(check_evaluation, cfg), datasets=cfg.DATASETS.TEST)
+        _clear_folder(folder, resume=args.resume)
+    without_folder = cfg.clone()
+    without_folder.defrost()
+    without_folder.OUTPUT_DIR = None  # where it would write through links
+    with log_to_file(Path(os.devnull)):
+        default_setup(without_folder, args)
+    is_main = comm.is_main_process()
+    if is_main:
+        _write_config(cfg, args)
+    log = log_file(folder, rank=comm.get_rank())
+    work = _evaluate if args.eval_only else _train
+    try:
+        with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
+            results = work(cfg, resume=args.resume)
+    except SystemExit as stopped:
+        if stopped.code == 1:  # so verify_results() ends, which has said why to the log
+            raise ValueError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
+        raise
+    if is_main:
+        print(_report(cfg))
+    return results
+
+
+def _hold_folder(cfg: CfgNode, args: argparse.Namespace, held: contextlib.ExitStack) -> None:
+    """In the first process: the folder is its own as long as the run lasts."""
+    if comm.is_main_process():
+        folder = Path(cfg.OUTPUT_DIR)
+        inputs = [Path(args.config_file), *named_files(cfg)]
+        if args.resume:  # with what the run itself has left
+            inputs = [path for path in inputs if not real_path(path).is_relative_to(real_path(folder))]
+        names = EVALUATION_FILES if args.eval_only else RUN_FILES
+        held.enter_context(writing([OutputFolder(folder, names)], inputs))
+
+
+def _write_config(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """The config of a run stays that of its training, and its own config is not an output."""
+    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+    is_own = path.exists() and path.samefile(args.config_file)
+    if not is_own and not (args.eval_only and path.exists()):
+        write_text(path, cfg.dump())
+
+
+def _train(cfg: CfgNode, *, resume: bool) -> dict | None:
+    trainer = WatchedTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()
+
+
+def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+    model = WatchedTrainer.build_model(cfg)
+    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+    path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=resume)
+    for name in _coco_datasets(cfg)[:1]:
+        names = once_a_machine(partial(class_names, name), datasets=[name])
+        check_classes_of_weights(path, names)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = WatchedTrainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(WatchedTrainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+class WatchedTrainer(Trainer):
+    """With progress bars, for its log is in a file."""
+
+    def build_hooks(self) -> list[HookBase]:
+        bar = [ProgressBar("training")] if comm.is_main_process() else []
+        return [*bar, *super().build_hooks()]
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        loader = super().build_test_loader(cfg, dataset_name)
+        return Watched(loader, f"evaluating on {dataset_name}") if comm.is_main_process() else loader
+
+
+def _report(cfg: CfgNode) -> str:
+    """The tables of what was evaluated last, and where everything is."""
+    folders = {name: evaluation_folder(cfg, name) for name in _coco_datasets(cfg)}
+    if cfg.TEST.AUG.ENABLED:
+        augmented = {f"{n}, test-time augmentation": evaluation_folder(cfg, n, TTA_FOLDER) for n in folders}
+        folders |= augmented
+    tables = [f"AP on {n}\n\n{table}" for n, folder in folders.items() if (table := read_table(folder))]
+    return "\n\n".join([*tables, contents(Path(cfg.OUTPUT_DIR))])
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """
+    Before hours of training, what the evaluation at its end needs.
+
+    Raises:
+        FileNotFoundError: an annotation file or an image of DATASETS.TEST does not exist.
+        ValueError: an annotation file cannot be used, or is of other classes than the model.
+    """
+    for name in _coco_datasets(cfg):
+        # Loading it says what its classes are.
+        paths = [record["file_name"] for record in load_dataset(name)]
+        check_num_classes(cfg, name)
+        local = (Path(path) for path in paths if "://" not in path)
+        check_images_exist(local, of=f"DATASETS.TEST {name!r}")
+
+
+def _coco_datasets(cfg: CfgNode) -> list[str]:
+    """Of DATASETS.TEST those that this project evaluates; one that is not registered is among them."""
+    other = {n for n in MetadataCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") != "coco"}
+    return [name for name in cfg.DATASETS.TEST if name not in other]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What a run has left."""
+    return [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]
+
+
+def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
+    """A folder has one run, whose files none other may mix with its own."""
+    folder = Path(cfg.OUTPUT_DIR)
+    earlier = _checkpoints(folder)
+    if earlier and resume:
+        _check_not_overruled(cfg, folder / "config.yaml")
+    elif earlier and not overwrite:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds {earlier[0].name} of an earlier run: go on with it by --resume, "
+            "give another OUTPUT_DIR, or --overwrite"
+        )
+
+
+def _clear_folder(folder: Path, *, resume: bool) -> None:
+    """Take away what a run has left half-written that was killed, and, but to go on with it, all of it."""
+    if comm.is_main_process():
+        old = [*folder.glob("*.pth.*.partial")]
+        for path in old if resume else [*old, *_checkpoints(folder), folder / METRICS_FILE]:
+            path.unlink(missing_ok=True)
+
+
+def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
+    """The state of the optimizer, from which a run goes on, has these as they were."""
+    if not config_file.is_file():
+        return
+    solver = read_yaml(config_file).get("SOLVER")
+    solver = solver if isinstance(solver, dict) else {}
+    for name in ("OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
+        if name in solver and solver[name] != cfg.SOLVER[name]:
+            raise ValueError(
+                f"SOLVER.{name} is {cfg.SOLVER[name]}, but the run that --resume goes on with keeps "
+                f"{solver[name]}: leave it so, or start a new run"
+            )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse Detectron2's arguments and launch the processes."""
+    parser = default_argument_parser()
+    parser.add_argument("--overwrite", action="store_true", help="an earlier run in OUTPUT_DIR may go")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    args = parser.parse_args(arguments)
+    if not args.config_file:
+        sys.exit("give a config: --config-file configs/maskx_R_50_FPN_1x.yaml")
+    with one_sentence("train_net.py", show_traceback=args.traceback):
+        try:
+            launch(
+                train_or_evaluate,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except ProcessExitedException as error:
+            if error.exit_code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                raise
+            sys.exit(error.exit_code)

@@ -1,0 +1,161 @@
+"""The data loaders."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Sampler
+
+from maskx_d2.backends.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
+from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
+from maskx_d2.backends.detectron2.once_a_machine import load_once_a_machine
+from maskx_d2.data.training_data import TrainingData
+
+
+def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
+    """
+    Detectron2's training loader, with :class:`PartiallySupervisedMapper`, with the datasets mixed by
+    DATALOADER.DATASET_RATIO, and without the masks that DATASETS.CLASSES_WITH_MASKS takes away: they are
+    dropped as the dataset is loaded.
+
+    Args:
+        cfg: the config.
+        start_iter: iterations done before, whose images are passed over.
+    """
+    names = cfg.DATASETS.TRAIN
+
+    def load() -> tuple[list[dict], tuple[list[int], TrainingData]]:
+        dataset, sizes = load_training_data(cfg)
+        return dataset, (sizes, _count(cfg, dataset))
+
+    dataset, (sizes, training_data) = load_once_a_machine(load, datasets=names)
+    if start_iter == 0 and comm.is_main_process():
+        logging.getLogger(__name__).info("Training on %s: %s", ", ".join(names), training_data)
+    ratio, seed = cfg.DATALOADER.DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
+    arguments = build_detection_train_loader.from_config(
+        cfg,
+        mapper=PartiallySupervisedMapper(cfg, is_train=True),
+        dataset=dataset,
+        sampler=mixing_sampler(sizes, ratio, seed=seed) if ratio else None,
+    )
+    if start_iter > 0:
+        images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
+    if cfg.SEED >= 0:
+        # A generator of its own: drawing from torch's, the loader would shift the random numbers of the
+        # iteration that it is started in. Another for each rank, whose workers would flip and scale alike.
+        arguments["seed"] = (cfg.SEED + start_iter) * comm.get_world_size() + comm.get_rank()
+    return build_detection_train_loader(**arguments)
+
+
+def load_training_data(cfg: CfgNode) -> tuple[list[dict], list[int]]:
+    """
+    Detectron2's dicts of DATASETS.TRAIN with the masks that DATASETS.CLASSES_WITH_MASKS leaves, and with
+    DATALOADER.DATASET_RATIO how many there are of each dataset.
+
+    Raises:
+        ValueError: the datasets' classes are not the model's, or there is no mask to learn from.
+    """
+    names = cfg.DATASETS.TRAIN
+    dataset, sizes = [], []
+    for together in [(name,) for name in names] if cfg.DATALOADER.DATASET_RATIO else [names]:
+        of_some = cfg.clone()
+        of_some.defrost()
+        of_some.DATASETS.TRAIN = together
+        # To load them no mapper and no sampler is needed, but None would build Detectron2's.
+        arguments = build_detection_train_loader.from_config(of_some, mapper=False, sampler=False)
+        dataset += arguments["dataset"]
+        sizes.append(len(arguments["dataset"]))
+    check_num_classes(cfg, names[0])
+    check_same_classes(names)
+    if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
+        remove_masks(dataset, ClassHasMask(names[0], cfg.DATASETS.CLASSES_WITH_MASKS)())
+    if cfg.MODEL.MASK_ON and not has_masks(dataset):
+        raise ValueError(
+            f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
+            f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
+        )
+    return dataset, sizes
+
+
+def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
+    annotations = (a for image in dataset for a in image.get("annotations", ()) if not a.get("iscrowd"))
+    return TrainingData.count(
+        len(dataset),
+        ((a["category_id"], bool(a.get("segmentation"))) for a in annotations),
+        ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)(),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Detectron2's test loader of a dataset that each machine reads once."""
+
+    def load() -> tuple[list[dict], None]:
+        return build_detection_test_loader.from_config(cfg, dataset_name, mapper=False)["dataset"], None
+
+    dataset, _ = load_once_a_machine(load, datasets=[dataset_name])
+    return build_detection_test_loader(
+        dataset, mapper=DatasetMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def mixing_sampler(
+    sizes: Sequence[int], ratio: Sequence[float], *, seed: int | None = None
+) -> RepeatFactorTrainingSampler:
+    """
+    A sampler over datasets that lie one behind the other.
+
+    Args:
+        sizes: how many images each dataset has.
+        ratio: how many images are drawn from each, against each other.
+        seed: see ``RepeatFactorTrainingSampler``.
+    """
+    unit = sum(sizes) / sum(ratio)
+    repeat_factors = [
+        torch.full((size,), share * unit / size) for size, share in zip(sizes, ratio, strict=True)
+    ]
+    return RepeatFactorTrainingSampler(torch.cat(repeat_factors), seed=seed)
+
+
+def load_without_masks(dataset_name: str, split: str) -> list[dict]:
+    """
+    For LazyConfig: Detectron2's dicts of a registered dataset, images without annotations left out,
+    without the masks that a split (see DATASETS.CLASSES_WITH_MASKS) takes away.
+    """
+    dataset = get_detection_dataset_dicts(dataset_name)
+    remove_masks(dataset, ClassHasMask(dataset_name, split)())
+    return dataset
+
+
+def remove_masks(dataset: list[dict], class_has_mask: list[bool]) -> None:
+    """Take the ``segmentation`` away, in place, from annotations whose class shall have no masks."""
+    for image in dataset:
+        for annotation in image.get("annotations", ()):
+            if not class_has_mask[annotation["category_id"]]:
+                annotation.pop("segmentation", None)
+
+
+def has_masks(dataset: Iterable[dict]) -> bool:
+    """Whether any annotation of Detectron2's dicts has a mask."""
+    return any(a.get("segmentation") for image in dataset for a in image.get("annotations", ()))
+
+
+class _SkipFirst(Sampler):
+    """A sampler's endless stream of indices without its beginning."""
+
+    def __init__(self, sampler: Sampler, count: int):
+        self.sampler = sampler
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.count, None)

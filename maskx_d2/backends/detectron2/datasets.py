@@ -1,0 +1,201 @@
+"""Registering datasets in COCO's format: those of the config, and Visual Genome."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from msgspec import UNSET
+
+from maskx_d2.backends.detectron2.labelled_classes import pack_classes
+from maskx_d2.data.class_names import (
+    coco_class_names,
+    indices_in,
+    name_of_synset,
+    read_class_names,
+    readable_visual_genome_class_names,
+    visual_genome_class_names,
+)
+from maskx_d2.data.coco_file import Annotation, CocoFile, read_coco_file
+from maskx_d2.data.coco_problems import are_keypoints
+from maskx_d2.data.rle import compressed
+from maskx_d2.data.visual_genome import SPLITS, check_finished
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """
+    Register the COCO-format datasets of DATASETS.REGISTER that are not registered yet.
+
+    Raises:
+        FileNotFoundError: an annotation file, image folder or class list does not exist.
+        ValueError: an entry is not what it should be, or its name stands for other files already.
+    """
+    for entry in cfg.DATASETS.REGISTER:
+        is_list = isinstance(entry, list | tuple) and all(isinstance(item, str) for item in entry)
+        if not is_list or len(entry) not in (3, 4):
+            raise ValueError(
+                f"DATASETS.REGISTER has the entry {entry!r}, expected "
+                "[name, annotation file, image folder] or [name, annotation file, image folder, class list]"
+            )
+        name, json_file, image_root, *class_list = entry
+        for file in (json_file, *class_list):
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"DATASETS.REGISTER: {file} of {name!r} is no file")
+        if not Path(image_root).is_dir():
+            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is no folder")
+        if name not in DatasetCatalog:
+            load = partial(_load_dataset, name, json_file, image_root, *class_list)
+            DatasetCatalog.register(name, load)
+            MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
+            continue
+        metadata = MetadataCatalog.get(name)
+        registered = (metadata.get("json_file"), metadata.get("image_root"))
+        if registered != (json_file, image_root):
+            raise ValueError(
+                f"DATASETS.REGISTER: {name!r} is registered already, with {registered[0]}: choose "
+                "another name"
+            )
+
+
+def register_visual_genome() -> None:
+    """
+    Register, below the folder that Detectron2 looks for datasets in (the environment variable
+    ``DETECTRON2_DATASETS``, or ``datasets``), all with the 3,001 classes of Visual Genome:
+
+    - ``vg3k_train``, ``vg3k_val``, ``vg3k_test``: what ``maskx prepare vg3k`` writes;
+    - ``coco_2017_train_vg3k``, ``coco_2017_val_vg3k``: COCO, whose 80 classes are the first of them.
+
+    Beside Detectron2's usual metadata they have ``classes_with_masks``, the 80 classes that COCO has masks
+    of, and ``readable_classes``, the class names for people.
+    """
+    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+    classes = visual_genome_class_names()
+    metadata = {
+        "evaluator_type": "coco",
+        "thing_classes": classes,
+        "readable_classes": readable_visual_genome_class_names(),
+        "classes_with_masks": list(range(len(coco_class_names()))),
+    }
+
+    def register(name: str, load: Callable, json_file: Path, images: Path, category_ids: Iterable[int]):
+        """``category_ids`` are those of the first classes, in their order."""
+        if name in DatasetCatalog:
+            return
+        files = {"json_file": str(json_file), "image_root": str(images)}
+        DatasetCatalog.register(name, partial(load, name, **files))
+        index_of = {category_id: i for i, category_id in enumerate(category_ids)}
+        MetadataCatalog.get(name).set(**metadata, **files, thing_dataset_id_to_contiguous_id=index_of)
+
+    genome, coco = root / "visual_genome", root / "coco"
+    for split in SPLITS:
+        name, category_ids = f"vg3k_{split}", range(1, len(classes) + 1)
+        register(name, _load_visual_genome, genome / f"{name}.json", genome, category_ids)
+    for split in ("train", "val"):
+        original = MetadataCatalog.get(f"coco_2017_{split}")
+        json_file = coco / "annotations" / f"instances_{split}2017.json"
+        category_ids = original.thing_dataset_id_to_contiguous_id
+        register(f"{original.name}_vg3k", _load_coco, json_file, coco / f"{split}2017", category_ids)
+
+
+# ---- Loading ----
+
+
+def _must_be_there(json_file: str, where_from: str) -> None:
+    if not Path(json_file).is_file():
+        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
+
+
+def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
+    """With the classes that the file has, or with those of a list that has them too."""
+    file = read_coco_file(Path(json_file))
+    classes, indices = file.class_names, list(range(len(file.categories)))
+    if class_list is not None:
+        classes = read_class_names(Path(class_list))
+        indices = indices_in(classes, file.class_names, what=f"annotation file {json_file}")
+    category_ids = [category["id"] for category in file.categories]
+    MetadataCatalog.get(name).set(
+        thing_classes=classes,
+        thing_dataset_id_to_contiguous_id=dict(zip(category_ids, indices, strict=True)),
+    )
+    return _records(name, json_file, file, image_root)
+
+
+def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
+    _must_be_there(json_file, "maskx prepare vg3k writes it")
+    check_finished(Path(json_file).parent)
+    file = read_coco_file(Path(json_file))
+    expected = visual_genome_class_names()
+    found = [name_of_synset(category["name"]) for category in file.categories]
+    if found != expected:
+        differing = sum(a != b for a, b in zip(found, expected, strict=False))
+        raise ValueError(
+            f"annotation file {json_file} has {len(found)} classes, of which {differing} are not those of "
+            f"the list of {len(expected)} that {name!r} is registered with: register it by "
+            "DATASETS.REGISTER under another name"
+        )
+    return _records(name, json_file, file, image_root)
+
+
+def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
+    _must_be_there(json_file, "datasets/README.md tells where it comes from")
+    file = read_coco_file(Path(json_file))
+    if file.class_names != coco_class_names():
+        raise ValueError(f"annotation file {json_file} has other classes, expected COCO's 80")
+    return _records(name, json_file, file, image_root)
+
+
+def _records(name: str, json_file: str, file: CocoFile, image_root: str) -> list[dict]:
+    """
+    What Detectron2's ``load_coco_json`` makes of a file, with class indices by the metadata; annotations
+    whose polygons are all of fewer than three points keep their boxes. Where the file does not label all
+    classes, there are ``labelled_classes``: those of its categories, but for such as say that they have no
+    instance.
+    """
+    metadata = MetadataCatalog.get(name)
+    index_of, num_classes = metadata.thing_dataset_id_to_contiguous_id, len(metadata.thing_classes)
+    labelled = {index_of[c["id"]] for c in file.categories if c.get("instance_count") != 0}
+    in_part = (
+        {"labelled_classes": pack_classes(labelled, num_classes)} if len(labelled) < num_classes else {}
+    )
+    return [
+        {
+            "file_name": os.path.join(image_root, image.file_name),
+            "height": image.height,
+            "width": image.width,
+            "image_id": image.id,
+            "annotations": [_object(annotation, index_of, json_file) for annotation in annotations],
+            **in_part,
+        }
+        for image, annotations in file.by_image()
+    ]
+
+
+def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str) -> dict:
+    if annotation.ignore:
+        raise ValueError(
+            f"annotation file {json_file}: annotation {annotation.id} has ignore {annotation.ignore!r}, "
+            "expected none or 0: Detectron2 has no such instances, iscrowd is for regions to ignore"
+        )
+    result = {"bbox": annotation.bbox, "category_id": index_of[annotation.category_id]}
+    result["bbox_mode"] = BoxMode.XYWH_ABS
+    if annotation.iscrowd is not UNSET:
+        result["iscrowd"] = annotation.iscrowd
+    mask = annotation.mask
+    if mask is not None:
+        result["segmentation"] = mask if isinstance(mask, list) else compressed(mask, *mask["size"])
+    if annotation.keypoints is not UNSET:
+        result["keypoints"] = _keypoints(annotation.keypoints)
+    return result
+
+
+def _keypoints(keypoints: object) -> object:
+    """
+    For Detectron2, whose places are in the middle of pixels; every third number is no place. Those of
+    another form are for the mapper to refuse, where a model has any use for them.
+    """
+    if not are_keypoints(keypoints):
+        return keypoints
+    return [value if number % 3 == 2 else value + 0.5 for number, value in enumerate(keypoints)]

@@ -1,0 +1,61 @@
+"""What one process of a machine does for all of its processes, and what Detectron2 then knows."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from maskx_d2 import once_a_machine as any_backend
+
+_T = TypeVar("_T")
+_OF_LOADING = ("thing_classes", "thing_dataset_id_to_contiguous_id")
+
+
+def once_a_machine(function: Callable[[], _T], *, datasets: Sequence[str]) -> _T:
+    """
+    :func:`maskx_d2.once_a_machine.once_a_machine`.
+
+    Args:
+        function: what it returns must be small, and can be pickled.
+        datasets: names of those that it may load. What Detectron2 then knows of them, all processes know.
+    """
+    result, metadata = any_backend.once_a_machine(lambda: (function(), _metadata(datasets)), _ranks())
+    _set(metadata)
+    return result
+
+
+def load_once_a_machine(
+    load: Callable[[], tuple[list[dict], _T]], *, datasets: Sequence[str]
+) -> tuple[Sequence[dict], _T]:
+    """
+    :func:`maskx_d2.once_a_machine.load_once_a_machine`.
+
+    Args:
+        load: returns Detectron2's dicts, and what else all processes shall know, which must be small.
+        datasets: see :func:`once_a_machine`.
+    """
+
+    def load_with_metadata() -> tuple[list[dict], tuple[_T, dict]]:
+        dicts, more = load()
+        return dicts, (more, _metadata(datasets))
+
+    dicts, (more, metadata) = any_backend.load_once_a_machine(load_with_metadata, _ranks())
+    _set(metadata)
+    return dicts, more
+
+
+def _ranks() -> any_backend.Ranks:
+    return any_backend.Ranks(comm.get_rank(), comm.get_local_rank(), comm.get_world_size(), comm.all_gather)
+
+
+def _metadata(datasets: Sequence[str]) -> dict[str, dict]:
+    known = {name: MetadataCatalog.get(name).as_dict() for name in datasets}
+    return {
+        name: {key: values[key] for key in _OF_LOADING if key in values} for name, values in known.items()
+    }
+
+
+def _set(metadata: dict[str, dict]) -> None:
+    for name, values in metadata.items():
+        MetadataCatalog.get(name).set(**values)

@@ -1,0 +1,225 @@
+"""``CocoDataModule``: training and validation data from COCO JSON, for Lightning."""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from maskx_d2.backends.torchvision.dataset import (
+    PartiallySupervisedCoco,
+    Sample,
+    evaluation_transforms,
+    read_records,
+    training_transforms,
+)
+from maskx_d2.data import class_splits
+from maskx_d2.data.coco_file import CocoFile, read_categories, read_coco_file
+from maskx_d2.data.coco_json import category_names, read_coco
+from maskx_d2.data.images import MAX_MEGAPIXELS, check_images_exist
+from maskx_d2.data.records import Records
+from maskx_d2.data.training_data import TrainingData
+from maskx_d2.once_a_machine import Ranks, load_once_a_machine
+
+
+class CocoDataModule(LightningDataModule):
+    """Any dataset in COCO's format, with the masks that a class split leaves."""
+
+    def __init__(
+        self,
+        train_json: Path,
+        train_images: Path,
+        val_json: Path,
+        val_images: Path,
+        classes_with_masks: str = "all",
+        class_split: str = "",
+        batch_size: int = 2,
+        num_workers: int = 2,
+        seed: int = 0,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ):
+        """
+        Args:
+            train_json: annotation file to train on.
+            train_images: its image folder.
+            val_json: annotation file to evaluate on; all its masks are used.
+            val_images: its image folder.
+            classes_with_masks: the classes whose masks are used in training: "all", "voc", "nonvoc",
+                "E1_A20B60" ... "E5_A60B20", or the path of a text file with one class name a line. It takes
+                masks away, it never adds any.
+            class_split: the split that evaluation reports AP on A and B for; that of classes_with_masks
+                if empty.
+            batch_size: images in a step of one device.
+            num_workers: processes that load data, for each device.
+            seed: of the order of the images.
+            max_megapixels: larger images cannot be read.
+        """
+        super().__init__()
+        self.train_json, self.train_images = train_json, train_images
+        self.val_json, self.val_images = val_json, val_images
+        self.split = classes_with_masks
+        self.class_split = class_split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.max_megapixels = max_megapixels
+
+    def setup(self, stage: str) -> None:
+        # Here, where all processes are. What the evaluation at the end of a long training needs is there.
+        if stage == "fit":
+            self._training  # noqa: B018
+        self._validation  # noqa: B018
+
+    @cached_property
+    def _training(self) -> tuple[PartiallySupervisedCoco, TrainingData]:
+        """Each machine reads the annotations once, and their rest is not kept."""
+
+        def load() -> tuple[Records, TrainingData]:
+            file = read_coco_file(Path(self.train_json))
+            with_masks = class_splits.classes_with_masks(self.split, file.class_names)
+            records = read_records(file, with_masks=with_masks, annotated_only=True)
+            return records, _count(file, len(records), with_masks)
+
+        records, training_data = load_once_a_machine(load, self._ranks)
+        if self._ranks.rank == 0:
+            logging.getLogger(__name__).info("Training on %s: %s", self.train_json, training_data)
+        images = Path(self.train_images)
+        return self._dataset(records, images, training_transforms()), training_data
+
+    @cached_property
+    def _validation(self) -> PartiallySupervisedCoco:
+        """Of the same classes, and all images are there."""
+
+        def load() -> tuple[Records, None]:
+            file = read_coco_file(Path(self.val_json))
+            if self.class_names != file.class_names:
+                raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
+            check_images_exist(Path(self.val_images) / image.file_name for image in file.images)
+            return read_records(file), None
+
+        records, _ = load_once_a_machine(load, self._ranks)
+        return self._dataset(records, Path(self.val_images), evaluation_transforms())
+
+    def _dataset(self, records: Records, images: Path, transforms: Callable) -> PartiallySupervisedCoco:
+        return PartiallySupervisedCoco(
+            records, images, transforms=transforms, max_megapixels=self.max_megapixels
+        )
+
+    @property
+    def _ranks(self) -> Ranks:
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return Ranks()
+        return Ranks(trainer.global_rank, trainer.local_rank, trainer.world_size)
+
+    @cached_property
+    def val_coco(self) -> COCO:
+        """The ground truth, for the process that evaluates."""
+        return read_coco(Path(self.val_json))
+
+    @cached_property
+    def _categories(self) -> list[dict]:
+        return read_categories(Path(self.train_json))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the K classes in the order of their contiguous indices."""
+        return category_names(self._categories)
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Category id of each class."""
+        return [category["id"] for category in self._categories]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is any mask to train with."""
+        return self._training[1].num_masks > 0
+
+    @property
+    def evaluated_with_masks(self) -> list[int]:
+        """Contiguous indices of A in the split that evaluation reports on."""
+        return class_splits.classes_with_masks(self.class_split or self.split, self.class_names)
+
+    def train_dataloader(self) -> DataLoader:
+        dataset, _ = self._training
+        if len(dataset) == 0:
+            raise ValueError(f"{self.train_json} has no image with an object, expected one at least")
+        trainer = self.trainer
+        images_done = trainer.global_step * trainer.accumulate_grad_batches * self.batch_size
+        sampler = ShuffledStream(
+            dataset,
+            length=trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
+            if trainer.max_steps > 0
+            else len(dataset) // trainer.world_size,
+            start=images_done,
+            num_replicas=trainer.world_size,
+            rank=trainer.global_rank,
+            seed=self.seed,
+        )
+        return self._loader(dataset, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self._validation)
+
+    def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            persistent_workers=self.num_workers > 0,
+            **kwargs,
+        )
+
+
+def _count(file: CocoFile, num_images: int, with_masks: Collection[int]) -> TrainingData:
+    index_of = {category["id"]: i for i, category in enumerate(file.categories)}
+    return TrainingData.count(
+        num_images,
+        ((index_of[a.category_id], a.mask is not None) for a in file.annotations if not a.iscrowd),
+        [index in with_masks for index in range(len(index_of))],
+    )
+
+
+class ShuffledStream(DistributedSampler):
+    """
+    An endless stream of shuffled passes over a dataset, dealt out to the ranks. It comes in epochs of
+    any length, and can start anywhere, where a run that was interrupted goes on.
+    """
+
+    def __init__(self, dataset: Dataset, *, length: int, start: int = 0, **kwargs):
+        """
+        Args:
+            dataset: it is asked for its length only.
+            length: indices in an epoch of one rank.
+            start: indices that this rank has had.
+            kwargs: ``num_replicas``, ``rank`` and ``seed`` of torch's ``DistributedSampler``.
+        """
+        super().__init__(dataset, **kwargs)
+        self.length = max(length, 1)
+        self.position = start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        size = len(self.dataset)
+        drawn, order = -1, []
+        for position in range(self.position, (self.position // self.length + 1) * self.length):
+            self.position = position + 1
+            number, place = divmod(position * self.num_replicas + self.rank, size)
+            if number != drawn:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+                drawn, order = number, torch.randperm(size, generator=generator).tolist()
+            yield order[place]
+
+
+def _collate(samples: list[Sample]) -> tuple[list, list]:
+    """Images of different sizes stay a list, as torchvision's models take them."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

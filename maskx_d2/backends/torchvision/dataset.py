@@ -1,0 +1,149 @@
+"""``PartiallySupervisedCoco``: images and targets of a COCO JSON in which some annotations have no mask."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from maskx_d2.backends.torchvision.roi_heads import Target
+from maskx_d2.data.coco_file import Annotation, CocoFile, Image
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
+from maskx_d2.data.records import Records
+from maskx_d2.data.rle import compressed
+
+Sample = tuple[torch.Tensor, Target]
+
+
+def read_records(
+    file: CocoFile, *, with_masks: Collection[int] | None = None, annotated_only: bool = False
+) -> Records:
+    """
+    What :class:`PartiallySupervisedCoco` holds of an annotation file.
+
+    Args:
+        file: the annotations.
+        with_masks: contiguous indices of the classes whose masks may be used; None for all.
+        annotated_only: whether to leave out images without an object, as in training.
+    """
+    category_ids = [category["id"] for category in file.categories]
+    label_of = {category_id: i + 1 for i, category_id in enumerate(category_ids)}
+    allowed = {category_ids[i] for i in (range(len(category_ids)) if with_masks is None else with_masks)}
+
+    def record(image: Image, objects: list[Annotation]) -> _Record:
+        return _Record(
+            image=image,
+            boxes=np.array([a.bbox for a in objects], dtype=np.float32).reshape(-1, 4),
+            labels=np.array([label_of[a.category_id] for a in objects], dtype=np.int64),
+            masks=[a.mask if a.category_id in allowed else None for a in objects],
+        )
+
+    objects = ((i, [a for a in of_image if not a.iscrowd]) for i, of_image in file.by_image())
+    return Records.of(record(i, kept) for i, kept in objects if kept or not annotated_only)
+
+
+class PartiallySupervisedCoco(Dataset):
+    """
+    Samples are what torchvision's detection models take, an image and a target with ``boxes``,
+    ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks``, ``has_mask``
+    and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and its class is one
+    whose masks may be used; the mask of one that has not is empty. Crowd regions are left out.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        image_root: Path,
+        *,
+        transforms: Callable[[Sample], Sample] | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ):
+        """
+        Args:
+            records: of :func:`read_records`.
+            image_root: the folder that their file names are relative to.
+            transforms: torchvision's v2 transforms.
+            max_megapixels: larger images cannot be read.
+        """
+        if not image_root.is_dir():
+            raise FileNotFoundError(f"image folder {image_root} is no folder")
+        self.image_root = image_root
+        self.transforms = transforms
+        self.max_megapixels = max_megapixels
+        # Tensors: worker processes that are not forked share these alone.
+        self._content, self._ends = torch.from_numpy(records.content), torch.from_numpy(records.ends)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = Records(self._content.numpy(), self._ends.numpy())[index]
+        path = self.image_root / record.image.file_name
+        image = v2.functional.to_image(read_image(path, max_megapixels=self.max_megapixels))
+        height, width = image.shape[-2:]
+        if difference := size_difference((width, height), msgspec.structs.asdict(record.image)):
+            raise ValueError(f"{path} {difference}")
+        boxes = torch.from_numpy(record.boxes)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
+        for pixels, mask in zip(masks, record.masks, strict=True):
+            if mask is not None:
+                pixels[:] = mask_util.decode(compressed(mask, height, width))
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "labels": torch.from_numpy(record.labels),
+            "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+            "has_mask": torch.tensor([mask is not None for mask in record.masks], dtype=torch.bool),
+            "image_id": torch.tensor(record.image.id),
+        }
+        sample = image, target
+        return sample if self.transforms is None else self.transforms(sample)
+
+
+class _Record(NamedTuple):
+    """What is held of an image and its N objects."""
+
+    image: Image
+    boxes: np.ndarray
+    """(N, 4) float32, XYWH."""
+
+    labels: np.ndarray
+    """(N,) int64."""
+
+    masks: list
+    """Polygons, RLE, or None where there is no mask or none to be used."""
+
+
+def training_transforms() -> v2.Transform:
+    """
+    Horizontal flips; boxes inside the image, none of less than a pixel (torchvision's limit; Detectron2 has
+    none); float images in [0, 1].
+    """
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.ClampBoundingBoxes(),
+            v2.SanitizeBoundingBoxes(labels_getter=_of_each_box),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.ToPureTensor(),
+        ]
+    )
+
+
+def evaluation_transforms() -> v2.Transform:
+    """Float images in [0, 1]."""
+    return v2.Compose(
+        [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.ToPureTensor()]
+    )
+
+
+def _of_each_box(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """What has to go, beside its mask, with a box that is removed."""
+    target = sample[1]
+    return target["labels"], target["has_mask"]

@@ -1,0 +1,71 @@
+"""``TorchvisionDetector``: a model of this backend for ``maskx predict``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from maskx_d2.backends.torchvision.detections import binary_masks, coco_results
+from maskx_d2.backends.torchvision.model import MaskXRCNN
+from maskx_d2.backends.torchvision.training import TrainingModule
+from maskx_d2.data.rle import encode
+from maskx_d2.detector import Detector, KnownObjects, PredictedMask
+from maskx_d2.evaluation.pictures import ClassStyle
+
+
+class TorchvisionDetector(Detector):
+    """See :class:`maskx_d2.detector.Detector`."""
+
+    def __init__(self, checkpoint: Path):
+        """
+        Args:
+            checkpoint: of :class:`TrainingModule`.
+        """
+        module = TrainingModule.from_checkpoint(checkpoint)
+        self._model = module.model.eval()
+        self.to("cuda" if torch.cuda.is_available() else "cpu")
+        classes = module.hparams
+        self._category_ids = classes.category_ids
+        self.style = ClassStyle(
+            names=dict(zip(classes.category_ids, classes.class_names, strict=True)),
+            with_masks=frozenset(classes.category_ids[i] for i in classes.classes_with_masks),
+        )
+
+    def to(self, device: str) -> "TorchvisionDetector":
+        self._model.to(device)
+        self._device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
+        found = self._model([self._pixels(image) for image in images])
+        return [
+            coco_results(detections, image_id, self._category_ids)
+            for detections, image_id in zip(found, image_ids, strict=True)
+        ]
+
+    def masks_in_boxes(
+        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
+    ) -> list[list[PredictedMask]]:
+        if not isinstance(self._model, MaskXRCNN):
+            raise ValueError("the model has no mask head: it was trained with predictor=null")
+        labels = {category_id: label for label, category_id in enumerate(self._category_ids, start=1)}
+        found = self._model.masks_in_boxes(
+            [self._pixels(image) for image in images],
+            [torch.tensor(of_image.boxes, device=self._device) for of_image in objects],
+            [
+                torch.tensor([labels[i] for i in of_image.category_ids], device=self._device)
+                for of_image in objects
+            ],
+        )
+        return [
+            list(map(PredictedMask, map(encode, binary_masks(of_image)), of_image["mask_scores"].tolist()))
+            for of_image in found
+        ]
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels = v2.functional.pil_to_tensor(image)
+        return v2.functional.to_dtype(pixels, torch.float32, scale=True).to(self._device)

@@ -1,0 +1,355 @@
+"""``TrainingModule``: Mask^X R-CNN's losses, schedule and evaluation, for Lightning."""
+
+import inspect
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from maskx_d2.backends.torchvision.detections import coco_results
+from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
+from maskx_d2.checkpoints import check_classes, check_finite, check_state, read_checkpoint
+from maskx_d2.data.coco_json import instance_counts
+from maskx_d2.data.files import write_text
+from maskx_d2.evaluation.average_precision import class_precisions
+from maskx_d2.evaluation.run_files import (
+    DETECTIONS_FILE,
+    EVALUATION_FOLDER,
+    evaluation_of,
+    write_evaluation,
+)
+from maskx_d2.evaluation.tables import group_table
+from maskx_d2.once_a_machine import all_gather
+
+# Where torchvision's names of the losses are not those of Detectron2, under which both backends log them.
+_LOSS_NAMES = {
+    "loss_classifier": "loss_cls",
+    "loss_objectness": "loss_rpn_cls",
+    "loss_rpn_box_reg": "loss_rpn_loc",
+}
+
+
+class TrainingModule(LightningModule):
+    """
+    A model of :func:`maskx_rcnn_resnet_fpn` in training. Its checkpoints hold all that is needed to use
+    the model again: ``TrainingModule.from_checkpoint(path).model``.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: list[str],
+        category_ids: list[int],
+        classes_with_masks: list[int],
+        detector: str | None = None,
+        optimizer: Literal["SGD", "AdamW"] = "SGD",
+        learning_rate: float = 0.02,
+        weight_decay: float = 0.0001,
+        warmup_steps: int = 1000,
+        lr_schedule: Literal["multistep", "cosine"] = "multistep",
+        milestones: Sequence[int] = (60000, 80000),
+        **model,
+    ):
+        """
+        Args:
+            class_names: names of the K classes.
+            category_ids: category id of each class.
+            classes_with_masks: indices of the classes of A.
+            detector: for stage-wise training, the checkpoint of the first stage, or a state dict of
+                torchvision's Faster R-CNN: its detector is frozen, and only the mask branch is trained.
+            optimizer: SGD (momentum 0.9) or AdamW.
+            learning_rate: at the end of the warm-up.
+            weight_decay: of all weights.
+            warmup_steps: steps in which the learning rate rises from a thousandth.
+            lr_schedule: multistep divides it by 10 at the milestones; cosine lets it fall to zero over the
+                whole training.
+            milestones: steps at which multistep divides it.
+            model: see :func:`maskx_rcnn_resnet_fpn`; ``num_classes`` is that of ``class_names``.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = maskx_rcnn_resnet_fpn(num_classes=len(class_names) + 1, **model)
+        if model.get("weights_backbone") is not None:
+            # They will be in the checkpoint, which shall not need them again.
+            layers = model.get("trainable_backbone_layers")
+            self.hparams.update(
+                weights_backbone=None,
+                norm=model.get("norm") or "FrozenBN",
+                trainable_backbone_layers=3 if layers is None else layers,
+            )
+        if detector is not None:
+            if not isinstance(self.model, MaskXRCNN):
+                raise ValueError(
+                    f"detector is {detector!r}, but predictor is None: there is nothing to train on it"
+                )
+            self.model.freeze_detector()
+        self._results: dict[int, list[dict]] = {}
+        self._weights_are_saved = False
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "TrainingModule":
+        """
+        The module that wrote a checkpoint, on the CPU. The file is read as data.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no checkpoint of this class.
+        """
+        checkpoint = read_checkpoint(path)
+        options = check_model(path, checkpoint)
+        module = cls(**options)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
+
+    # ---- Training ----
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        learns_masks = stage == "fit" and isinstance(self.model, MaskXRCNN)
+        if learns_masks and data is not None and not data.has_masks:
+            raise ValueError(
+                f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
+                f"{data.split!r} leaves, expected one at least to learn masks from"
+            )
+        resumes = self.trainer.ckpt_path is not None
+        if stage == "fit" and self.hparams.detector is not None and not resumes:
+            classes = list(self.hparams.class_names)
+            load_detector(self.model, self.hparams.detector, class_names=classes)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        path = self.trainer.ckpt_path
+        check_classes(
+            path, list(hyper_parameters(path, checkpoint)["class_names"]), list(self.hparams.class_names)
+        )
+        check_state(f"checkpoint {path}", checkpoint["state_dict"], self.state_dict())
+
+    def training_step(self, batch: tuple[list[Tensor], list[dict]], batch_index: int) -> Tensor:
+        images, targets = batch
+        losses = self.model(images, targets)
+        total = sum(losses.values())
+        if not torch.isfinite(total):
+            values = {name: loss.item() for name, loss in losses.items()}
+            raise FloatingPointError(f"the loss is not finite at step {self.global_step}: {values}")
+        logged = {_LOSS_NAMES.get(name, name): loss.detach() for name, loss in losses.items()}
+        learning_rate = self.optimizers().param_groups[0]["lr"]
+        self.log_dict({"total_loss": total.detach(), **logged, "lr": learning_rate}, batch_size=len(images))
+        return total
+
+    def configure_optimizers(self) -> dict:
+        options = self.hparams
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        if options.optimizer == "SGD":
+            optimizer = torch.optim.SGD(parameters, momentum=0.9, **settings)
+        else:
+            optimizer = torch.optim.AdamW(parameters, **settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _learning_rate_factor(self, step: int) -> float:
+        options = self.hparams
+        warmup = min(1.0, 0.001 + 0.999 * step / max(options.warmup_steps, 1))
+        if options.lr_schedule == "multistep":
+            return warmup * 0.1 ** sum(step >= milestone for milestone in options.milestones)
+        return warmup * 0.5 * (1 + math.cos(math.pi * step / self.trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        # Before the evaluation, which may fail.
+        if self.trainer.global_step >= self.trainer.estimated_stepping_batches:
+            self.save_weights()
+
+    def on_train_end(self) -> None:
+        # Of a run that --trainer.max_time or the like has ended earlier.
+        self.save_weights()
+
+    def save_weights(self) -> None:
+        """Write ``model_final.ckpt`` into the run's folder, once."""
+        if self._weights_are_saved:
+            return
+        path = Path(self.trainer.default_root_dir) / "model_final.ckpt"
+        self.trainer.save_checkpoint(path, weights_only=True)
+        self._weights_are_saved = True
+
+    # ---- Evaluation ----
+
+    def on_validation_epoch_start(self) -> None:
+        self._results = {}
+
+    def validation_step(self, batch: tuple[list[Tensor], list[dict]], batch_index: int) -> None:
+        images, targets = batch
+        for detections, target in zip(self.model(images), targets, strict=True):
+            image_id = int(target["image_id"])
+            self._results[image_id] = coco_results(detections, image_id, self.hparams.category_ids)
+
+    def on_validation_epoch_end(self) -> None:
+        results = self._gather_results()
+        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
+            return
+        tasks = ["bbox"] + ["segm"] * isinstance(self.model, MaskXRCNN)
+        data, classes = self.trainer.datamodule, self.hparams
+        evaluation = evaluation_of(
+            {task: class_precisions(data.val_coco, results, task) for task in tasks},
+            annotations=Path(data.val_json),
+            images=str(Path(data.val_images).resolve()),
+            class_names=classes.class_names,
+            category_ids=classes.category_ids,
+            with_masks=classes.classes_with_masks,
+            instance_counts=instance_counts(data.val_coco),
+        )
+        folder = Path(self.trainer.default_root_dir) / EVALUATION_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / DETECTIONS_FILE, json.dumps(results))
+        write_evaluation(folder, evaluation)
+        table = group_table(evaluation.by_group)
+        logging.getLogger(__name__).info("AP on %s\n\n%s", data.val_json, table)
+        logged = _logged_names(evaluation.by_group, two_sides=evaluation.has_two_sides)
+        self.log_dict(logged, rank_zero_only=True)
+
+    def _gather_results(self) -> list[dict]:
+        """Of all ranks, each image once: a sampler may give one to two ranks to make their shares equal."""
+        shares = [self._results]
+        if self.trainer.world_size > 1:
+            shares = all_gather(self._results)
+        of_image = {image_id: found for share in shares for image_id, found in share.items()}
+        return [result for image_id in sorted(of_image) for result in of_image[image_id]]
+
+
+def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
+    """
+    The options that a checkpoint's :class:`TrainingModule` was built with. They become a model again, so
+    they are what the class saves and nothing else.
+
+    Args:
+        path: where the checkpoint is, for the errors.
+        checkpoint: its content.
+
+    Raises:
+        ValueError: the checkpoint has none, or others than plain values of known names.
+    """
+    for part in ("hyper_parameters", "state_dict"):
+        if not isinstance(checkpoint.get(part), dict):
+            raise ValueError(
+                f"checkpoint {path} has no {part!r}, expected one that this backend has written"
+            )
+    known = training_defaults()
+    options = {}
+    for name, value in checkpoint["hyper_parameters"].items():
+        if name in known and _is_plain(value):
+            options[name] = value
+        elif value is not None and name != "_instantiator":  # earlier versions wrote None for modules
+            raise ValueError(
+                f"checkpoint {path} is of another model, expected one that this backend has written: it has "
+                f"the option {name!r} of {shown(value)}"
+            )
+    classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
+    if not _are_classes(*classes):
+        raise ValueError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
+    if options.get("weights_backbone") is not None:
+        raise ValueError(
+            f"checkpoint {path} has weights_backbone {options['weights_backbone']!r}, expected none: a "
+            "checkpoint has its weights"
+        )
+    return options
+
+
+def check_model(path: str | Path, checkpoint: dict) -> dict:
+    """
+    Compare the weights of a checkpoint with the model that its options stand for. The model is built
+    without memory for its own.
+
+    Args:
+        path: where the checkpoint is, for the errors.
+        checkpoint: its content.
+
+    Returns:
+        The options, see :func:`hyper_parameters`.
+
+    Raises:
+        ValueError: there is no such model, or its weights are others or not finite.
+    """
+    options = hyper_parameters(path, checkpoint)
+    found = checkpoint["state_dict"]
+    try:
+        with torch.device("meta"):
+            expected = TrainingModule(**options).state_dict()
+        check_state("it", found, expected)
+        if more := found.keys() - expected.keys():
+            raise ValueError(f"it has {len(more)} parameters more, {shown(min(more, key=str))} among them")
+    except Exception as error:  # whatever options make torchvision stumble that no one has checked
+        reason = str(error).split("\n", 1)[0][:300]
+        raise ValueError(
+            f"checkpoint {path} is of another model, expected one that this backend has written: {reason}"
+        ) from error
+    check_finite(path, found)
+    return options
+
+
+def training_defaults() -> dict[str, object]:
+    """All options of :class:`TrainingModule`, those of the model too, and what they are if not given."""
+    own = inspect.signature(TrainingModule).parameters.values()
+    return {**{p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}, **option_defaults()}
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):  # of box_supervision
+        return all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())
+    return value is None or isinstance(value, bool | int | float | str | Tensor)
+
+
+def _are_classes(names, category_ids, with_masks) -> bool:
+    if not all(isinstance(values, list | tuple) for values in (names, category_ids, with_masks)):
+        return False
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(i, int) for i in (*category_ids, *with_masks))
+        and len(names) == len(set(category_ids)) == len(category_ids)
+        and set(with_masks) <= set(range(len(names)))
+    )
+
+
+def load_detector(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:
+    """
+    Load all parameters but those of the mask branch.
+
+    Args:
+        model: the model to load into.
+        path: a checkpoint of :class:`TrainingModule`, or a state dict of torchvision's Faster R-CNN.
+        class_names: of the model, if they shall be those of the checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read as data, is of other classes, or does not hold all parameters of the
+            detector with their shapes.
+    """
+    checkpoint = read_checkpoint(path)
+    if class_names is not None and "hyper_parameters" in checkpoint:
+        check_classes(path, list(hyper_parameters(path, checkpoint)["class_names"]), class_names)
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, dict):
+        raise ValueError(f"detector {path} has no parameters, expected those of a detector")
+    state = {str(name).removeprefix("model."): value for name, value in state.items()}
+    expected = {n: v for n, v in model.state_dict().items() if not n.startswith("roi_heads.mask_")}
+    check_state(f"detector {path}", state, expected)
+    check_finite(path, {name: state[name] for name in expected})
+    model.load_state_dict({name: state[name] for name in expected}, strict=False)
+
+
+def _logged_names(by_group: dict, *, two_sides: bool) -> dict[str, float]:
+    """Detectron2's names: ``segm/AP``, and where there are two sides ``segm_A/AP`` and ``segm_B/AP``."""
+    names = {"all": "", "A": "_A", "B": "_B"} if two_sides else {"all": ""}
+    return {
+        f"{task}{names[group]}/{metric}": value
+        for task, of_group in by_group.items()
+        for group, values in of_group.items()
+        if group in names
+        for metric, value in values.items()
+    }

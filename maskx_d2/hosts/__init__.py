@@ -1,1 +1,0 @@
-"""Adapters: each turns its host's structures into tensors, calls the method, and turns tensors back."""

@@ -1,6 +1,0 @@
-"""The torchvision host: Mask^X R-CNN where only pip works."""
-
-from maskx_d2.hosts.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn
-from maskx_d2.hosts.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads
-
-__all__ = ["MaskXPredictor", "MaskXRCNN", "MaskXRoIHeads", "maskx_rcnn_resnet_fpn"]

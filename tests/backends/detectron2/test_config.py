@@ -1,0 +1,98 @@
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from maskx_d2 import add_maskx_config
+from maskx_d2.backends.detectron2.config import load_config
+from maskx_d2.config_files import config_file
+
+from . import tiny
+
+MAIN_CONFIG = str(config_file("maskx_R_50_FPN_1x.yaml"))
+
+
+def test_import_alone_adds_the_keys_and_adding_again_changes_nothing():
+    cfg = get_cfg()
+    assert cfg.DATASETS.CLASSES_WITH_MASKS == "all"
+    cfg.MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS = 3
+    add_maskx_config(cfg)
+    assert cfg.MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS == 3
+
+
+def test_keys_can_be_added_to_a_config_that_has_none():
+    cfg = get_cfg()
+    nodes = {"DATASETS": {}, "DATALOADER": {}, "TEST": {}, "SOLVER": {}, "MODEL": {"ROI_MASK_HEAD": {}}}
+    bare = CfgNode(nodes)
+    add_maskx_config(bare)
+    assert bare.MODEL.ROI_MASK_HEAD.MLP_BRANCH == cfg.MODEL.ROI_MASK_HEAD.MLP_BRANCH
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("SOLVER.OPTIMIZER", "Adam", "'SGD', 'AdamW'"),
+        ("MODEL.ROI_MASK_HEAD.PREDICTOR", "maskx", "'transfer', 'agnostic', 'class_specific'"),
+        ("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "glove", "'cls', 'box', 'cls[+]box', 'file'"),
+        ("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", 4, "1, 2, 3"),
+        ("MODEL.ROI_MASK_HEAD.TRANSFER.ACTIVATION", "gelu", "'leaky_relu', 'relu'"),
+        ("MODEL.ROI_MASK_HEAD.TRANSFER.HIDDEN_DIM", 0, "1 or more"),
+        ("MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", 4, "0, 1, 2, 3"),
+        ("MODEL.ROI_MASK_HEAD.MLP_BRANCH.HIDDEN_DIM", 0, "1 or more"),
+        ("MODEL.ROI_MASK_HEAD.MLP_BRANCH.REDUCED_CHANNELS", -1, "0 or more"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_an_error_with_key_value_and_what_is(key, value, allowed):
+    with pytest.raises(ValueError, match=rf"^{key} is {value!r}, expected .*{allowed}"):
+        load_config(MAIN_CONFIG, [key, value])
+
+
+def test_building_a_model_checks_the_keys_too():
+    cfg = tiny.model_config()
+    cfg.defrost()
+    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "maskx"
+    with pytest.raises(ValueError, match=r"MODEL.ROI_MASK_HEAD.PREDICTOR is 'maskx', expected one of"):
+        tiny.build(cfg)
+
+
+@pytest.mark.parametrize("embedding", ["box", "cls+box"])
+def test_box_embeddings_with_class_agnostic_regression_name_both_keys(embedding):
+    overrides = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+    with pytest.raises(ValueError, match=r"ROI_MASK_HEAD.CLASS_EMBEDDING.*CLS_AGNOSTIC_BBOX_REG True"):
+        load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", embedding])
+    load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "cls"])
+    load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.PREDICTOR", "agnostic"])
+
+
+def test_class_embedding_file_must_be_given():
+    with pytest.raises(ValueError, match=r"CLASS_EMBEDDING_FILE is empty: .* shape \(80, D\)"):
+        load_config(MAIN_CONFIG, ["MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "file"])
+
+
+def test_a_batch_that_cannot_be_scaled_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"SOLVER.IMS_PER_BATCH is 12, expected a multiple of .* 8: set that"
+    ):
+        load_config(MAIN_CONFIG, ["SOLVER.IMS_PER_BATCH", 12])
+    load_config(MAIN_CONFIG, ["SOLVER.IMS_PER_BATCH", 12, "SOLVER.REFERENCE_WORLD_SIZE", 0])
+
+
+def test_gathered_regression_needs_the_roi_heads_that_have_it():
+    overrides = ["MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", True]
+    load_config(MAIN_CONFIG, overrides)
+    with pytest.raises(ValueError, match=r"GATHERED_REGRESSION is True, but .* is 'StandardROIHeads'"):
+        load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
+    with pytest.raises(ValueError, match=r"but .* is 'CascadeROIHeads', expected 'PartiallySupervised"):
+        load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"])
+
+
+def test_a_missing_config_and_an_unknown_key_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config 'nowhere.yaml' is no file"):
+        load_config("nowhere.yaml")
+    with pytest.raises(ValueError, match=r"Non-existent key: MODEL.MASKY"):
+        load_config(MAIN_CONFIG, ["MODEL.MASKY", 1])
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("VERSION: 2\nMODEL:\n  MASKY: 1\n")
+    with pytest.raises(ValueError, match=r"wrong.yaml.*Non-existent config key: MODEL.MASKY"):
+        load_config(str(wrong))
+    wrong.write_text("VERSION: 2\nMODEL: [\n")
+    with pytest.raises(ValueError, match=r"^config .*wrong.yaml: while parsing .*$"):
+        load_config(str(wrong))

@@ -19,7 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 NUM_CLASSES = 80
 PEER = "torchvision: Mask R-CNN"

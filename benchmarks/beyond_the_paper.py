@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from timing import batch_arguments, medians
 
 from maskx_d2.backends.detectron2.config import load_config
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 MASKX, BOXES = "maskx_R_50_FPN_1x.yaml", "beyond/maskx_box_supervised_R_50_FPN_1x.yaml"
 AGNOSTIC, DEEP = "class_agnostic_R_50_FPN_1x.yaml", "beyond/class_agnostic_deep_R_50_FPN.yaml"

@@ -37,10 +37,10 @@ from tabulate import tabulate
 from timing import medians
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from maskx_d2.config_files import config_file
 from maskx_d2.data.files import write_json
 from maskx_d2.data.images import read_image
 from maskx_d2.predict import find_images
+from maskx_d2.runtime.configs import config_file
 
 MASKX, STOCK = "maskx_R_50_FPN_1x.yaml", "mask_rcnn_R_50_FPN_1x.yaml"
 WITHOUT_MLP = ["MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", 0]

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from timing import argument_parser, medians, setting
 
 from maskx_d2.backends.detectron2.config import load_config
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 NUM_DETECTED = 3  # classes that every proposal is taken for
 MODELS = {

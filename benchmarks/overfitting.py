@@ -13,9 +13,9 @@ from pathlib import Path
 
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.trainer import Trainer
-from maskx_d2.config_files import config_file
 from maskx_d2.evaluation.tables import Results, gain_table
-from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.configs import config_file
+from maskx_d2.runtime.logs import log_to_file
 
 NUM_IMAGES = 8
 SETTINGS = [

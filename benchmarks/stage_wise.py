@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from timing import batch_arguments, medians
 
 from maskx_d2.backends.detectron2.config import load_config
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 CONFIGS = {"end to end": "maskx_R_50_FPN_1x.yaml", "stage 2": "maskx_stage_wise_R_50_FPN_1x.yaml"}
 

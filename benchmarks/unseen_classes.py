@@ -49,8 +49,8 @@ from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import FULL, Run
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 from maskx_d2.evaluation.tables import mean_cell
-from maskx_d2.logs import log_to_file
 from maskx_d2.method import BoxSupervision, mask_loss
+from maskx_d2.runtime.logs import log_to_file
 
 DATASETS: dict[str, ModuleType] = {"shapes": shapes, "textured_forms": textured_forms}
 PROPOSALS_AN_IMAGE = 16  # that are kept

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from maskx_d2.data.images import MAX_MEGAPIXELS, PILLOWS_MEGAPIXELS
 from maskx_d2.data.printable import printable
-from maskx_d2.exits import FOUND_ERRORS, one_sentence
-from maskx_d2.requirements import has_detectron2, need_detectron2, need_gradio, need_ray
+from maskx_d2.runtime.exit_status import FOUND_ERRORS, one_sentence
+from maskx_d2.runtime.optional_packages import has_detectron2, need_detectron2, need_gradio, need_ray
 
 BACKENDS = ("detectron2", "torchvision")
 _DEMO_FOLDER = Path("output/demo")
@@ -28,7 +28,7 @@ _NUM_EXAMPLES = 6
 def main(arguments: list[str] | None = None) -> None:
     """
     Run a subcommand. Exit status 1 is that of broken data, 2 of a user's mistake, 3 of anything that was
-    not foreseen, and 128 + its number of a signal; see :mod:`maskx_d2.exits`.
+    not foreseen, and 128 + its number of a signal; see :mod:`maskx_d2.runtime.exit_status`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     show_traceback = arguments[:1] == ["--traceback"]
@@ -522,8 +522,8 @@ def _titles(paths: list[str]) -> list[str]:
 
 def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.evaluation.run_files import log_file
-    from maskx_d2.logs import log_to_file
     from maskx_d2.predict import IMAGE_SUFFIXES, find_images, predict
+    from maskx_d2.runtime.logs import log_to_file
     from maskx_d2.video import VIDEO_SUFFIXES, predict_video
 
     _refuse_addresses(*args.images, args.output)

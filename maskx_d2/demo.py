@@ -18,8 +18,8 @@ from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import ClassStyle, by_image, draw_side_by_side
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, EVALUATION_FOLDER, RESULTS_FILE, log_file
 from maskx_d2.evaluation.tables import Results, gain_table, mean_and_deviation
-from maskx_d2.logs import log_to_file
 from maskx_d2.runtime.lock import is_empty
+from maskx_d2.runtime.logs import log_to_file
 
 _MARKER = ".maskx_demo"
 _NUM_PICTURES = 12

@@ -11,7 +11,7 @@ from PIL import Image
 
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.evaluation.pictures import ClassStyle, supervision
-from maskx_d2.requirements import need_detectron2
+from maskx_d2.runtime.optional_packages import need_detectron2
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def load_detector(
     """
     Args:
         weights: a checkpoint.
-        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of the torchvision backend has it.
+        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of torchvision has it.
         overrides: config keys, ``KEY, VALUE, KEY, VALUE, ...``.
 
     Raises:

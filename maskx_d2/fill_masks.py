@@ -13,13 +13,13 @@ from tabulate import tabulate
 from maskx_d2.data.addresses import file_in, is_address
 from maskx_d2.data.coco_json import category_names, index_coco, polygons_with_area, read_checked_json
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
-from maskx_d2.data.journal import open_journal
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle
 from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.find_masks import BoxesOfImage, FoundMasks, UnreadImage, find_masks
+from maskx_d2.runtime.journal import open_journal
 
 FORMATS = ("rle", "polygon")
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
-from maskx_d2.data.journal import Journal, open_journal
 from maskx_d2.data.rle import check_rle
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
+from maskx_d2.runtime.journal import Journal, open_journal
 
 UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
-"""In place of :data:`DETECTIONS_FILE` until all images are done; see :mod:`maskx_d2.data.journal`."""
+"""In place of :data:`DETECTIONS_FILE` until all images are done; see :mod:`maskx_d2.runtime.journal`."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, replacing
 from maskx_d2.data.images import MAX_MEGAPIXELS, check_size
-from maskx_d2.data.journal import Journal, open_journal
 from maskx_d2.detector import Detector
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
 from maskx_d2.predict import FoundObjects
+from maskx_d2.runtime.journal import Journal, open_journal
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 _USUAL_RATE = Fraction(25)  # of a video that does not say it

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
 Kills short training runs (-9) at random moments and resumes them: each has to end with the weights of a
-run that nobody disturbed. As a program ``python -m tests.kills --backend torchvision --kills 40``; the suite
-does a few.
+run that nobody disturbed. As a program ``python -m tests.kills --backend torchvision --kills 40``; the
+suite does a few.
 """
 
 import argparse

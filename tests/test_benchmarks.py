@@ -78,7 +78,7 @@ def test_filled_masks_are_measured_and_learned_from(tmp_path):
     from maskx_d2 import demo
     from maskx_d2.backends.torchvision import demo as backend
     from maskx_d2.data import shapes
-    from maskx_d2.logs import log_to_file
+    from maskx_d2.runtime.logs import log_to_file
 
     folder = tmp_path / "demo"
     dataset = shapes.generate(folder / "dataset", num_train=12, num_test=4, seed=0)

@@ -12,7 +12,7 @@ from PIL import Image
 from maskx_d2 import demo
 from maskx_d2.data import shapes
 from maskx_d2.evaluation.average_precision import METRICS
-from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.logs import log_to_file
 
 ROWS = {
     "class_agnostic": "class-agnostic",

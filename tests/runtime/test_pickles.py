@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from maskx_d2.runtime.pickles import RefusedPickle, read_array_pickle
 
-from ..forged_pickles import name, number, raw, text
+from .forged_pickles import name, number, raw, text
 
 CODE = (
     b"\x80\x03cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n(X\x02\x00\x00\x00O8\x89\x88tR(K\x03X\x01\x00"
@@ -132,7 +132,7 @@ def test_lists_that_double_are_refused(tmp_path):
 def test_no_forged_pickle_ends_the_process_or_takes_its_memory():
     fuzzing = settings().max_examples >= 1000
     seed, count = (int.from_bytes(os.urandom(4), "big"), 10_000) if fuzzing else (0, 300)
-    command = [sys.executable, "-m", "tests.forged_pickles", str(seed), str(count)]
+    command = [sys.executable, "-m", "tests.runtime.forged_pickles", str(seed), str(count)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (seed, done.returncode, done.stderr[-2000:])
     read = int(done.stdout.split()[2])

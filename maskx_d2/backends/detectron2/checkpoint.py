@@ -13,8 +13,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from maskx_d2.checkpoints import check_classes, check_finite, read_checkpoint
 from maskx_d2.data.files import check_replaceable, replacing
+from maskx_d2.runtime.checkpoints import check_classes, check_finite, read_checkpoint
 from maskx_d2.runtime.pickles import read_array_pickle
 
 

@@ -27,10 +27,9 @@ from maskx_d2.backends.detectron2.checkpoint import (
 from maskx_d2.backends.detectron2.class_split import check_num_classes, class_names, load_dataset
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.backends.detectron2.datasets import register_datasets
-from maskx_d2.backends.detectron2.once_a_machine import once_a_machine
+from maskx_d2.backends.detectron2.once_per_node import once_per_node
 from maskx_d2.backends.detectron2.progress import ProgressBar, Watched
 from maskx_d2.backends.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder
-from maskx_d2.config_files import read_yaml
 from maskx_d2.data.files import real_path, write_text
 from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import (
@@ -41,8 +40,9 @@ from maskx_d2.evaluation.run_files import (
     log_file,
     read_table,
 )
-from maskx_d2.exits import one_sentence
-from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.configs import read_yaml
+from maskx_d2.runtime.exit_status import one_sentence
+from maskx_d2.runtime.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
 
@@ -63,7 +63,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """What each process of a run does: train and evaluate, or with ``--eval-only`` evaluate."""
     cfg = read_config(args.config_file, args.opts)
     with contextlib.ExitStack() as held:
-        once_a_machine(partial(_hold_folder, cfg, args, held), datasets=[])
+        once_per_node(partial(_hold_folder, cfg, args, held), datasets=[])
         return _train_or_evaluate(cfg, args)
 
 
@@ -71,7 +71,7 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     folder = Path(cfg.OUTPUT_DIR)
     if not args.eval_only:
         _check_folder(cfg, resume=args.resume, overwrite=getattr(args, "overwrite", False))
-        once_a_machine(partial(check_evaluation, cfg), datasets=cfg.DATASETS.TEST)
+        once_per_node(partial(check_evaluation, cfg), datasets=cfg.DATASETS.TEST)
         _clear_folder(folder, resume=args.resume)
     without_folder = cfg.clone()
     without_folder.defrost()
@@ -125,7 +125,7 @@ def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=resume)
     for name in _coco_datasets(cfg)[:1]:
-        names = once_a_machine(partial(class_names, name), datasets=[name])
+        names = once_per_node(partial(class_names, name), datasets=[name])
         check_classes_of_weights(path, names)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = WatchedTrainer.test(cfg, model)

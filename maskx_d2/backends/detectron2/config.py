@@ -7,9 +7,9 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
-from maskx_d2.config_files import check_yaml
 from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
+from maskx_d2.runtime.configs import check_yaml
 
 COUNTERPARTS = {
     "StandardROIHeads": "PartiallySupervisedROIHeads",

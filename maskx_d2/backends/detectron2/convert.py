@@ -1,4 +1,4 @@
-"""``convert``: the models that the paper's authors have published, of Caffe2's Detectron, for this backend."""
+"""``convert``: the models that the paper's authors published, of Caffe2's Detectron, for this backend."""
 
 import re
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from torch import Tensor
 from maskx_d2.backends.detectron2.checkpoint import ClassList, read_pickle
 from maskx_d2.backends.detectron2.class_split import class_names
 from maskx_d2.backends.detectron2.config import load_config
-from maskx_d2.config_files import config_file
 from maskx_d2.data.class_names import read_class_names
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_json, write_text
+from maskx_d2.runtime.configs import config_file
 
 _BACKUP = "_jcvbackup"
 # By the number of blocks in res4.

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from maskx_d2.backends.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
-from maskx_d2.backends.detectron2.once_a_machine import load_once_a_machine
+from maskx_d2.backends.detectron2.once_per_node import load_once_per_node
 from maskx_d2.data.training_data import TrainingData
 
 
@@ -38,7 +38,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         dataset, sizes = load_training_data(cfg)
         return dataset, (sizes, _count(cfg, dataset))
 
-    dataset, (sizes, training_data) = load_once_a_machine(load, datasets=names)
+    dataset, (sizes, training_data) = load_once_per_node(load, datasets=names)
     if start_iter == 0 and comm.is_main_process():
         logging.getLogger(__name__).info("Training on %s: %s", ", ".join(names), training_data)
     ratio, seed = cfg.DATALOADER.DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
@@ -103,7 +103,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     def load() -> tuple[list[dict], None]:
         return build_detection_test_loader.from_config(cfg, dataset_name, mapper=False)["dataset"], None
 
-    dataset, _ = load_once_a_machine(load, datasets=[dataset_name])
+    dataset, _ = load_once_per_node(load, datasets=[dataset_name])
     return build_detection_test_loader(
         dataset, mapper=DatasetMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
     )

@@ -8,10 +8,10 @@ from detectron2.utils.env import seed_all_rng
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.progress import ProgressBar
 from maskx_d2.backends.detectron2.trainer import Trainer
-from maskx_d2.config_files import config_file
 from maskx_d2.data.files import write_text
 from maskx_d2.data.generated_dataset import GeneratedDataset
 from maskx_d2.demo import Run
+from maskx_d2.runtime.configs import config_file
 
 COCO_COMMAND = "python train_net.py --num-gpus 8 --config-file configs/maskx_R_50_FPN_1x.yaml"
 _CONFIGS = {

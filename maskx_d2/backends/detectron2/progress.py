@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.engine import HookBase
 
-from maskx_d2.progress import progress_bar
+from maskx_d2.runtime.progress import progress_bar
 
 
 class ProgressBar(HookBase):

@@ -31,7 +31,7 @@ from maskx_d2.backends.detectron2.class_split import (
 from maskx_d2.backends.detectron2.data_loader import build_test_loader, build_train_loader
 from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator, PredictionsForFirstRank
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
-from maskx_d2.exits import DeferredSignals
+from maskx_d2.runtime.exit_status import DeferredSignals
 
 _ITERATIONS_BETWEEN_AGREEMENTS = 20
 TTA_FOLDER = f"{EVALUATION_FOLDER}_TTA"

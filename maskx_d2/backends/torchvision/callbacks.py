@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from maskx_d2.data.files import replacing
 from maskx_d2.evaluation.run_files import METRICS_FILE
-from maskx_d2.exits import DeferredSignals
-from maskx_d2.progress import progress_bar
+from maskx_d2.runtime.exit_status import DeferredSignals
+from maskx_d2.runtime.progress import progress_bar
 
 _STEPS_BETWEEN_AGREEMENTS = 20
 

@@ -23,11 +23,11 @@ from maskx_d2.backends.torchvision.callbacks import (
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.model import option_defaults
 from maskx_d2.backends.torchvision.training import TrainingModule, check_model, training_defaults
-from maskx_d2.checkpoints import read_checkpoint
-from maskx_d2.config_files import check_yaml
 from maskx_d2.data.files import real_path
 from maskx_d2.evaluation.run_files import EVALUATION_FILES, RUN_FILES, contents, log_file
-from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.checkpoints import read_checkpoint
+from maskx_d2.runtime.configs import check_yaml
+from maskx_d2.runtime.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
 # What a checkpoint has itself, or what led to it.

@@ -23,7 +23,7 @@ from maskx_d2.data.coco_json import category_names, read_coco
 from maskx_d2.data.images import MAX_MEGAPIXELS, check_images_exist
 from maskx_d2.data.records import Records
 from maskx_d2.data.training_data import TrainingData
-from maskx_d2.once_a_machine import Ranks, load_once_a_machine
+from maskx_d2.runtime.once_per_node import Ranks, load_once_per_node
 
 
 class CocoDataModule(LightningDataModule):
@@ -84,7 +84,7 @@ class CocoDataModule(LightningDataModule):
             records = read_records(file, with_masks=with_masks, annotated_only=True)
             return records, _count(file, len(records), with_masks)
 
-        records, training_data = load_once_a_machine(load, self._ranks)
+        records, training_data = load_once_per_node(load, self._ranks)
         if self._ranks.rank == 0:
             logging.getLogger(__name__).info("Training on %s: %s", self.train_json, training_data)
         images = Path(self.train_images)
@@ -101,7 +101,7 @@ class CocoDataModule(LightningDataModule):
             check_images_exist(Path(self.val_images) / image.file_name for image in file.images)
             return read_records(file), None
 
-        records, _ = load_once_a_machine(load, self._ranks)
+        records, _ = load_once_per_node(load, self._ranks)
         return self._dataset(records, Path(self.val_images), evaluation_transforms())
 
     def _dataset(self, records: Records, images: Path, transforms: Callable) -> PartiallySupervisedCoco:

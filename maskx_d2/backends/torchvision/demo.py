@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from maskx_d2.backends.torchvision.callbacks import MetricsFile, ProgressBar, RepeatableSteps, WholeFiles
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.training import TrainingModule
-from maskx_d2.config_files import config_file
 from maskx_d2.demo import Run
+from maskx_d2.runtime.configs import config_file
 
 COCO_COMMAND = f"maskx torchvision fit --config {config_file('torchvision/maskx_resnet50_fpn_1x.yaml')}"
 

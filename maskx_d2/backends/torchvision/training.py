@@ -15,7 +15,6 @@ from torch import Tensor
 
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
-from maskx_d2.checkpoints import check_classes, check_finite, check_state, read_checkpoint
 from maskx_d2.data.coco_json import instance_counts
 from maskx_d2.data.files import write_text
 from maskx_d2.evaluation.average_precision import class_precisions
@@ -26,7 +25,8 @@ from maskx_d2.evaluation.run_files import (
     write_evaluation,
 )
 from maskx_d2.evaluation.tables import group_table
-from maskx_d2.once_a_machine import all_gather
+from maskx_d2.runtime.checkpoints import check_classes, check_finite, check_state, read_checkpoint
+from maskx_d2.runtime.once_per_node import all_gather
 
 # Where torchvision's names of the losses are not those of Detectron2, under which both backends log them.
 _LOSS_NAMES = {
@@ -235,9 +235,7 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
     """
     for part in ("hyper_parameters", "state_dict"):
         if not isinstance(checkpoint.get(part), dict):
-            raise ValueError(
-                f"checkpoint {path} has no {part!r}, expected one that this backend has written"
-            )
+            raise ValueError(f"checkpoint {path} has no {part!r}, expected one written by this backend")
     known = training_defaults()
     options = {}
     for name, value in checkpoint["hyper_parameters"].items():
@@ -245,7 +243,7 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
             options[name] = value
         elif value is not None and name != "_instantiator":  # earlier versions wrote None for modules
             raise ValueError(
-                f"checkpoint {path} is of another model, expected one that this backend has written: it has "
+                f"checkpoint {path} is of another model, expected one written by this backend: it has "
                 f"the option {name!r} of {shown(value)}"
             )
     classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
@@ -285,7 +283,7 @@ def check_model(path: str | Path, checkpoint: dict) -> dict:
     except Exception as error:  # whatever options make torchvision stumble that no one has checked
         reason = str(error).split("\n", 1)[0][:300]
         raise ValueError(
-            f"checkpoint {path} is of another model, expected one that this backend has written: {reason}"
+            f"checkpoint {path} is of another model, expected one written by this backend: {reason}"
         ) from error
     check_finite(path, found)
     return options

@@ -14,8 +14,8 @@ from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses
 from maskx_d2.backends.detectron2.roi_crops import ToRGB, average_to_cells, covered_cells
 from maskx_d2.backends.detectron2.trainer import _scale_box_supervision
-from maskx_d2.config_files import config_file
 from maskx_d2.method.box_supervision import box_coverage, known_background_loss, projection_loss
+from maskx_d2.runtime.configs import config_file
 
 from . import tiny
 

@@ -3,7 +3,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from maskx_d2 import add_maskx_config
 from maskx_d2.backends.detectron2.config import load_config
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 from . import tiny
 

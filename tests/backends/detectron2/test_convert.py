@@ -12,7 +12,7 @@ from PIL import Image
 from maskx_d2 import cli
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.convert import convert
-from maskx_d2.checkpoints import read_checkpoint
+from maskx_d2.runtime.checkpoints import read_checkpoint
 
 from . import caffe2
 from .test_checkpoint import Command

@@ -283,7 +283,7 @@ def test_ranks_and_workers_of_a_seeded_run_draw_other_scales_and_the_same_when_s
     cfg = tiny.data_config(shapes_dataset, tmp_path, *options)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(comm, "shared_random_seed", lambda: 7)
-    monkeypatch.setattr(data_loader, "load_once_a_machine", lambda load, datasets: load())
+    monkeypatch.setattr(data_loader, "load_once_per_node", lambda load, datasets: load())
 
     def drawn(rank):
         monkeypatch.setattr(comm, "get_rank", lambda: rank)

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.demo import registrations
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 SIDE = 64
 NUM_CLASSES = 4

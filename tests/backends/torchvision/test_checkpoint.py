@@ -16,9 +16,9 @@ from maskx_d2 import cli
 from maskx_d2.backends.torchvision.model import option_defaults
 from maskx_d2.backends.torchvision.ranges import check_ranges
 from maskx_d2.backends.torchvision.training import TrainingModule, hyper_parameters, load_detector
-from maskx_d2.checkpoints import read_checkpoint
-from maskx_d2.config_files import config_file
 from maskx_d2.data import shapes
+from maskx_d2.runtime.checkpoints import read_checkpoint
+from maskx_d2.runtime.configs import config_file
 
 from ...mutations import ODD_VALUES
 from . import tiny
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_other_sizes_is_one_sentence(dataset, content, tmp_path,
     path = written(tmp_path, {**content, "state_dict": state})
     printed = failure(capsys, dataset, tmp_path, "validate", "--ckpt_path", path)
     assert "has (5,) for model.roi_heads.box_head.fc6.bias, expected (12,)" in printed.splitlines()[-1]
-    with pytest.raises(ValueError, match="is of another model, expected one that this backend has written"):
+    with pytest.raises(ValueError, match="is of another model, expected one written by this backend"):
         TrainingModule.from_checkpoint(path)
 
 
@@ -252,7 +252,7 @@ def test_a_checkpoint_without_weights_takes_no_memory_for_its_sizes(
     path = written(tmp_path, {**content, "state_dict": {}}, **{name: 60_000})
     assert path.stat().st_size < 10_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    message = "is of another model, expected one that this backend has written: it has nothing for model."
+    message = "is of another model, expected one written by this backend: it has nothing for model."
     if subcommand is None:
         with pytest.raises(ValueError, match=message):
             TrainingModule.from_checkpoint(path)

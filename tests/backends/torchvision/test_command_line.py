@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from maskx_d2 import cli
-from maskx_d2.config_files import config_file
+from maskx_d2.runtime.configs import config_file
 
 
 def printed_config(capsys, *options):

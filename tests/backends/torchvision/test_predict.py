@@ -219,11 +219,11 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
         ),
         (["absent.ckpt"], "--weights absent.ckpt is no file"),
         (["text.ckpt"], "checkpoint text.ckpt is refused"),
-        (["other.ckpt"], "checkpoint other.ckpt has no 'hyper_parameters', expected one that this backend"),
+        (["other.ckpt"], "checkpoint other.ckpt has no 'hyper_parameters', expected one written by"),
         (["list.ckpt"], "checkpoint list.ckpt holds a list, expected a dictionary"),
         (["bad.ckpt"], "checkpoint bad.ckpt is refused"),
         (["empty.ckpt"], "checkpoint empty.ckpt is refused: "),
-        (["strange.ckpt"], "checkpoint strange.ckpt is of another model, expected one that this backend"),
+        (["strange.ckpt"], "checkpoint strange.ckpt is of another model, expected one written by"),
         ([str(checkpoint), "--opts", "A", "1"], "--opts are config keys, expected --config-file too"),
     ]
     for (weights, *more), message in cases:

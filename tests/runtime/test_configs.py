@@ -1,6 +1,6 @@
 import pytest
 
-from maskx_d2.config_files import check_yaml, config_file, read_yaml
+from maskx_d2.runtime.configs import check_yaml, config_file, read_yaml
 
 LAUGHS = "\n".join(
     ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]

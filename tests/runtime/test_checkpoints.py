@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from maskx_d2.checkpoints import check_finite, read_checkpoint
+from maskx_d2.runtime.checkpoints import check_finite, read_checkpoint
 
 from .forged_pickles import name, number, text
-from .runtime.test_pickles import CODE
+from .test_pickles import CODE
 
 
 def written(folder, pickled, *, storage=bytes(64), **options):

@@ -14,7 +14,7 @@ def config_file(name: str) -> Path:
     Args:
         name: its path below ``configs/``, as ``"maskx_R_50_FPN_1x.yaml"``.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / name).is_file():
             return folder / name

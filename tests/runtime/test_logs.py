@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from maskx_d2.logs import log_to_file
+from maskx_d2.runtime.logs import log_to_file
 
 
 def test_what_hosts_log_and_print_goes_to_the_file_and_some_to_the_screen_too(tmp_path, capsys):

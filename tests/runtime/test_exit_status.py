@@ -12,10 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from maskx_d2 import cli
-from maskx_d2.exits import one_sentence
 from maskx_d2.runtime import interrupt
+from maskx_d2.runtime.exit_status import one_sentence
 
-from .data import awkward
+from ..data import awkward
 
 
 def ends(capsys, error, *, show_traceback=False):
@@ -83,7 +83,7 @@ def test_a_signal_ends_a_command_with_its_status_and_no_partial_file(tmp_path, n
     import sys, time
     from pathlib import Path
     from maskx_d2.data.files import replacing
-    from maskx_d2.exits import one_sentence
+    from maskx_d2.runtime.exit_status import one_sentence
     with one_sentence("maskx", show_traceback=False), replacing(Path(sys.argv[1])):
         print("ready", flush=True)
         time.sleep(60)
@@ -118,7 +118,7 @@ def test_a_killed_process_that_loads_images_is_said_with_the_keys_that_help(caps
 def test_a_second_signal_ends_at_once_what_the_first_did_not_unless_it_came_with_it(seconds, status):
     script = f"""
     import os, signal, sys, time
-    from maskx_d2.exits import DeferredSignals
+    from maskx_d2.runtime.exit_status import DeferredSignals
     deferred = DeferredSignals()
     deferred.defer()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -132,7 +132,7 @@ def test_a_second_signal_ends_at_once_what_the_first_did_not_unless_it_came_with
 def test_processes_of_a_command_are_told_of_sigterm(tmp_path):
     script = """
     import multiprocessing, os, signal, time
-    from maskx_d2.exits import one_sentence
+    from maskx_d2.runtime.exit_status import one_sentence
     def wait():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         print("ready", flush=True)
@@ -281,7 +281,7 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path, command):
     slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "detectron2" / "__init__.py").write_text(slow)
     script = Path(sys.executable).with_name("maskx")
-    train_net = Path(__file__).parents[1] / "train_net.py"
+    train_net = Path(__file__).parents[2] / "train_net.py"
     words = {"module": ["-m", "maskx_d2"], "script": [script], "train_net.py": [train_net]}[command]
     process = subprocess.Popen(
         [sys.executable, *words, "--help"],

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from maskx_d2.data.journal import open_journal
+from maskx_d2.runtime.journal import open_journal
 
 
 class Piece(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What one process of a machine does for all of its processes, and what Detectron2 then knows."""
+"""What one process of a node does for all of its processes, and what Detectron2 then knows."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -6,41 +6,41 @@ from typing import TypeVar
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from maskx_d2 import once_a_machine as any_backend
+from maskx_d2.runtime import once_per_node as any_backend
 
 _T = TypeVar("_T")
 _OF_LOADING = ("thing_classes", "thing_dataset_id_to_contiguous_id")
 
 
-def once_a_machine(function: Callable[[], _T], *, datasets: Sequence[str]) -> _T:
+def once_per_node(function: Callable[[], _T], *, datasets: Sequence[str]) -> _T:
     """
-    :func:`maskx_d2.once_a_machine.once_a_machine`.
+    :func:`maskx_d2.runtime.once_per_node.once_per_node`.
 
     Args:
         function: what it returns must be small, and can be pickled.
         datasets: names of those that it may load. What Detectron2 then knows of them, all processes know.
     """
-    result, metadata = any_backend.once_a_machine(lambda: (function(), _metadata(datasets)), _ranks())
+    result, metadata = any_backend.once_per_node(lambda: (function(), _metadata(datasets)), _ranks())
     _set(metadata)
     return result
 
 
-def load_once_a_machine(
+def load_once_per_node(
     load: Callable[[], tuple[list[dict], _T]], *, datasets: Sequence[str]
 ) -> tuple[Sequence[dict], _T]:
     """
-    :func:`maskx_d2.once_a_machine.load_once_a_machine`.
+    :func:`maskx_d2.runtime.once_per_node.load_once_per_node`.
 
     Args:
         load: returns Detectron2's dicts, and what else all processes shall know, which must be small.
-        datasets: see :func:`once_a_machine`.
+        datasets: see :func:`once_per_node`.
     """
 
     def load_with_metadata() -> tuple[list[dict], tuple[_T, dict]]:
         dicts, more = load()
         return dicts, (more, _metadata(datasets))
 
-    dicts, (more, metadata) = any_backend.load_once_a_machine(load_with_metadata, _ranks())
+    dicts, (more, metadata) = any_backend.load_once_per_node(load_with_metadata, _ranks())
     _set(metadata)
     return dicts, more
 

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from maskx_d2.backends.detectron2 import Trainer, data_loader, datasets
 from maskx_d2.backends.detectron2.class_split import class_names
-from maskx_d2.backends.detectron2.once_a_machine import load_once_a_machine, once_a_machine
+from maskx_d2.backends.detectron2.once_per_node import load_once_per_node, once_per_node
 from maskx_d2.data.records import Records
 
 from ... import ranks
@@ -18,10 +18,10 @@ from . import tiny
 
 def test_a_process_alone_calls_and_gets_what_is_there():
     dicts = [{"a": 1}]
-    found, more = load_once_a_machine(lambda: (dicts, 7), datasets=[])
+    found, more = load_once_per_node(lambda: (dicts, 7), datasets=[])
     assert found is dicts and more == 7
     with pytest.raises(KeyError):
-        once_a_machine(lambda: {}["absent"], datasets=[])
+        once_per_node(lambda: {}["absent"], datasets=[])
 
 
 class _TwoArguments(Exception):
@@ -83,7 +83,7 @@ def _worker(rank, dataset, folder):
     errors = []
     for function in (lambda: _fail(ValueError("no such")), lambda: _fail(_TwoArguments(1, 2))):
         try:
-            once_a_machine(function, datasets=[])
+            once_per_node(function, datasets=[])
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}")
     result = {

@@ -1,4 +1,4 @@
-"""What one process of a machine does for all of its processes: reading datasets."""
+"""What one process of a node does for all of its processes: reading datasets."""
 
 import pickle
 import tempfile
@@ -23,30 +23,30 @@ def all_gather(value: object) -> list:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of a run this is. Those of a machine have ranks that follow each other."""
+    """Which process of a run this is. Those of a node have ranks that follow each other."""
 
     rank: int = 0
     local_rank: int = 0
-    """Among the processes of its machine."""
+    """Among the processes of its node."""
 
     world_size: int = 1
     all_gather: Callable[[object], list] = all_gather
     """Gives a value to all processes, which must all come there, and returns theirs, by rank."""
 
 
-def once_a_machine(function: Callable[[], _T], ranks: Ranks) -> _T:
+def once_per_node(function: Callable[[], _T], ranks: Ranks) -> _T:
     """
-    Call a function in the first process of each machine. All processes of the run must come here.
+    Call a function in the first process of each node. All processes of the run must come here.
 
     Args:
         function: what it returns must be small, and can be pickled.
         ranks: of this process.
 
     Returns:
-        What the function has returned, in the process that called it on this machine.
+        What the function has returned, in the process that called it on this node.
 
     Raises:
-        Exception: what it has raised on any machine, in all processes.
+        Exception: what it has raised on any node, in all processes.
     """
     if ranks.world_size == 1:
         return function()
@@ -76,9 +76,9 @@ def _that_can_be_sent(outcome: object) -> object:
     return outcome
 
 
-def load_once_a_machine(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) -> tuple[Sequence, _T]:
+def load_once_per_node(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) -> tuple[Sequence, _T]:
     """
-    Load a dataset in the first process of each machine, for all of them. All processes of the run must come
+    Load a dataset in the first process of each node, for all of them. All processes of the run must come
     here.
 
     Args:
@@ -87,7 +87,7 @@ def load_once_a_machine(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) -
 
     Returns:
         The same; where there are several processes, the records as :class:`Records` in memory that those of
-        a machine share.
+        a node share.
     """
     if ranks.world_size == 1:
         return load()
@@ -103,7 +103,7 @@ def load_once_a_machine(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) -
             raise
         return path, more
 
-    path, more = once_a_machine(write, ranks)
+    path, more = once_per_node(write, ranks)
     records = Records.read(path)
     ranks.all_gather(None)  # all have it
     if ranks.local_rank == 0:

@@ -1,6 +1,6 @@
 """
-Pickles that only an attacker would write: ``python -m tests.forged_pickles SEED COUNT`` reads COUNT of
-them, each as a pickle of arrays and as what ``torch.save`` writes, in a process of limited memory.
+Pickles that only an attacker would write: ``python -m tests.runtime.forged_pickles SEED COUNT`` reads COUNT
+of them, each as a pickle of arrays and as what ``torch.save`` writes, in a process of limited memory.
 """
 
 import pickletools
@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from maskx_d2.checkpoints import read_checkpoint
+from maskx_d2.runtime.checkpoints import read_checkpoint
 from maskx_d2.runtime.pickles import read_array_pickle
 
 MEMORY = 600 * 2**20

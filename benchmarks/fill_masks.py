@@ -22,12 +22,13 @@ import pycocotools.mask as mask_util
 from tqdm import tqdm
 from unseen_classes import RECIPES, Frozen, train
 
+from maskx_d2.backends.load import load_detector
 from maskx_d2.data.files import file_digest
-from maskx_d2.data.generated_dataset import GeneratedDataset
-from maskx_d2.demo import FULL
-from maskx_d2.detector import Detector, load_detector
-from maskx_d2.fill_masks import fill_masks
-from maskx_d2.find_masks import find_masks
+from maskx_d2.demo.generated_dataset import GeneratedDataset
+from maskx_d2.demo.run import FULL
+from maskx_d2.inference.detector import Detector
+from maskx_d2.inference.fill_masks import fill_masks
+from maskx_d2.inference.masks_in_boxes import find_masks
 
 ROWS = {
     "class_agnostic": "class-agnostic",

@@ -39,7 +39,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from maskx_d2.data.files import write_json
 from maskx_d2.data.images import read_image
-from maskx_d2.predict import find_images
+from maskx_d2.inference.predict import find_images
 from maskx_d2.runtime.configs import config_file
 
 MASKX, STOCK = "maskx_R_50_FPN_1x.yaml", "mask_rcnn_R_50_FPN_1x.yaml"

@@ -31,7 +31,6 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-from maskx_d2.backends.torchvision import demo as backend
 from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn
 from maskx_d2.backends.torchvision.dataset import (
     PartiallySupervisedCoco,
@@ -40,13 +39,14 @@ from maskx_d2.backends.torchvision.dataset import (
 )
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.training import load_detector
-from maskx_d2.data import shapes, textured_forms
 from maskx_d2.data.class_splits import classes_with_masks
 from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.data.coco_json import class_names, read_coco
 from maskx_d2.data.files import load_json, write_json
-from maskx_d2.data.generated_dataset import GeneratedDataset
-from maskx_d2.demo import FULL, Run
+from maskx_d2.demo import on_torchvision as backend
+from maskx_d2.demo import shapes, textured_forms
+from maskx_d2.demo.generated_dataset import GeneratedDataset
+from maskx_d2.demo.run import FULL, Run
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 from maskx_d2.evaluation.tables import mean_cell
 from maskx_d2.method import BoxSupervision, mask_loss

@@ -3,6 +3,6 @@
 
 import sys
 
-from maskx_d2.cli import main
+from maskx_d2.commands.main import main
 
 main(["prepare", "vg3k", *sys.argv[1:]])

@@ -23,7 +23,7 @@ if find_spec("detectron2") is not None:
 def __getattr__(name: str):
     # What draws pictures takes a while to import.
     if name == "load_detector":
-        from maskx_d2.detector import load_detector
+        from maskx_d2.backends.load import load_detector
 
         return load_detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """``python -m maskx_d2``: the ``maskx`` command."""
 
-from maskx_d2.cli import main
+from maskx_d2.commands.main import main
 
 main()

@@ -34,11 +34,11 @@ def pytest_terminal_summary(terminalreporter):
 
 
 LONGEST = (
-    "test_demo.py",
+    "demo/test_run.py",
     "test_benchmarks.py",
     "backends/torchvision/test_training.py",
-    "test_on_ray.py",
-    "test_app.py",
+    "inference/test_ray_data.py",
+    "app/test_page.py",
     "backends/detectron2/test_predict.py",
     "backends/detectron2/test_distributed.py",
     "backends/detectron2/test_train_net.py",

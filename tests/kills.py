@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from maskx_d2.data import shapes
-from maskx_d2.data.generated_dataset import GeneratedDataset
+from maskx_d2.demo import shapes
+from maskx_d2.demo.generated_dataset import GeneratedDataset
 
 STEPS = 12
 PERIOD = 3  # steps between two checkpoints

@@ -75,9 +75,9 @@ def test_ingredients_are_compared_on_the_same_detectors(tmp_path):
 
 def test_filled_masks_are_measured_and_learned_from(tmp_path):
     """On an untrained detector, where all figures are low: every part of the program runs."""
-    from maskx_d2 import demo
-    from maskx_d2.backends.torchvision import demo as backend
-    from maskx_d2.data import shapes
+    from maskx_d2.demo import on_torchvision as backend
+    from maskx_d2.demo import run as demo
+    from maskx_d2.demo import shapes
     from maskx_d2.runtime.logs import log_to_file
 
     folder = tmp_path / "demo"

@@ -46,23 +46,67 @@ def test_method_imports_torch_and_nothing_else():
             )
 
 
-def test_data_and_evaluation_import_neither_torch_nor_a_backend():
-    for part, allowed in (("data", {"data"}), ("evaluation", {"data", "evaluation"})):
-        for path in files(part):
-            for name in imports(path):
-                assert library(name) not in {"torch", *ALL_BACKEND_LIBRARIES}, f"{path}: {name}"
-                if library(name) == "maskx_d2":
-                    assert name.split(".")[1] in allowed, f"{path}: {name}"
+ROOMS = (
+    ("commands",),
+    ("app", "demo"),
+    ("backends",),
+    ("inference",),
+    ("evaluation", "runtime"),
+    ("data", "method"),
+)
+"""Each row may import those below it, and a room itself."""
+
+TOP = {"__init__.py", "__main__.py"}
 
 
-def test_a_backend_is_imported_at_import_time_by_itself_and_by_registration_alone():
+def room_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def test_every_file_is_in_a_room():
+    rooms = {room for row in ROOMS for room in row}
     for path in PACKAGE.rglob("*.py"):
-        backend = path.relative_to(PACKAGE).parts[1] if "backends" in path.parts else None
+        assert room_of(path) in rooms or path.relative_to(PACKAGE).as_posix() in TOP, path
+    assert {
+        path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()
+    } == rooms
+
+
+@pytest.mark.parametrize("number", range(len(ROOMS)))
+def test_imports_point_one_way(number):
+    allowed = {room for row in ROOMS[number + 1 :] for room in row}
+    for room in ROOMS[number]:
+        for path in files(room):
+            for name in imports(path):
+                if library(name) == "maskx_d2":
+                    assert name.split(".")[1] in allowed | {room}, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("room", ["data", "evaluation"])
+def test_data_and_evaluation_import_neither_torch_nor_a_backend(room):
+    for path in files(room):
+        for name in imports(path):
+            assert library(name) not in {"torch", *ALL_BACKEND_LIBRARIES}, f"{path}: {name}"
+
+
+def test_a_backend_is_imported_at_import_time_by_itself_alone():
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).parts
+        backend = parts[1] if parts[0] == "backends" and len(parts) > 2 else None
         for name in imports(path, top_level_only=True):
-            if name.startswith("maskx_d2.backends"):
+            if name.startswith("maskx_d2.backends") and name != "maskx_d2.backends.load":
                 assert backend and name.startswith(f"maskx_d2.backends.{backend}"), f"{path}: {name}"
             if library(name) in ALL_BACKEND_LIBRARIES:
                 assert backend, f"{path}: {name}"
+
+
+def test_only_load_picks_a_backend():
+    """Commands and the demo name the one that they are for."""
+    for room in ("app", "inference", "evaluation", "runtime", "data", "method"):
+        for path in files(room):
+            for name in imports(path):
+                assert not name.startswith("maskx_d2.backends"), f"{path}: {name}"
 
 
 @pytest.mark.parametrize("backend", BACKEND_LIBRARIES)
@@ -92,18 +136,20 @@ sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys
     [
         [
             "maskx_d2",
-            "maskx_d2.data.shapes",
+            "maskx_d2.demo.shapes",
             "maskx_d2.evaluation.pictures",
-            "maskx_d2.cli",
-            "maskx_d2.demo",
-            "maskx_d2.predict",
-            "maskx_d2.detector",
-            "maskx_d2.view",
-            "maskx_d2.fill_masks",
-            "maskx_d2.find_masks",
-            "maskx_d2.on_ray",
+            "maskx_d2.commands.main",
+            "maskx_d2.demo.run",
+            "maskx_d2.demo.on_detectron2",
+            "maskx_d2.demo.on_torchvision",
+            "maskx_d2.inference.predict",
+            "maskx_d2.inference.detector",
+            "maskx_d2.app.results",
+            "maskx_d2.inference.fill_masks",
+            "maskx_d2.inference.masks_in_boxes",
+            "maskx_d2.inference.ray_data",
         ],
-        ["maskx_d2.method", "maskx_d2.backends.torchvision.demo"],
+        ["maskx_d2.method", "maskx_d2.backends.load", "maskx_d2.backends.torchvision.command_line"],
     ],
     ids=["without torch", "with torch"],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskx_d2 import cli
+from maskx_d2.commands import main as cli
 from maskx_d2.data.coco_json import read_coco, read_json
 from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
 

@@ -4,7 +4,7 @@ import os
 import pytest
 from plain_visual_genome import plainly
 
-from maskx_d2 import cli
+from maskx_d2.commands import main as cli
 from maskx_d2.data import visual_genome
 from maskx_d2.data.class_names import coco_class_names, name_of_synset, visual_genome_class_names
 from maskx_d2.data.coco_json import read_coco

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 import pytest
 from PIL import Image
 
-from maskx_d2 import cli
+from maskx_d2.commands import main as cli
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.comparison import compare_groups, compare_runs, headline, markdown_report
 from maskx_d2.evaluation.plots import class_difference_plot, training_curves_plot

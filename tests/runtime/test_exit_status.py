@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from maskx_d2 import cli
+from maskx_d2.commands import main as cli
 from maskx_d2.runtime import interrupt
 from maskx_d2.runtime.exit_status import one_sentence
 

@@ -25,13 +25,13 @@ from maskx_d2.backends.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.data.rle import encode
-from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
+from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.method import expected_iou
 
 
 class Detectron2Detector(Detector):
-    """See :class:`maskx_d2.detector.Detector`."""
+    """See :class:`maskx_d2.inference.detector.Detector`."""
 
     def __init__(self, cfg: CfgNode):
         """

@@ -12,12 +12,12 @@ from maskx_d2.backends.torchvision.detections import binary_masks, coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN
 from maskx_d2.backends.torchvision.training import TrainingModule
 from maskx_d2.data.rle import encode
-from maskx_d2.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.evaluation.pictures import ClassStyle
+from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
 
 
 class TorchvisionDetector(Detector):
-    """See :class:`maskx_d2.detector.Detector`."""
+    """See :class:`maskx_d2.inference.detector.Detector`."""
 
     def __init__(self, checkpoint: Path):
         """

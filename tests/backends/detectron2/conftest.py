@@ -19,7 +19,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 @pytest.fixture(scope="session")
 def shapes_dataset(tmp_path_factory):
     """24 training and 8 test images of the demo's dataset."""
-    from maskx_d2.data import shapes
+    from maskx_d2.demo import shapes
 
     return shapes.generate(tmp_path_factory.mktemp("shapes"), num_train=24, num_test=8, seed=0)
 

@@ -10,7 +10,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.modeling import build_backbone
 
-from maskx_d2 import cli
 from maskx_d2.backends.detectron2.checkpoint import (
     Checkpointer,
     ClassList,
@@ -21,6 +20,7 @@ from maskx_d2.backends.detectron2.checkpoint import (
 )
 from maskx_d2.backends.detectron2.command_line import train_or_evaluate
 from maskx_d2.backends.detectron2.trainer import Trainer
+from maskx_d2.commands import main as cli
 
 from ...runtime.test_pickles import CODE
 from . import tiny

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 
 from maskx_d2.backends.detectron2 import build_train_loader
 from maskx_d2.backends.detectron2.command_line import main, train_or_evaluate
-from maskx_d2.data import shapes
+from maskx_d2.demo import shapes
 
 from ...runtime.test_lock import held
 from . import tiny

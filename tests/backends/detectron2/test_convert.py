@@ -9,9 +9,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from maskx_d2 import cli
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.convert import convert
+from maskx_d2.commands import main as cli
 from maskx_d2.runtime.checkpoints import read_checkpoint
 
 from . import caffe2

@@ -15,7 +15,7 @@ from maskx_d2.backends.detectron2.data_loader import (
     remove_masks,
 )
 from maskx_d2.backends.detectron2.datasets import register_datasets
-from maskx_d2.data import shapes
+from maskx_d2.demo import shapes
 
 from ...data import awkward
 from . import tiny

@@ -8,8 +8,8 @@ from maskx_d2.backends.detectron2 import datasets
 from maskx_d2.backends.detectron2.class_split import class_names, classes_with_masks_of
 from maskx_d2.backends.detectron2.datasets import register_datasets, register_visual_genome
 from maskx_d2.backends.detectron2.labelled_classes import unpack_classes
-from maskx_d2.data import shapes
 from maskx_d2.data.class_names import coco_class_names, visual_genome_class_names
+from maskx_d2.demo import shapes
 
 from . import tiny
 

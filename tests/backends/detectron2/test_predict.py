@@ -12,14 +12,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from PIL import Image
 
-from maskx_d2 import cli
 from maskx_d2.backends.detectron2 import Trainer
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.backends.detectron2.predict import Detectron2Detector
-from maskx_d2.data import shapes
-from maskx_d2.detector import KnownObjects
+from maskx_d2.commands import main as cli
+from maskx_d2.demo import shapes
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
+from maskx_d2.inference.detector import KnownObjects
 
 from . import tiny
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maskx_d2 import cli
+from maskx_d2.commands import main as cli
 
 from ...screen import assert_says_nothing_but_bars
 

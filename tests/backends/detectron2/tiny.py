@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from maskx_d2.backends.detectron2.command_line import read_config
-from maskx_d2.backends.detectron2.demo import registrations
+from maskx_d2.demo.on_detectron2 import registrations
 from maskx_d2.runtime.configs import config_file
 
 SIDE = 64

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
-from maskx_d2 import cli
 from maskx_d2.backends.torchvision.model import option_defaults
 from maskx_d2.backends.torchvision.ranges import check_ranges
 from maskx_d2.backends.torchvision.training import TrainingModule, hyper_parameters, load_detector
-from maskx_d2.data import shapes
+from maskx_d2.commands import main as cli
+from maskx_d2.demo import shapes
 from maskx_d2.runtime.checkpoints import read_checkpoint
 from maskx_d2.runtime.configs import config_file
 

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from maskx_d2 import cli
+from maskx_d2.commands import main as cli
 from maskx_d2.runtime.configs import config_file
 
 

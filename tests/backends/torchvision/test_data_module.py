@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 
 from maskx_d2.backends.torchvision import data_module as module_of_class
 from maskx_d2.backends.torchvision.data_module import CocoDataModule, ShuffledStream
-from maskx_d2.data import shapes
+from maskx_d2.demo import shapes
 
 from ... import ranks
 

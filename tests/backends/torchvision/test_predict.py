@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 
 import maskx_d2
-from maskx_d2 import cli
 from maskx_d2.backends.torchvision.predict import TorchvisionDetector
 from maskx_d2.backends.torchvision.training import TrainingModule
-from maskx_d2.detector import KnownObjects
+from maskx_d2.commands import main as cli
+from maskx_d2.inference.detector import KnownObjects
 
-from ... import on_ray, test_video
 from ...data import awkward
+from ...inference import ray_detectors as on_ray
+from ...inference import test_video
 from . import tiny
 
 

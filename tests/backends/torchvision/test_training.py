@@ -17,11 +17,11 @@ import torch
 import torchvision
 from torch import nn
 
-from maskx_d2 import cli
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
 from maskx_d2.backends.torchvision.training import TrainingModule, load_detector
-from maskx_d2.data import shapes
+from maskx_d2.commands import main as cli
 from maskx_d2.data.coco_json import read_coco
+from maskx_d2.demo import shapes
 
 from ...evaluation import synthetic
 from ...runtime.test_lock import held

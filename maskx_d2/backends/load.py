@@ -1,0 +1,40 @@
+"""``load_detector``: a trained model of either backend. The one place that picks a backend."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskx_d2.inference.detector import Detector
+from maskx_d2.runtime.optional_packages import need_detectron2
+
+
+def load_detector(
+    weights: str | Path, config_file: str | Path | None = None, *, overrides: Sequence = ()
+) -> Detector:
+    """
+    Args:
+        weights: a checkpoint.
+        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of torchvision has it.
+        overrides: config keys, ``KEY, VALUE, KEY, VALUE, ...``.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is not what it should be, or Detectron2 is needed and not installed.
+    """
+    weights = str(weights)
+    if "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"--weights {weights} is no file")
+    if config_file is not None:
+        need_detectron2("a model with a config file")
+        from maskx_d2.backends.detectron2.command_line import read_config
+        from maskx_d2.backends.detectron2.predict import Detectron2Detector
+
+        return Detectron2Detector(read_config(str(config_file), [*overrides, "MODEL.WEIGHTS", weights]))
+    if not weights.endswith(".ckpt"):
+        raise ValueError(
+            f"--weights {weights} is no .ckpt of the torchvision backend, expected --config-file too"
+        )
+    if overrides:
+        raise ValueError("--opts are config keys, expected --config-file too")
+    from maskx_d2.backends.torchvision.predict import TorchvisionDetector
+
+    return TorchvisionDetector(Path(weights))

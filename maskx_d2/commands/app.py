@@ -1,0 +1,108 @@
+"""``maskx app``: a page in the browser that shows what a model finds."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from maskx_d2.commands.options import (
+    DEMO_FOLDER,
+    add_input,
+    add_max_megapixels,
+    add_model_options,
+    at_least,
+)
+from maskx_d2.runtime.optional_packages import need_gradio
+
+_NUM_EXAMPLES = 6
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    app = commands.add_parser(
+        "app",
+        help="a page in the browser: drop an image on it and see masks",
+        description="A page on this machine that shows what a model finds in an image, or two models side "
+        f"by side. Without --weights it is the best model of the demo in {DEMO_FOLDER}, with images of it "
+        "to choose from.",
+    )
+    add_model_options(app, required=False)
+    add_input(app, "--compare-weights", metavar="FILE", help="checkpoint of a second model")
+    add_input(app, "--compare-config-file", metavar="FILE", help="its config, if it needs one")
+    add_input(app, "--images", type=Path, metavar="DIR", help="folder of images to choose from")
+    app.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="whom to answer: this machine alone (the default), or with 0.0.0.0 all that can reach it",
+    )
+    app.add_argument(
+        "--port", type=at_least(1), metavar="N", help="the first free one from 7860 on, if not given"
+    )
+    app.add_argument(
+        "--max-upload", type=at_least(1), default=30, metavar="MIB", help="of an image file, default 30"
+    )
+    add_max_megapixels(app)
+    app.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    need_gradio("maskx app")
+    from maskx_d2.backends.load import load_detector
+    from maskx_d2.inference.predict import find_images
+
+    files = {
+        (args.weights, args.config_file): "--config-file",
+        (args.compare_weights, args.compare_config_file): "--compare-config-file",
+    }
+    for (weights, config_file), option in files.items():
+        if weights is None and config_file is not None:
+            raise ValueError(f"{option} is given without the weights of its model")
+    images = args.images
+    models = [(weights, config_file) for weights, config_file in files if weights is not None]
+    if args.weights is None:
+        models = [_demo_model(), *models]
+        images = images or _demo_images(Path(models[0][0]))
+    titles = _titles([weights for weights, _ in models])
+    detectors = {t: load_detector(*model) for t, model in zip(titles, models, strict=True)}
+    examples = [] if images is None else find_images([images])[:_NUM_EXAMPLES]
+    with tempfile.TemporaryDirectory(prefix="maskx_d2_") as folder:
+        # Uploads go with the page. Gradio makes it as it is imported; its own may be another user's.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        from maskx_d2.app.page import serve
+
+        serve(
+            detectors,
+            folder=Path(folder),
+            examples=examples,
+            address=args.address,
+            port=args.port,
+            max_upload=args.max_upload,
+            max_megapixels=args.max_megapixels,
+        )
+
+
+def _demo_model() -> tuple[str, str | None]:
+    """Weights and config of the best one that a demo has left."""
+    from maskx_d2.demo.run import best_model
+
+    folder = best_model(DEMO_FOLDER)
+    if folder is None:
+        raise ValueError(
+            f"--weights is not given, and {DEMO_FOLDER} has no demo: run maskx demo, whose best model is "
+            "shown then"
+        )
+    weights = folder / "model_final.ckpt"
+    if weights.is_file():
+        return str(weights), None
+    return str(folder / "model_final.pth"), str(folder / "config.yaml")
+
+
+def _demo_images(weights: Path) -> Path:
+    return weights.parents[1] / "dataset" / "test"
+
+
+def _titles(paths: list[str]) -> list[str]:
+    """Of models: their folders' names, or, where two have one name, their paths."""
+    from maskx_d2.data.files import real_path
+
+    names = [real_path(path).parent.name for path in paths]
+    return names if len(set(names)) == len(names) else paths

@@ -1,0 +1,41 @@
+"""``maskx check-dataset``: all that is wrong with a dataset."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from maskx_d2.commands.options import add_input, add_max_megapixels
+from maskx_d2.runtime.exit_status import FOUND_ERRORS
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    check = commands.add_parser(
+        "check-dataset",
+        help="all that is wrong with a dataset, before a long run",
+        description="Report everything in a dataset in COCO's format that training or evaluation would "
+        "stumble over (errors, exit status 1) or deal with (remarks).",
+    )
+    add_input(check, "annotations", type=Path, metavar="JSON")
+    add_input(check, "images", type=Path, metavar="IMAGES", help="the folder of its images")
+    add_max_megapixels(check)
+    check.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from maskx_d2.data.coco_json import read_json
+    from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
+
+    if not args.images.is_dir():
+        raise FileNotFoundError(f"image folder {args.images} is no folder")
+    content = read_json(args.annotations)
+    bar = partial(tqdm, total=len(content["images"]), unit="image", file=sys.stderr)
+    of_images = find_image_problems(content, args.images, max_megapixels=args.max_megapixels, progress=bar)
+    problems = [*find_problems(content), *of_images]
+    counts = [f"{len(content[part]):,} {part}" for part in ("images", "annotations", "categories")]
+    print(f"{args.annotations}: {', '.join(counts)}")
+    print(problem_report(problems) or "Nothing to remark.")
+    if any(problem.is_error for problem in problems):
+        sys.exit(FOUND_ERRORS)

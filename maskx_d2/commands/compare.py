@@ -1,0 +1,94 @@
+"""``maskx compare``: a report on several runs."""
+
+import argparse
+from pathlib import Path
+
+from maskx_d2.commands.options import (
+    add_input,
+    add_max_megapixels,
+    add_output_folder,
+    at_least,
+    from_0_to_1,
+)
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="a report on several runs",
+        description="Compare runs of either backend that were evaluated on the same data and split: "
+        "comparison.html and comparison.md, with AP on A, B and all, class by class, training curves and "
+        "the masks of each run on the same images.",
+    )
+    add_input(compare, "runs", nargs="*", type=Path, metavar="RUN_DIR", help="output folder of a run")
+    add_input(
+        compare,
+        "--group",
+        action="append",
+        default=[],
+        type=_group,
+        metavar="NAME=RUN_DIR,RUN_DIR,...",
+        help="instead of single runs, those of several seeds of one kind: mean and standard deviation, and "
+        "the differences of the first to the first, the second to the second, ...; give one for each kind",
+    )
+    add_input(
+        compare,
+        "--baseline",
+        metavar="RUN_DIR",
+        help="the run, or with --group the NAME, that others are compared with; the first, if not given",
+    )
+    add_output_folder(
+        compare,
+        *("comparison.md", "comparison.html"),
+        default=Path("output/comparison"),
+        help="of the page, default output/comparison",
+    )
+    add_input(
+        compare,
+        "--images-root",
+        type=Path,
+        metavar="DIR",
+        help="where the images are, if not where they were evaluated",
+    )
+    compare.add_argument("--images", type=at_least(0), default=8, metavar="N", help="to show, default 8")
+    compare.add_argument("--min-score", type=from_0_to_1, default=0.5, metavar="P", help="default 0.5")
+    add_max_megapixels(compare)
+    compare.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from maskx_d2.data.files import write_text
+    from maskx_d2.evaluation.comparison import compare_groups, compare_runs, markdown_report
+    from maskx_d2.evaluation.report import html_report
+
+    if args.images_root is not None and not args.images_root.is_dir():
+        raise ValueError(f"--images-root {args.images_root} is not a folder")
+    if bool(args.runs) == bool(args.group):
+        raise ValueError("give runs, or groups of them by --group, one of the two")
+    if args.group:
+        names = [name for name, _ in args.group]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--group is given twice with one of the names {', '.join(names)}")
+        comparison = compare_groups(dict(args.group), baseline=args.baseline)
+    else:
+        comparison = compare_runs(args.runs, baseline=args.baseline and Path(args.baseline))
+    markdown = markdown_report(comparison)
+    html = html_report(
+        comparison,
+        num_images=args.images,
+        min_score=args.min_score,
+        max_megapixels=args.max_megapixels,
+        images_root=args.images_root,
+    )
+    write_text(args.output / "comparison.md", markdown)
+    write_text(args.output / "comparison.html", html)
+    print(markdown)
+    print(f"{args.output / 'comparison.html'}")
+
+
+def _group(text: str) -> tuple[str, list[Path]]:
+    """The type of ``NAME=RUN_DIR,RUN_DIR,...``."""
+    name, _, folders = text.partition("=")
+    if not name or not all(folders.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=RUN_DIR,RUN_DIR,...")
+    return name, [Path(folder) for folder in folders.split(",")]

@@ -1,0 +1,70 @@
+"""The ``maskx`` command: its subcommands, each of which is a file beside this one."""
+
+import argparse
+import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from PIL import Image
+
+from maskx_d2.commands import (
+    app,
+    check_dataset,
+    compare,
+    convert,
+    demo,
+    embeddings,
+    fill_masks,
+    predict,
+    prepare,
+    splits,
+    torchvision,
+)
+from maskx_d2.runtime.exit_status import one_sentence
+
+_COMMANDS = (
+    *(demo, predict, app, fill_masks, convert, prepare),
+    *(compare, check_dataset, splits, embeddings, torchvision),
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """
+    Run a subcommand. Exit status 1 is that of broken data, 2 of a user's mistake, 3 of anything that was
+    not foreseen, and 128 + its number of a signal; see :mod:`maskx_d2.runtime.exit_status`.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    show_traceback = arguments[:1] == ["--traceback"]
+    if arguments[show_traceback:][:1] == ["torchvision"]:
+        # The rest belongs to Lightning's command line, its --help too.
+        args = argparse.Namespace(run=torchvision.run, arguments=arguments[show_traceback + 1 :])
+    else:
+        args = _parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a lower limit
+    with one_sentence("maskx", show_traceback=show_traceback), _writing(args):
+        args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maskx", description="Mask^X R-CNN: masks for many classes from masks of few."
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def _writing(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Holds the output of a command; see :func:`maskx_d2.runtime.outputs.writing`."""
+    from maskx_d2.data.addresses import is_address
+    from maskx_d2.runtime.outputs import OutputFile, OutputFolder, named_files, writing
+
+    if not hasattr(args, "written") or is_address(args.output):
+        return nullcontext()
+    inputs = [getattr(args, dest) for dest in args.inputs] if hasattr(args, "inputs") else []
+    path = Path(args.output)
+    output = OutputFolder(path, args.written) if args.written else OutputFile(path)
+    return writing([output], named_files(inputs))

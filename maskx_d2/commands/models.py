@@ -1,0 +1,42 @@
+"""What the commands that use a trained model share."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from maskx_d2.data.printable import printable
+from maskx_d2.runtime.exit_status import FOUND_ERRORS
+
+
+def load(args: argparse.Namespace):
+    from maskx_d2.backends.load import load_detector
+
+    return load_detector(args.weights, args.config_file, overrides=args.opts)
+
+
+def identity(args: argparse.Namespace) -> list[str]:
+    """Of the model that the arguments name."""
+    from maskx_d2.data.files import file_digest
+
+    files = [path for path in (args.config_file, args.weights) if path and Path(path).is_file()]
+    return [args.weights, *(file_digest(Path(path)) for path in files), *args.opts]
+
+
+def refuse_addresses(*paths: str) -> None:
+    from maskx_d2.data.addresses import is_address
+
+    for path in paths:
+        if is_address(path):
+            raise ValueError(f"{path} is an address, which takes --ray")
+
+
+def exit_if_skipped(failed: list[str]) -> None:
+    """
+    Args:
+        failed: why images and videos could not be read.
+    """
+    if failed:
+        print(f"maskx: {len(failed)} files were passed over:", file=sys.stderr)
+        for reason in failed:
+            print(f"  {printable(reason)}", file=sys.stderr)
+        sys.exit(FOUND_ERRORS)

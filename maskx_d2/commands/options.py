@@ -1,0 +1,112 @@
+"""Options that several commands have, and the types of their values."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from maskx_d2.data.images import MAX_MEGAPIXELS, PILLOWS_MEGAPIXELS
+
+DEMO_FOLDER = Path("output/demo")
+
+
+def add_input(parser: argparse.ArgumentParser, *names: str, **options) -> None:
+    """An option that names what is read: no output may replace it."""
+    action = parser.add_argument(*names, **options)
+    parser.set_defaults(inputs=[*(parser.get_default("inputs") or ()), action.dest])
+
+
+def add_output_file(parser: argparse.ArgumentParser, **options) -> None:
+    """``--output``, a file: no other may be written."""
+    parser.add_argument("--output", required=True, type=Path, **options)
+    parser.set_defaults(written=())
+
+
+def add_output_folder(parser: argparse.ArgumentParser, *names: str, **options) -> None:
+    """
+    ``--output``, a folder.
+
+    Args:
+        parser: of the command.
+        names: of all files that it writes there, see :class:`maskx_d2.runtime.outputs.OutputFolder`.
+        options: of ``add_argument``.
+    """
+    options = {"type": Path, "metavar": "DIR", "required": "default" not in options, **options}
+    parser.add_argument("--output", **options)
+    parser.set_defaults(written=names)
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    add_input(
+        parser,
+        "--config-file",
+        metavar="FILE",
+        help="config of the model; a .ckpt of the torchvision backend needs none",
+    )
+    add_input(parser, "--weights", required=required, metavar="FILE", help="checkpoint of the model")
+
+
+def add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        default=default,
+        metavar="N",
+        help=f"images that the model gets at one time, default {default}",
+    )
+
+
+def add_max_megapixels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-megapixels",
+        type=megapixels,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help=f"largest image to read, default {MAX_MEGAPIXELS:g}, at most {PILLOWS_MEGAPIXELS:g}",
+    )
+
+
+def add_ray(parser: argparse.ArgumentParser, more: str) -> None:
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on the Ray cluster at the address (auto, or HOST:PORT), or without one on all cores or "
+        f"GPUs of this machine. {more}",
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Last, for they take all the words that are left."""
+    add_input(
+        parser,
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys to override",
+    )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number that may not be smaller."""
+
+    def parse(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def from_0_to_1(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def megapixels(text: str) -> float:
+    if not 0 < float(text) <= PILLOWS_MEGAPIXELS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {PILLOWS_MEGAPIXELS:g}")
+    return float(text)

@@ -1,0 +1,160 @@
+"""``maskx predict``: masks, names and scores on images and videos."""
+
+import argparse
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses
+from maskx_d2.commands.options import (
+    add_batch_size,
+    add_input,
+    add_max_megapixels,
+    add_model_options,
+    add_output_folder,
+    add_overrides,
+    add_ray,
+    at_least,
+    from_0_to_1,
+)
+from maskx_d2.data.printable import printable
+from maskx_d2.runtime.optional_packages import need_ray
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="masks, names and scores on images and videos",
+        description="Detect on images and videos, draw what is found, and write it as COCO results. Orange "
+        "classes were trained with masks, blue ones with boxes only.",
+    )
+    add_model_options(predict)
+    add_input(predict, "images", nargs="+", metavar="IMAGE", help="image, video or folder of such")
+    add_output_folder(predict, "log.txt*", "*.json*", "*.png", "*.mp4", "detections/*", type=str)
+    add_ray(
+        predict,
+        "Draws nothing and takes no videos; writes Parquet files. IMAGE and DIR may be addresses as "
+        "s3://bucket/folder",
+    )
+    predict.add_argument("--recursive", action="store_true", help="look in folders below folders, too")
+    predict.add_argument("--resume", action="store_true", help="go on with what the same command has begun")
+    add_batch_size(predict, default=1)
+    add_max_megapixels(predict)
+    predict.add_argument(
+        "--every", type=at_least(1), default=1, metavar="N", help="of N frames of a video take one"
+    )
+    predict.add_argument("--min-score", type=from_0_to_1, default=0.5, metavar="P", help="default 0.5")
+    predict.add_argument(
+        "--top",
+        type=at_least(1),
+        metavar="N",
+        help="draw the N best of an image; all, or 30 of a model of more than 100 classes, if not given",
+    )
+    predict.add_argument(
+        "--merge",
+        type=from_0_to_1,
+        metavar="IOU",
+        help="draw only the best of detections whose boxes overlap by more than this, and say how many "
+        "others there are; 1 draws all. 0.8 for a model of more than 100 classes, else 1, if not given",
+    )
+    add_overrides(predict)
+    predict.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    (_predict if args.ray is None else _predict_on_ray)(args)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from maskx_d2.evaluation.run_files import log_file
+    from maskx_d2.inference.predict import IMAGE_SUFFIXES, find_images, predict
+    from maskx_d2.inference.video import VIDEO_SUFFIXES, predict_video
+    from maskx_d2.runtime.logs import log_to_file
+
+    refuse_addresses(*args.images, args.output)
+    output = Path(args.output)
+    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
+    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
+    images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
+    for name, count in Counter(video.stem for video in videos).items():
+        if count > 1:
+            raise ValueError(f"{count} videos are named {name!r}, expected one: give them an --output each")
+    detector = load(args)
+    options = {
+        "model": identity(args),
+        "min_score": args.min_score,
+        "top": args.top,
+        "merge_iou": args.merge,
+        "batch_size": args.batch_size,
+        "resume": args.resume,
+        "max_megapixels": args.max_megapixels,
+    }
+    bar = partial(tqdm, file=sys.stderr)
+    said: list[str] = []
+    failed: list[str] = []
+    unread: list[str] = []
+    with log_to_file(log_file(output)):
+        for video in videos:
+            try:
+                title = printable(video.name)
+                lines = predict_video(
+                    detector,
+                    video,
+                    output,
+                    every=args.every,
+                    progress=partial(bar, unit="frame", desc=title),
+                    **options,
+                )
+                said.append(f"{lines.with_suffix('.mp4')}, what was found in its frames in {lines}")
+            except ValueError as error:
+                if len(found) == 1:
+                    raise
+                failed.append(str(error))
+        if images:
+            results = predict(
+                detector,
+                images,
+                output,
+                progress=partial(bar, unit="image"),
+                passed_over=lambda path, error: unread.append(str(error)),
+                **options,
+            )
+    if images:
+        num_done = len(images) - len(unread)
+        said.append(f"{num_done} pictures in {output}, results in COCO format in {results}")
+    print("\n".join(said))
+    exit_if_skipped([*failed, *unread])
+
+
+def _predict_on_ray(args: argparse.Namespace) -> None:
+    need_ray("maskx predict --ray")
+    from maskx_d2.data.addresses import file_in
+    from maskx_d2.inference.ray_data import DETECTIONS_FOLDER, find_images, predict_on_ray
+    from maskx_d2.inference.video import VIDEO_SUFFIXES
+
+    not_of_ray = {"--top": args.top, "--merge": args.merge, "--every": args.every != 1 or None}
+    for option, value in not_of_ray.items():
+        if value is not None:
+            raise ValueError(f"{option} is of pictures and videos, which --ray does not make")
+    for path in args.images:
+        if path.lower().endswith(VIDEO_SUFFIXES):
+            raise ValueError(f"{path} is a video, expected images with --ray")
+    images = find_images(args.images, recursive=args.recursive)
+    unread = predict_on_ray(
+        load(args),
+        images,
+        args.output,
+        address=args.ray,
+        model=identity(args),
+        min_score=args.min_score,
+        batch_size=args.batch_size,
+        resume=args.resume,
+        max_megapixels=args.max_megapixels,
+    )
+    num_done = len(images) - len(unread)
+    print(f"what was found in {num_done} images is in {file_in(args.output, DETECTIONS_FOLDER)}")
+    exit_if_skipped(unread)

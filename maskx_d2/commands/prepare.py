@@ -1,0 +1,73 @@
+"""``maskx prepare``: bring a dataset into COCO's format."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from maskx_d2.commands.options import add_input, add_output_folder, at_least
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    prepare = commands.add_parser("prepare", help="bring a dataset into COCO's format")
+    datasets = prepare.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    vg3k = datasets.add_parser(
+        "vg3k",
+        help="Visual Genome",
+        description="Write vg3k_train.json, vg3k_val.json and vg3k_test.json: the boxes of Visual Genome's "
+        "most frequent classes, in one list of classes with COCO's 80.",
+    )
+    genome = {"required": True, "type": Path, "metavar": "FILE"}
+    add_input(vg3k, "--image-data", help="image_data.json", **genome)
+    add_input(vg3k, "--objects", help="objects.json, v1.4", **genome)
+    add_input(vg3k, "--coco-val", help="COCO's instances_val2017.json", **genome)
+    add_output_folder(vg3k, "vg3k_train.json", "vg3k_val.json", "vg3k_test.json")
+    vg3k.add_argument("--num-classes", type=at_least(1), default=3000, metavar="N", help="default 3000")
+    vg3k.set_defaults(run=run_vg3k)
+
+    shapes = datasets.add_parser(
+        "shapes",
+        help="nothing to bring: the demo's images, drawn, to try things with",
+        description="Draw the demo's dataset: outlined shapes of 32 classes, in training with boxes of all "
+        "and masks of 24, which classes_with_masks.txt names.",
+    )
+    add_output_folder(shapes, "*/*", help="a new folder")
+    shapes.add_argument("--train", type=at_least(1), default=300, metavar="N", help="images, default 300")
+    shapes.add_argument("--test", type=at_least(1), default=60, metavar="N", help="images, default 60")
+    shapes.add_argument("--seed", type=at_least(0), default=0, metavar="N")
+    shapes.set_defaults(run=run_shapes)
+
+
+def run_vg3k(args: argparse.Namespace) -> None:
+    from maskx_d2.data.visual_genome import convert
+
+    summary = convert(
+        args.image_data,
+        args.objects,
+        args.coco_val,
+        args.output,
+        num_classes=args.num_classes,
+        progress=lambda iterable, title, total: tqdm(
+            iterable, desc=title, total=total, unit="image", file=sys.stderr
+        ),
+    )
+    print(summary)
+
+
+def run_shapes(args: argparse.Namespace) -> None:
+    from maskx_d2.demo import shapes
+    from maskx_d2.runtime.lock import is_empty
+
+    if not is_empty(args.output):
+        raise ValueError(f"--output {args.output} is there already, expected a new or an empty folder")
+    dataset = shapes.generate(
+        args.output,
+        num_train=args.train,
+        num_test=args.test,
+        seed=args.seed,
+        progress=partial(tqdm, unit="image", file=sys.stderr),
+    )
+    print(f"to train on:    {dataset.train_json} {dataset.train_images}")
+    print(f"to evaluate on: {dataset.test_json} {dataset.test_images}")

@@ -1,0 +1,26 @@
+"""``maskx splits``: the classes that a split gives masks to."""
+
+import argparse
+from pathlib import Path
+
+from maskx_d2.commands.options import add_input
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    splits = commands.add_parser(
+        "splits",
+        help="which classes a split gives masks to",
+        description="Print a class split. With an annotation file, of its classes, and with its instances.",
+    )
+    add_input(splits, "split", metavar="NAME", help="voc, nonvoc, coco, E1_A20B60 ..., or a file")
+    add_input(splits, "annotations", nargs="?", type=Path, metavar="JSON", help="in COCO's format")
+    splits.add_argument("--json", action="store_true", help="print it as JSON")
+    splits.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from maskx_d2.data.class_splits import class_split_report
+    from maskx_d2.data.coco_json import read_coco
+
+    coco = None if args.annotations is None else read_coco(args.annotations)
+    print(class_split_report(args.split, coco, as_json=args.json))

@@ -1,0 +1,18 @@
+"""``maskx torchvision``: train and evaluate without Detectron2."""
+
+import argparse
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    commands.add_parser(
+        "torchvision",
+        help="train and evaluate without Detectron2, by torchvision and Lightning",
+        add_help=False,
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """All options belong to Lightning's command line, ``--help`` too."""
+    from maskx_d2.backends.torchvision.command_line import main
+
+    main(args.arguments)

@@ -1,0 +1,110 @@
+"""A trained model of either backend, and what it finds in an image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
+from maskx_d2.evaluation.pictures import ClassStyle, supervision
+
+
+@dataclass(frozen=True)
+class KnownObjects:
+    """Of an image, N of them."""
+
+    boxes: list[list[float]]
+    """x0, y0, x1, y1 in its pixels."""
+
+    category_ids: list[int]
+
+
+@dataclass(frozen=True)
+class PredictedMask:
+    rle: dict[str, list[int] | str]
+    """Compressed, of the image's size."""
+
+    score: float
+    """See :func:`maskx_d2.method.expected_iou`."""
+
+
+class Detector(ABC):
+    """A model. :func:`maskx_d2.backends.load.load_detector` makes one."""
+
+    style: ClassStyle
+    """Its classes. A is what the split that evaluation reports on gives masks in training."""
+
+    @abstractmethod
+    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
+        """All detections in each of several RGB images, in COCO's results format."""
+
+    @abstractmethod
+    def masks_in_boxes(
+        self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
+    ) -> Sequence[Sequence[PredictedMask | None]]:
+        """
+        Masks of objects whose boxes and classes are known: for each image and each of its objects a mask,
+        or None where the box is too small for one.
+
+        Raises:
+            ValueError: the model has no mask head.
+        """
+
+    @abstractmethod
+    def to(self, device: str) -> "Detector":
+        """
+        Move the model.
+
+        Args:
+            device: as torch names it.
+
+        Returns:
+            The detector.
+        """
+
+    def detect(
+        self,
+        image: Image.Image | str | Path,
+        *,
+        min_score: float = 0.5,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> supervision.Detections:
+        """
+        Args:
+            image: or the file that it is in.
+            min_score: detections below it are left out.
+            max_megapixels: larger files are not read.
+
+        Returns:
+            Boxes, scores, masks if the model has any, category ids as ``class_id``, and of each detection
+            ``data["class_name"]`` and ``data["trained_with_masks"]``, whether its class was.
+
+        Raises:
+            FileNotFoundError, ValueError: the image cannot be read.
+        """
+        image = (
+            image.convert("RGB")
+            if isinstance(image, Image.Image)
+            else read_image(Path(image), max_megapixels=max_megapixels)
+        )
+        (found,) = self.coco_results([image], [0])
+        found = [d for d in found if d["score"] >= min_score]
+        boxes = np.array([d["bbox"] for d in found], dtype=float).reshape(-1, 4)
+        category_ids = np.array([d["category_id"] for d in found], dtype=int)
+        masks = None
+        if any("segmentation" in d for d in found):
+            masks = np.stack([mask_util.decode(d["segmentation"]).astype(bool) for d in found])
+        return supervision.Detections(
+            xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+            mask=masks,
+            confidence=np.array([d["score"] for d in found], dtype=float),
+            class_id=category_ids,
+            data={
+                "class_name": np.array([self.style.names[i] for i in category_ids], dtype=object),
+                "trained_with_masks": np.array([i in self.style.with_masks for i in category_ids], bool),
+            },
+        )

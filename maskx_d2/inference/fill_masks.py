@@ -1,0 +1,261 @@
+"""Masks for annotations that have a box and a class: predicted, and written where they were missing."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import pycocotools.mask as mask_util
+from tabulate import tabulate
+
+from maskx_d2.data.addresses import file_in, is_address
+from maskx_d2.data.coco_json import category_names, index_coco, polygons_with_area, read_checked_json
+from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
+from maskx_d2.data.polygons import to_polygons
+from maskx_d2.data.printable import printable
+from maskx_d2.data.rle import check_rle
+from maskx_d2.evaluation.pictures import ClassStyle
+from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
+from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, find_masks
+from maskx_d2.runtime.journal import open_journal
+
+FORMATS = ("rle", "polygon")
+
+
+@dataclass
+class Filled:
+    """What :func:`fill_masks` has done."""
+
+    num_filled: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    """Why annotations are as they were -> how many."""
+
+    passed_over: list[str] = field(default_factory=list)
+    """Why images could not be read."""
+
+    overlaps: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Of masks that were there, by category id of the model: IoU with the predicted ones."""
+
+
+def fill_masks(
+    detector: Detector,
+    annotations: Path,
+    images: Path | str,
+    output: Path,
+    *,
+    model: object,
+    form: str = "rle",
+    min_score: float = 0.0,
+    also_replace: bool = False,
+    find_masks: Callable[[Detector, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]] = find_masks,
+) -> Filled:
+    """
+    Predict a mask for every annotation that has none, in its box and for its class. All else in the file
+    stays as it is. New masks have ``segmentation_source`` "predicted" and ``mask_score``, see
+    :func:`maskx_d2.method.expected_iou`.
+
+    Killed and started again it goes on where it was, by a file beside the output.
+
+    Args:
+        detector: the model; its classes are found by name.
+        annotations: in COCO's format.
+        images: the folder of its images; for ``find_masks`` of Ray its address, too.
+        output: the annotation file to write.
+        model: what tells the model from others, as JSON has it.
+        form: ``"rle"`` or ``"polygon"``, see :func:`maskx_d2.data.polygons.to_polygons`.
+        min_score: annotations whose mask has a lower score stay without one.
+        also_replace: predict for annotations that have masks too, and see how well both agree.
+        find_masks: :func:`maskx_d2.inference.masks_in_boxes.find_masks` or
+            :func:`maskx_d2.inference.ray_data.find_masks_on_ray`, with their options.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is not what it should be, or the model knows no class of it.
+    """
+    check_keeps_inputs([output], [annotations])
+    check_replaceable(output)
+    if not is_address(images) and not Path(images).is_dir():
+        raise FileNotFoundError(f"image folder {images} is no folder")
+    content = read_checked_json(annotations)
+    filled = Filled()
+    wanted = _wanted(content, _model_categories(content, detector.style), filled, also_replace=also_replace)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    journal_path = output.with_name(f"{output.name}.unfinished")
+    work = {"annotations": file_digest(annotations), "model": model, "also_replace": also_replace}
+    with open_journal(journal_path, work=work, kind=FoundMasks) as journal:
+        masks: dict[int, PredictedMask | None] = {}
+        for done in journal.done:
+            if twice := masks.keys() & done.masks.keys():
+                raise ValueError(f"{journal.path} has masks of annotation {min(twice)} twice: delete it")
+            masks |= _checked(done, wanted, journal.path)
+        todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
+        of_images = _by_image(todo, str(images))
+        for found in find_masks(detector, of_images) if of_images else ():
+            if isinstance(found, UnreadImage):
+                filled.passed_over.append(found.reason)
+                filled.left["annotations of images that cannot be read"] += found.num_objects
+            else:
+                journal.append(found)
+                masks |= found.masks
+        if not masks and of_images and len(filled.passed_over) == len(of_images):
+            raise ValueError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
+        if also_replace:
+            _measure(content, masks, wanted, filled)
+        _write_into(wanted, masks, filled, form=form, min_score=min_score)
+        write_text(output, json.dumps(content))
+        journal.delete()
+    return filled
+
+
+@dataclass(frozen=True)
+class _Object:
+    """An annotation that gets a mask."""
+
+    annotation: dict
+    image: dict
+    category_id: int
+    """Of the model."""
+
+    box: list[float]
+    """x0, y0, x1, y1, within the image."""
+
+
+def _model_categories(content: dict, style: ClassStyle) -> dict[int, int]:
+    """Category id of the file -> that of the model, for those that it knows."""
+    of_model = {name: category_id for category_id, name in style.names.items()}
+    names = category_names(content["categories"])
+    pairs = zip(content["categories"], names, strict=True)
+    known = {category["id"]: of_model[name] for category, name in pairs if name in of_model}
+    if not known:
+        raise ValueError(
+            f"the model knows no category of the annotation file: its classes are {_few(of_model)}, "
+            f"the file's {_few(names)}"
+        )
+    return known
+
+
+def _few(names: Iterable[str], number: int = 3) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:number])) + (", ..." if len(names) > number else "")
+
+
+def _wanted(
+    content: dict, categories: dict[int, int], filled: Filled, *, also_replace: bool
+) -> dict[int, _Object]:
+    """By annotation id, what gets a mask; the others are counted."""
+    images = {image["id"]: image for image in content["images"]}
+    wanted = {}
+    for annotation in content["annotations"]:
+        if _has_mask(annotation) and not also_replace:
+            continue
+        image, (x, y, width, height) = images[annotation["image_id"]], annotation["bbox"]
+        box = [max(x, 0), max(y, 0), min(x + width, image["width"]), min(y + height, image["height"])]
+        if annotation.get("iscrowd"):
+            filled.left["crowd regions"] += 1
+        elif annotation["category_id"] not in categories:
+            filled.left["annotations of classes that the model does not know"] += 1
+        elif box[0] >= box[2] or box[1] >= box[3]:
+            filled.left["boxes without area in the image"] += 1
+        else:
+            box = [float(side) for side in box]
+            category_id = categories[annotation["category_id"]]
+            wanted[annotation["id"]] = _Object(annotation, image, category_id, box)
+    return wanted
+
+
+def _has_mask(annotation: dict) -> bool:
+    segmentation = annotation.get("segmentation")
+    return bool(polygons_with_area(segmentation) if isinstance(segmentation, list) else segmentation)
+
+
+def _checked(
+    done: FoundMasks, wanted: dict[int, _Object], journal: Path
+) -> dict[int, PredictedMask | None]:
+    for annotation_id, mask in done.masks.items():
+        if annotation_id not in wanted:
+            raise ValueError(
+                f"{journal} has a mask of annotation {annotation_id}, which needs none: delete it"
+            )
+        if mask is not None:
+            if not 0 <= mask.score <= 1:
+                raise ValueError(f"{journal} has a mask of score {mask.score}, expected 0 to 1: delete it")
+            check_rle(mask.rle)
+            image = wanted[annotation_id].image
+            if mask.rle["size"] != [image["height"], image["width"]]:
+                raise ValueError(f"{journal} has a mask of another size than that of its image: delete it")
+    return done.masks
+
+
+def _by_image(objects: Iterable[_Object], folder: str) -> list[BoxesOfImage]:
+    of_images: dict[int, list[_Object]] = defaultdict(list)
+    for known in objects:
+        of_images[known.image["id"]].append(known)
+    return [
+        BoxesOfImage(
+            path=file_in(folder, of_image[0].image["file_name"]),
+            width=of_image[0].image["width"],
+            height=of_image[0].image["height"],
+            annotation_ids=[known.annotation["id"] for known in of_image],
+            objects=KnownObjects([k.box for k in of_image], [k.category_id for k in of_image]),
+        )
+        for of_image in of_images.values()
+    ]
+
+
+def _measure(
+    content: dict, masks: dict[int, PredictedMask | None], wanted: dict[int, _Object], filled: Filled
+) -> None:
+    """How well the predicted masks agree with those that were there."""
+    coco = index_coco(content)
+    for annotation_id, mask in masks.items():
+        known = wanted[annotation_id]
+        if _has_mask(known.annotation):
+            segmentation = known.annotation["segmentation"]
+            if isinstance(segmentation, list):
+                segmentation = polygons_with_area(segmentation)
+            truth = coco.annToRLE({**known.annotation, "segmentation": segmentation})
+            overlap = 0.0 if mask is None else mask_util.iou([mask.rle], [truth], [0]).item()
+            filled.overlaps[known.category_id].append(overlap)
+
+
+def _write_into(
+    wanted: dict[int, _Object],
+    masks: dict[int, PredictedMask | None],
+    filled: Filled,
+    *,
+    form: str,
+    min_score: float,
+) -> None:
+    for annotation_id, mask in masks.items():
+        annotation = wanted[annotation_id].annotation
+        if mask is None or mask_util.area(mask.rle) == 0:
+            filled.left["annotations whose predicted mask has no pixel"] += 1
+        elif mask.score < min_score:
+            filled.left[f"annotations whose predicted mask has a score below {min_score:g}"] += 1
+        else:
+            annotation["segmentation"] = mask.rle if form == "rle" else to_polygons(mask.rle)
+            annotation["segmentation_source"] = "predicted"
+            annotation["mask_score"] = round(mask.score, 4)
+            filled.num_filled += 1
+
+
+def summary(filled: Filled, style: ClassStyle) -> str:
+    """For people to read."""
+    lines = [f"{filled.num_filled:,} masks are filled in"]
+    lines += [f"  {count:,} {reason} are left as they were" for reason, count in filled.left.items()]
+    if filled.overlaps:
+        lines += ["", _agreement(filled.overlaps, style)]
+    return "\n".join(lines)
+
+
+def _agreement(overlaps: dict[int, list[float]], style: ClassStyle) -> str:
+    """Mean IoU with the masks that were there, of each side of the split, and of each class."""
+    sides = {"A: trained with masks": [], "B: trained with boxes only": []}
+    rows = []
+    for category_id, of_class in sorted(overlaps.items()):
+        side = list(sides)[category_id not in style.with_masks]
+        sides[side] += of_class
+        rows.append([printable(style.names[category_id]), side[0], len(of_class), fmean(of_class)])
+    total = [[title, "", len(of_side), fmean(of_side)] for title, of_side in sides.items() if of_side]
+    return tabulate([*total, *rows], ["", "side", "masks", "mean IoU"], "github", floatfmt=".3f")

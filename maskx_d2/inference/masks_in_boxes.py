@@ -1,0 +1,116 @@
+"""Masks of objects whose boxes and classes are known, image by image."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead, size_difference
+from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
+
+_Piece = tuple[Image.Image, list[int], KnownObjects]
+_MOST_AT_ONCE = 100  # objects of an image: each has a mask of the image's size
+
+
+@dataclass(frozen=True)
+class BoxesOfImage:
+    """What of an image is to get masks."""
+
+    path: str
+    """Of its file."""
+
+    width: int
+    """In pixels, as the annotation file says."""
+
+    height: int
+    annotation_ids: list[int]
+    objects: KnownObjects
+
+
+class FoundMasks(msgspec.Struct, tag=True):
+    """Of some annotations."""
+
+    masks: dict[int, PredictedMask | None]
+    """By annotation id; None where the box is too small for a mask."""
+
+
+class UnreadImage(msgspec.Struct, tag=True):
+    """One that cannot be read."""
+
+    reason: str
+    num_objects: int
+
+
+def find_masks(
+    detector: Detector,
+    of_images: Sequence[BoxesOfImage],
+    *,
+    batch_size: int = 4,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[Sequence], Iterable] = iter,
+) -> Iterator[FoundMasks | UnreadImage]:
+    """
+    Args:
+        detector: the model.
+        of_images: each with objects.
+        batch_size: images that the model gets at one time.
+        max_megapixels: larger images cannot be read.
+        progress: wraps the images, as ``tqdm`` does.
+
+    Raises:
+        ValueError: the model has no mask head.
+    """
+    paths = (Path(of_image.path) for of_image in of_images)
+    ahead = read_ahead(paths, max_megapixels=max_megapixels)
+    images = (
+        (of_image, reading.result)
+        for of_image, (_, reading) in zip(progress(of_images), ahead, strict=True)
+    )
+    yield from masks_in_images(detector, images, batch_size=batch_size)
+
+
+def masks_in_images(
+    detector: Detector,
+    images: Iterable[tuple[BoxesOfImage, Callable[[], Image.Image]]],
+    *,
+    batch_size: int,
+) -> Iterator[FoundMasks | UnreadImage]:
+    """
+    As :func:`find_masks`.
+
+    Args:
+        images: with what gives their pixels, or raises as :func:`maskx_d2.data.images.read_image`.
+    """
+    pieces: list[_Piece] = []
+    for of_image, read in images:
+        size = {"width": of_image.width, "height": of_image.height}
+        try:
+            image = read()
+            if difference := size_difference(image.size, size):
+                raise ValueError(f"{of_image.path} {difference}")
+        except (FileNotFoundError, ValueError) as error:
+            yield UnreadImage(str(error), len(of_image.annotation_ids))
+            continue
+        for start in range(0, len(of_image.annotation_ids), _MOST_AT_ONCE):
+            part = slice(start, start + _MOST_AT_ONCE)
+            objects = KnownObjects(of_image.objects.boxes[part], of_image.objects.category_ids[part])
+            pieces.append((image, of_image.annotation_ids[part], objects))
+            if len(pieces) == batch_size:
+                yield _predict(detector, pieces)
+                pieces = []
+    if pieces:
+        yield _predict(detector, pieces)
+
+
+def _predict(detector: Detector, pieces: list[_Piece]) -> FoundMasks:
+    images, annotation_ids, objects = zip(*pieces, strict=True)
+    found = detector.masks_in_boxes(images, objects)
+    return FoundMasks(
+        {
+            annotation_id: mask
+            for of_piece in zip(annotation_ids, found, strict=True)
+            for annotation_id, mask in zip(*of_piece, strict=True)
+        }
+    )

@@ -1,0 +1,264 @@
+"""Masks, names and scores on images: pictures and a COCO-results JSON."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from PIL import Image
+
+from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
+from maskx_d2.data.rle import check_rle
+from maskx_d2.evaluation.merging import readable_detections
+from maskx_d2.evaluation.pictures import draw_detections, with_legend
+from maskx_d2.evaluation.run_files import DETECTIONS_FILE
+from maskx_d2.inference.detector import Detector
+from maskx_d2.runtime.journal import Journal, open_journal
+
+UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
+"""In place of :data:`DETECTIONS_FILE` until all images are done; see :mod:`maskx_d2.runtime.journal`."""
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def find_images(
+    paths: Sequence[Path], *, recursive: bool = False, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> list[Path]:
+    """
+    The images among files and, sorted by name, in folders.
+
+    Args:
+        paths: files and folders.
+        recursive: look in folders below those, too.
+        suffixes: what files in folders end in.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no image.
+    """
+    images: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            # A pipe or a link that leads nowhere is named later, with the images that cannot be read.
+            inside = path.rglob("*") if recursive else path.iterdir()
+            found = sorted(p for p in inside if p.suffix.lower() in suffixes and not p.is_dir())
+            if not found:
+                raise FileNotFoundError(
+                    f"{path} holds no image, expected files ending in {', '.join(suffixes)}"
+                )
+            images += found
+        elif path.is_file():
+            images.append(path)
+        else:
+            raise FileNotFoundError(f"{path} is neither an image nor a folder")
+    return images
+
+
+class _Rle(msgspec.Struct):
+    size: Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]
+    counts: str
+
+
+class _Detection(msgspec.Struct):
+    image_id: int
+    category_id: int
+    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    segmentation: _Rle | msgspec.UnsetType = msgspec.UNSET
+
+
+class FoundObjects(msgspec.Struct):
+    """What a journal says of an image or a frame, when a run goes on."""
+
+    detections: list[_Detection]
+
+    def check(
+        self, image_id: int, category_ids: Container[int], *, size: Sequence[int] | None = None
+    ) -> None:
+        """
+        Args:
+            image_id: of the image.
+            category_ids: that the model knows.
+            size: height and width of masks; any if None.
+
+        Raises:
+            ValueError: they cannot be those of a model of these classes in the image.
+        """
+        for found in self.detections:
+            if found.image_id != image_id or found.category_id not in category_ids:
+                ids = f"image_id {found.image_id} and category_id {found.category_id}"
+                raise ValueError(f"a detection of {ids} in image {image_id}")
+            mask = found.segmentation
+            if isinstance(mask, _Rle):
+                check_rle(msgspec.structs.asdict(mask))
+                if size is not None and mask.size != list(size):
+                    raise ValueError(f"a mask of size {mask.size}, expected {list(size)}")
+
+
+class _Done(msgspec.Struct):
+    place: int
+    """In the sequence."""
+
+
+class _DoneWithObjects(FoundObjects, kw_only=True):
+    place: int
+
+
+def predict(
+    detector: Detector,
+    images: Sequence[Path],
+    output: Path,
+    *,
+    model: object = None,
+    min_score: float = 0.5,
+    top: int | None = None,
+    merge_iou: float | None = None,
+    batch_size: int = 1,
+    resume: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+    passed_over: Callable[[Path, Exception], None] | None = None,
+) -> Path:
+    """
+    Detect on images; draw what is found, and write it in COCO's results format. What is done is not lost
+    if it is interrupted: pictures, and a line for each in :data:`UNFINISHED_FILE`.
+
+    ``image_id`` is the number that the file is named by, as in COCO, or where one is not, the image's
+    place in the sequence; ``file_name`` is there too.
+
+    Args:
+        detector: the model.
+        images: image files.
+        output: a folder that is made if need be; pictures keep the images' names, as .png.
+        model: what tells the model from others, as JSON has it, for a run that is gone on with.
+        min_score: detections below it are neither drawn nor written.
+        top, merge_iou: what is drawn, see :func:`maskx_d2.evaluation.merging.readable_detections`.
+        batch_size: images that the model gets at one time.
+        resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
+        max_megapixels: larger images cannot be read.
+        progress: wraps the images, as ``tqdm`` does.
+        passed_over: called with each image that cannot be read, and why; if None, the first ends it.
+
+    Returns:
+        The path of the JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: an image cannot be read, or something is in the way of the output.
+    """
+    picture_paths = _picture_paths(images, output)
+    check_keeps_inputs(picture_paths, images)
+    output.mkdir(parents=True, exist_ok=True)
+    json_path, unfinished = output / DETECTIONS_FILE, output / UNFINISHED_FILE
+    for path in (json_path, unfinished, *picture_paths):
+        check_replaceable(path)
+    json_path.unlink(missing_ok=True)  # it is not of the pictures that will be beside it
+    if not resume:
+        unfinished.unlink(missing_ok=True)
+    ids = image_ids(images)
+    work = work_of(images, model=model, min_score=min_score)
+    with open_journal(unfinished, work=work, kind=_Done) as journal:
+        done = _places(journal, ids, detector.style.names)
+        todo = {place: path for place, path in enumerate(images) if place not in done}
+        unread: list[Exception] = []
+        ahead = read_ahead(progress(list(todo.values())), max_megapixels=max_megapixels)
+        pictures = _read(todo, ahead, unread, passed_over)
+        while batch := list(islice(pictures, batch_size)):
+            results = detector.coco_results(
+                [image for _, image in batch], [ids[place] for place, _ in batch]
+            )
+            for (place, image), detections in zip(batch, results, strict=True):
+                found = [d for d in detections if d["score"] >= min_score]
+                for detection in found:
+                    detection["file_name"] = images[place].name
+                num_classes = len(detector.style.names)
+                shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
+                drawn = draw_detections(image, shown, detector.style)
+                write_png(picture_paths[place], with_legend(drawn))
+                journal.append({"place": place, "detections": found})
+                logging.getLogger(__name__).info(
+                    "%s: %d objects, %d drawn -> %s",
+                    *(images[place], len(found), len(shown), picture_paths[place]),
+                )
+        if len(unread) == len(images):
+            raise ValueError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
+        _write_results(json_path, journal)
+        journal.delete()
+    return json_path
+
+
+def _places(journal: Journal, ids: Sequence[int], category_ids: Container[int]) -> set[int]:
+    """Of the images that are done."""
+    places: set[int] = set()
+    for of_image in journal.pieces(_DoneWithObjects):
+        place = of_image.place
+        if place in places or not 0 <= place < len(ids):
+            raise journal.refusal(f"it has image number {place} twice, or there is none")
+        places.add(place)
+        try:
+            of_image.check(ids[place], category_ids)
+        except ValueError as error:
+            raise journal.refusal(error) from error
+    return places
+
+
+def _read(
+    images: dict[int, Path],
+    ahead: Iterable[tuple[Path, Future[Image.Image]]],
+    unread: list[Exception],
+    passed_over: Callable[[Path, Exception], None] | None,
+) -> Iterator[tuple[int, Image.Image]]:
+    """Images that can be read, with their places; why others cannot is added to ``unread``."""
+    for place, (path, reading) in zip(images, ahead, strict=True):
+        try:
+            image = reading.result()
+        except (FileNotFoundError, ValueError) as error:
+            if passed_over is None:
+                raise
+            passed_over(path, error)
+            unread.append(error)
+            continue
+        yield place, image
+
+
+def _write_results(path: Path, journal: Journal) -> None:
+    """One after the other: those of very many images do not fit into memory."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        between = "["
+        for of_image in journal.pieces():
+            for detection in of_image["detections"]:
+                file.write(between + json.dumps(detection))
+                between = ", "
+        file.write("[]" if between == "[" else "]")
+
+
+def work_of(images: Sequence[Path | str], *, model: object, min_score: float) -> dict:
+    """What detections depend on, for a run that is gone on with; see :func:`predict`."""
+    paths = "\n".join(map(str, images)).encode()
+    return {"images": hashlib.sha256(paths).hexdigest(), "model": model, "min_score": min_score}
+
+
+def image_ids(images: Sequence[Path]) -> list[int]:
+    """The numbers that files are named by, as in COCO, or where one is not, their places from 1 on."""
+    numbers = [int(path.stem) if path.stem.isdecimal() else None for path in images]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        return list(range(1, len(images) + 1))
+    return numbers
+
+
+def _picture_paths(images: Sequence[Path], output: Path) -> list[Path]:
+    """A name for each picture; images of one name from several folders get a number."""
+    taken: set[str] = set()
+    paths = []
+    for path in images:
+        name, count = path.stem, 1
+        while name in taken:
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken.add(name)
+        paths.append(output / f"{name}.png")
+    return paths

@@ -1,0 +1,320 @@
+"""A detector on all machines of a Ray cluster, or all cores of this one, as Ray Data runs it."""
+
+import contextlib
+import json
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from PIL import Image
+from pyarrow import dataset, parquet
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+from maskx_d2.data.addresses import (
+    file_in,
+    file_system,
+    find_images_at,
+    from_anywhere,
+    is_address,
+    read_image_at,
+)
+from maskx_d2.data.images import MAX_MEGAPIXELS
+from maskx_d2.inference import predict
+from maskx_d2.inference.detector import Detector
+from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, masks_in_images
+
+DETECTIONS_FOLDER = "detections"
+"""Of Parquet files, in the output of :func:`predict_on_ray`."""
+
+THIS_MACHINE = "local"
+"""The address of a Ray that is begun here, and ends with the work."""
+
+_IMAGES_OF_A_TASK = 32  # many enough that its own costs are small, few enough to be done again
+_UNFINISHED = "_unfinished.json"  # readers of Parquet pass over names with an underscore
+_RLE = pa.struct({"size": pa.list_(pa.int64()), "counts": pa.string()})
+_DETECTION = pa.struct(
+    {
+        "category_id": pa.int64(),
+        "category_name": pa.string(),
+        "bbox": pa.list_(pa.float64()),
+        "score": pa.float64(),
+        "segmentation": _RLE,
+    }
+)
+_SCHEMA = pa.schema(
+    {
+        "image_id": pa.int64(),
+        "path": pa.string(),
+        "width": pa.int64(),
+        "height": pa.int64(),
+        "detections": pa.list_(_DETECTION),
+        "error": pa.string(),
+    }
+)
+_FOUND = FoundMasks | UnreadImage
+
+
+def find_images(paths: Sequence[str], *, recursive: bool = False) -> list[str]:
+    """
+    As :func:`maskx_d2.inference.predict.find_images`, in addresses too.
+
+    Raises:
+        FileNotFoundError, ValueError: see there and :func:`maskx_d2.data.addresses.find_images_at`.
+    """
+    images: list[str] = []
+    for path in paths:
+        if is_address(path):
+            images += find_images_at(path, recursive=recursive, suffixes=predict.IMAGE_SUFFIXES)
+        else:
+            images += map(str, predict.find_images([Path(path)], recursive=recursive))
+    return images
+
+
+def predict_on_ray(
+    detector: Detector,
+    images: Sequence[str],
+    output: str,
+    *,
+    address: str = THIS_MACHINE,
+    model: object = None,
+    min_score: float = 0.5,
+    batch_size: int = 1,
+    resume: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> list[str]:
+    """
+    Detect on images. Writes Parquet files with a row for each: ``image_id`` as in
+    :func:`maskx_d2.inference.predict.predict`, ``path``, ``width``, ``height``, ``detections`` in COCO's
+    results format with their ``category_name``, and ``error``, why it could not be read.
+
+    Args:
+        detector: the model.
+        images: paths that are the same on all machines, or addresses.
+        output: path or address of a folder; the files are in :data:`DETECTIONS_FOLDER` there.
+        address: of the Ray cluster.
+        model: what tells the model from others, as JSON has it, for a run that is gone on with.
+        min_score: detections below it are not written.
+        batch_size: images that the model gets at one time.
+        resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
+        max_megapixels: larger images cannot be read.
+
+    Returns:
+        Why images could not be read.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+        ValueError: none of the images can be read, or the output is of other work.
+    """
+    folder = from_anywhere(file_in(output, DETECTIONS_FOLDER))
+    paths = [from_anywhere(path) for path in images]
+    work = json.dumps(predict.work_of(paths, model=model, min_score=min_score)).encode()
+    ids = predict.image_ids([Path(path) for path in images])
+    with _connected(address):
+        done = _begin(*file_system(folder), work, ids, resume=resume)
+        pairs = zip(ids, paths, strict=True)
+        rows = [
+            {"image_id": i, "path": p, "max_megapixels": max_megapixels} for i, p in pairs if i not in done
+        ]
+        if rows:
+            found = _pipeline(_Detect, detector, rows, batch_size=batch_size, min_score=min_score)
+            # Without cores of its own, for which it would wait until all images are done.
+            writers = max(1, int(ray.cluster_resources()["CPU"]) // 2)
+            found.write_parquet(folder, ray_remote_args={"num_cpus": 0}, concurrency=writers)
+    return _finish(*file_system(folder), len(images))
+
+
+def find_masks_on_ray(
+    detector: Detector,
+    of_images: Sequence[BoxesOfImage],
+    *,
+    address: str = THIS_MACHINE,
+    batch_size: int = 4,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Iterator[FoundMasks | UnreadImage]:
+    """
+    As :func:`maskx_d2.inference.masks_in_boxes.find_masks`.
+
+    Args:
+        address: of the Ray cluster.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+    """
+    rows = [
+        {
+            "path": from_anywhere(of_image.path),
+            "boxes": msgspec.json.encode(of_image),
+            "max_megapixels": max_megapixels,
+        }
+        for of_image in of_images
+    ]
+    with _connected(address):
+        found = _pipeline(_FindMasks, detector, rows, batch_size=batch_size)
+        for row in found.iter_rows():
+            yield msgspec.json.decode(row["found"], type=_FOUND)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """To the cluster that this process is connected to already, if there is one."""
+    if ray.is_initialized():
+        yield
+        return
+    _check_reachable(address)
+    begun_here = {"include_dashboard": False} if address == THIS_MACHINE else {}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(address=address, log_to_driver=False, logging_level="error", **begun_here)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _pipeline(
+    work: type, detector: Detector, rows: list[dict], *, batch_size: int, **options
+) -> ray.data.Dataset:
+    """Rows with a ``path``, and what ``work`` makes of each batch of them, with their images."""
+    on_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    options["device"] = "cuda" if on_gpu else "cpu"
+    return (
+        ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _IMAGES_OF_A_TASK))
+        .map(_read)
+        .map_batches(
+            work,
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(),
+            num_gpus=1 if on_gpu else None,
+            # Sent from here, so that other machines need neither weights nor configs.
+            fn_constructor_args=(ray.put(detector.to("cpu")),),
+            fn_constructor_kwargs=options,
+        )
+    )
+
+
+def _read(row: dict) -> dict:
+    pixels, error = np.zeros((1, 1, 3), np.uint8), ""
+    try:
+        pixels = np.asarray(read_image_at(row["path"], max_megapixels=row["max_megapixels"]))
+    except (FileNotFoundError, ValueError) as reason:
+        error = str(reason)
+    return {**row, "pixels": pixels, "error": error}
+
+
+class _Detect:
+    """In a process of its own."""
+
+    def __init__(self, detector: ray.ObjectRef, *, device: str, min_score: float):
+        self._detector = ray.get(detector).to(device)
+        self._min_score = min_score
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        rows = [
+            {"image_id": int(image_id), "path": str(path), "detections": [], "error": str(error) or None}
+            for image_id, path, error in zip(batch["image_id"], batch["path"], batch["error"], strict=True)
+        ]
+        images = [Image.fromarray(pixels) for pixels in batch["pixels"]]
+        readable = [(row, image) for row, image in zip(rows, images, strict=True) if not row["error"]]
+        names = self._detector.style.names
+        if readable:
+            results = self._detector.coco_results(
+                [image for _, image in readable], [row["image_id"] for row, _ in readable]
+            )
+            for (row, image), detections in zip(readable, results, strict=True):
+                row["width"], row["height"] = image.size
+                row["detections"] = [
+                    {**d, "category_name": names[d["category_id"]]}
+                    for d in detections
+                    if d["score"] >= self._min_score
+                ]
+        return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+class _FindMasks:
+    """In a process of its own."""
+
+    def __init__(self, detector: ray.ObjectRef, *, device: str):
+        self._detector = ray.get(detector).to(device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        of_images = [msgspec.json.decode(boxes, type=BoxesOfImage) for boxes in batch["boxes"]]
+        images = [
+            partial(_image, pixels, str(error))
+            for pixels, error in zip(batch["pixels"], batch["error"], strict=True)
+        ]
+        pairs = zip(of_images, images, strict=True)
+        found = masks_in_images(self._detector, pairs, batch_size=len(of_images))
+        return pa.table({"found": pa.array([msgspec.json.encode(each) for each in found], pa.binary())})
+
+
+def _image(pixels: np.ndarray, error: str) -> Image.Image:
+    if error:
+        raise ValueError(error)
+    return Image.fromarray(pixels)
+
+
+def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, resume: bool) -> set[int]:
+    """Ids of the images that are done. The folder is there then, and says what it is of."""
+    unfinished = f"{folder}/{_UNFINISHED}"
+    there = files.get_file_info(FileSelector(folder, allow_not_found=True))
+    for info in there:
+        if info.type != FileType.File or not info.base_name.endswith((".parquet", _UNFINISHED)):
+            raise ValueError(f"{info.path} is in the way of what is found: give another --output")
+    if not (resume and any(info.base_name == _UNFINISHED for info in there)):
+        for info in there:
+            files.delete_file(info.path)
+        files.create_dir(folder)
+        with files.open_output_stream(unfinished) as file:
+            file.write(work)
+        return set()
+    with files.open_input_file(unfinished) as file:
+        if file.read() != work:
+            raise ValueError(f"{folder} is of other work than this: give another --output")
+    done, wanted = set(), set(ids)
+    for info in there:
+        if info.base_name != _UNFINISHED:
+            try:
+                part = parquet.read_table(info.path, columns=["image_id"], filesystem=files)
+                found = part["image_id"].to_pylist()
+            except (pa.ArrowException, OSError):  # it was being written
+                files.delete_file(info.path)
+                continue
+            if not wanted.issuperset(found) or len(done) + len(found) != len(done.union(found)):
+                raise ValueError(f"{info.path} has images twice, or others than these: delete it")
+            done.update(found)
+    return done
+
+
+def _finish(files: FileSystem, folder: str, num_images: int) -> list[str]:
+    """Why images could not be read. The folder says no longer that it is unfinished."""
+    found = dataset.dataset(folder, schema=_SCHEMA, format="parquet", filesystem=files)
+    if (count := found.count_rows()) != num_images:
+        raise RuntimeError(f"{folder} has {count} rows, expected one for each of {num_images} images")
+    errors = found.to_table(columns=["error"], filter=dataset.field("error").is_valid())
+    unread = errors["error"].to_pylist()
+    if len(unread) == num_images:
+        files.delete_dir_contents(folder)
+        raise ValueError(f"none of {num_images} images can be read: {unread[0]}")
+    files.delete_file(f"{folder}/{_UNFINISHED}")
+    return unread

@@ -28,7 +28,6 @@ _SECONDS_KEPT = 3600
 _MIN_SCORE = 0.05  # of what is kept, for the slider
 # A browser then asks no other host for anything, whatever the page may say.
 _OWN_HOST_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
-_ANY_NUMBER = "*"
 _CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: 1500px !important; }
@@ -185,7 +184,7 @@ def serve(
         ports = "7860 and those after it are" if port is None else f"{port} is"
         raise OSError(f"port {ports} not free on {address}, expected one that is: --port") from error
     # Outside of all that Gradio puts around it, which allows other origins.
-    blocks.app.middleware_stack = _OwnPagesAlone(blocks.app.middleware_stack, names=_names(address))
+    blocks.app.middleware_stack = _OwnPagesAlone(blocks.app.middleware_stack, address=address)
     print(f"http://{address}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 
@@ -266,24 +265,26 @@ def _forget(seen: _Seen | None) -> None:
         shutil.rmtree(seen.folder, ignore_errors=True)
 
 
-def _names(address: str) -> frozenset[str]:
-    """
-    What requests may call this machine. A page elsewhere can have a name of its own stand for this
-    address (DNS rebinding), but not a number.
-    """
-    if address in ("127.0.0.1", "::1", "localhost"):
-        return frozenset({"127.0.0.1", "::1", "localhost"})
-    if address in ("0.0.0.0", "::"):
-        return frozenset({"localhost", socket.gethostname().lower(), socket.getfqdn().lower(), _ANY_NUMBER})
-    return frozenset({address.lower()})
-
-
 class _OwnPagesAlone:
-    """Answers requests of this page alone, and sends its policy with every answer."""
+    """
+    Answers requests of this page alone, and sends its policy with every answer. A page elsewhere can have a
+    name of its own stand for this address (DNS rebinding), but not a number.
+    """
 
-    def __init__(self, app: ASGIApp, *, names: frozenset[str]):
+    def __init__(self, app: ASGIApp, *, address: str):
+        """
+        Args:
+            app: what answers.
+            address: see :func:`serve`.
+        """
         self.app = app
-        self.names = names
+        self.answers_to_numbers = address in ("0.0.0.0", "::")
+        if self.answers_to_numbers:
+            self.names = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+        elif address in ("127.0.0.1", "::1", "localhost"):
+            self.names = {"127.0.0.1", "::1", "localhost"}
+        else:
+            self.names = {address.lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -309,7 +310,7 @@ class _OwnPagesAlone:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        return name in self.names or (_ANY_NUMBER in self.names and _is_number(name))
+        return name in self.names or (self.answers_to_numbers and _is_number(name))
 
 
 def _is_number(name: str) -> bool:

@@ -249,14 +249,14 @@ def test_only_its_own_address_and_pages_are_answered(url, method, host, origin, 
 
 
 def test_a_page_for_others_answers_to_numbers_and_its_own_name_alone():
-    from maskx_d2.app.page import _names, _OwnPagesAlone
+    from maskx_d2.app.page import _OwnPagesAlone
 
-    page = _OwnPagesAlone(None, names=_names("0.0.0.0"))
+    page = _OwnPagesAlone(None, address="0.0.0.0")
     for host in ("10.0.0.7:7860", "[fe80::1]:7860", "localhost", f"{socket.gethostname()}:7860"):
         assert page._is_own(host), host
     for host in ("evil.example", "10.0.0.7.evil.example", "", "*", "x@10.0.0.7.evil"):
         assert not page._is_own(host), host
-    page = _OwnPagesAlone(None, names=_names("Server.lan"))
+    page = _OwnPagesAlone(None, address="Server.lan")
     assert page._is_own("server.lan:80") and not page._is_own("127.0.0.1")
 
 

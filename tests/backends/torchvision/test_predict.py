@@ -235,7 +235,7 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
         assert line.startswith("maskx: ") and message in line
     with pytest.raises(SystemExit):
         cli.main(["predict", "image.png", "--output", "text.ckpt", "--weights", str(checkpoint)])
-    assert capsys.readouterr().err == "maskx: --output text.ckpt is no folder\n"
+    assert capsys.readouterr().err == "maskx: text.ckpt is not a folder\n"
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(SystemExit):
         cli.main(["predict", "broken.png", "--output", "out", "--weights", str(checkpoint)])

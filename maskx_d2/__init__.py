@@ -2,8 +2,8 @@
 Mask^X R-CNN ("Learning to Segment Every Thing", CVPR 2018) for Detectron2.
 
 Where Detectron2 is installed, importing this package registers ``MaskXHead``, ROI heads, standard, cascade
-and Res5, where some instances have no mask, ``FrozenDetectorRCNN`` and the Visual Genome datasets with it
-and adds their config keys to ``detectron2.config.get_cfg()``.
+and Res5, where some instances have no mask, ``FrozenDetectorRCNN`` and the Visual Genome datasets with it.
+``add_maskx_config`` adds their keys to a config.
 """
 
 from importlib.util import find_spec

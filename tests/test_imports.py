@@ -185,7 +185,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK
 assert "MaskXHead" in ROI_MASK_HEAD_REGISTRY
 assert "PartiallySupervisedROIHeads" in ROI_HEADS_REGISTRY
 assert "FrozenDetectorRCNN" in META_ARCH_REGISTRY
-assert "CLASSES_WITH_MASKS" in get_cfg().DATASETS
+cfg = get_cfg()
+assert "CLASSES_WITH_MASKS" not in cfg.DATASETS
+maskx_d2.add_maskx_config(cfg)
+assert cfg.DATASETS.CLASSES_WITH_MASKS == "all"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,7 @@
 """
-The Detectron2 backend. Importing it registers its components and Visual Genome, and adds its config keys to
-``get_cfg()``.
+The Detectron2 backend. Importing it registers its components and Visual Genome; :func:`add_maskx_config`
+adds its keys to a config.
 """
-
-from detectron2.config.defaults import _C as _detectron2_defaults
 
 from maskx_d2.backends.detectron2.backbone import build_resnet_fpn_backbone_without_top
 from maskx_d2.backends.detectron2.box_predictor import (
@@ -44,7 +42,4 @@ __all__ = [
     "build_train_loader",
 ]
 
-# Detectron2's defaults are to config keys what its registries are to components: with the keys in
-# there, `import maskx_d2` is all that somebody else's train_net.py needs.
-add_maskx_config(_detectron2_defaults)
 register_visual_genome()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.data.class_names import first_difference
 from maskx_d2.data.class_splits import classes_with_masks
 
@@ -82,6 +83,7 @@ def classes_with_masks_of(dataset_name: str, split: str) -> list[int]:
 
 def evaluated_classes_with_masks(cfg: CfgNode, dataset_name: str) -> list[int]:
     """Contiguous indices of A in the split that evaluation reports on: see TEST.CLASS_SPLIT."""
+    check_has_keys(cfg)
     names = class_names(dataset_name)
     if cfg.TEST.CLASS_SPLIT:
         return _read_split("TEST.CLASS_SPLIT", cfg.TEST.CLASS_SPLIT, names)

@@ -25,8 +25,11 @@ TRUNKS = ("convs", *HOURGLASSES)
 
 def add_maskx_config(cfg: CfgNode) -> None:
     """
-    Add the keys of this project to a Detectron2 config. ``import maskx_d2`` has done so for the
-    configs that ``get_cfg()`` returns; doing it again changes nothing.
+    Add the keys of this project to a Detectron2 config, with their defaults. Keys that are already there
+    keep their values.
+
+    Args:
+        cfg: as ``get_cfg()`` returns it.
     """
     # Classes whose masks are used in training: "all", "voc", "nonvoc", "coco", "E1_A20B60" ...
     # "E5_A60B20", or the path of a text file with one class name a line. It takes masks away, it never
@@ -111,6 +114,18 @@ def add_maskx_config(cfg: CfgNode) -> None:
     _add(head, "TRUNK", "convs")
 
 
+def check_has_keys(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: the config has none of the keys of this project.
+    """
+    if "CLASSES_WITH_MASKS" not in cfg.DATASETS:
+        raise ValueError(
+            "the config has no DATASETS.CLASSES_WITH_MASKS, which this project's components read: call "
+            "maskx_d2.add_maskx_config(cfg) after get_cfg()"
+        )
+
+
 def check_maskx_config(cfg: CfgNode) -> None:
     """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
@@ -145,6 +160,7 @@ def check_maskx_config(cfg: CfgNode) -> None:
 
 def check_mask_head_config(cfg: CfgNode) -> None:
     """As :func:`check_maskx_config`, of the keys that the mask head and the ROI heads obey."""
+    check_has_keys(cfg)
     head = cfg.MODEL.ROI_MASK_HEAD
     _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
@@ -232,6 +248,7 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
         raise FileNotFoundError(f"config {config_file!r} is no file")
     check_yaml(Path(config_file))
     cfg = get_cfg()
+    add_maskx_config(cfg)
     try:
         cfg.merge_from_file(config_file)
     except (AssertionError, KeyError, yaml.YAMLError) as error:

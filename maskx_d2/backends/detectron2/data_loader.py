@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from maskx_d2.backends.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
+from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.once_per_node import load_once_per_node
 from maskx_d2.data.training_data import TrainingData
@@ -32,6 +33,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
         cfg: the config.
         start_iter: iterations done before, whose images are passed over.
     """
+    check_has_keys(cfg)
     names = cfg.DATASETS.TRAIN
 
     def load() -> tuple[list[dict], tuple[list[int], TrainingData]]:

@@ -12,7 +12,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
-from maskx_d2.backends.detectron2.config import in_place_of
+from maskx_d2.backends.detectron2.config import check_has_keys, in_place_of
 from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses, unpack_classes
 from maskx_d2.backends.detectron2.partial_bit_masks import PartialBitMasks
 from maskx_d2.backends.detectron2.partial_supervision import PartialSupervision
@@ -60,6 +60,7 @@ class PartiallySupervisedMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        check_has_keys(cfg)
         ret = super().from_config(cfg, is_train)
         if cfg.MODEL.KEYPOINT_ON:
             ret["num_keypoints"] = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS

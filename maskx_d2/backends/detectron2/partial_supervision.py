@@ -16,7 +16,7 @@ from maskx_d2.backends.detectron2.box_predictor import (
     PartiallyLabelledFastRCNNOutputLayers,
 )
 from maskx_d2.backends.detectron2.class_split import ClassHasMask
-from maskx_d2.backends.detectron2.config import TRAIN_ROIS
+from maskx_d2.backends.detectron2.config import TRAIN_ROIS, check_has_keys
 from maskx_d2.backends.detectron2.image_field import ImageField
 from maskx_d2.backends.detectron2.mask_head import MaskXHead
 from maskx_d2.backends.detectron2.roi_crops import ToRGB
@@ -86,6 +86,7 @@ class PartialSupervision(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
+        check_has_keys(cfg)
         ret = super().from_config(cfg, input_shape)
         for name in {"box_predictor", "box_predictors"} & ret.keys():
             ret[name] = _for_partial_labels(cfg, ret[name])

@@ -1,7 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 
-from maskx_d2 import add_maskx_config
+from maskx_d2 import add_maskx_config, build_train_loader
+from maskx_d2.backends.detectron2 import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.runtime.configs import config_file
 
@@ -10,16 +15,48 @@ from . import tiny
 MAIN_CONFIG = str(config_file("maskx_R_50_FPN_1x.yaml"))
 
 
-def test_import_alone_adds_the_keys_and_adding_again_changes_nothing():
+def test_import_changes_no_config_and_adding_the_keys_again_changes_nothing():
+    assert "CLASSES_WITH_MASKS" not in get_cfg().DATASETS
     cfg = get_cfg()
+    add_maskx_config(cfg)
     assert cfg.DATASETS.CLASSES_WITH_MASKS == "all"
     cfg.MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS = 3
     add_maskx_config(cfg)
     assert cfg.MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS == 3
 
 
+def test_the_config_of_another_project_is_dumped_and_read_as_if_this_one_was_not_there():
+    code = """
+import sys
+from detectron2.config import get_cfg
+before = get_cfg().dump()
+import maskx_d2
+assert "maskx_d2.backends.detectron2.mask_head" in sys.modules
+assert get_cfg().dump() == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["PartiallySupervisedROIHeads", "PartiallySupervisedRes5ROIHeads"])
+@pytest.mark.parametrize("mask_head", ["MaskXHead", "MaskRCNNConvUpsampleHead"])
+def test_components_say_how_to_add_the_keys_that_they_miss(name, mask_head):
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_MASK_HEAD.NAME = name, mask_head
+    cfg.MODEL.MASK_ON, cfg.MODEL.DEVICE, cfg.DATASETS.TRAIN = True, "cpu", ("coco_2017_val",)
+    message = r"call maskx_d2.add_maskx_config\(cfg\) after get_cfg\(\)"
+    for build in (
+        lambda: build_model(cfg),
+        lambda: build_train_loader(cfg),
+        lambda: PartiallySupervisedMapper(cfg),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
 def test_keys_can_be_added_to_a_config_that_has_none():
     cfg = get_cfg()
+    add_maskx_config(cfg)
     nodes = {"DATASETS": {}, "DATALOADER": {}, "TEST": {}, "SOLVER": {}, "MODEL": {"ROI_MASK_HEAD": {}}}
     bare = CfgNode(nodes)
     add_maskx_config(bare)

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from maskx_d2.backends.detectron2 import LabelledClasses
-from maskx_d2.backends.detectron2.config import in_place_of
+from maskx_d2.backends.detectron2.config import add_maskx_config, in_place_of
 
 from ...waits import Waits
 
@@ -53,6 +53,7 @@ def stock_config(name):
 def partially_supervised(cfg):
     """Two lines, and a third where regression is class-agnostic."""
     cfg = cfg.clone()
+    add_maskx_config(cfg)
     cfg.MODEL.ROI_HEADS.NAME = in_place_of(cfg.MODEL.ROI_HEADS.NAME)
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskXHead"
     if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
@@ -135,6 +136,7 @@ def watched(model):
 @OTHER_ROI_HEADS
 def test_where_all_have_masks_losses_are_those_of_detectron2(name):
     cfg = stock_config(name)
+    add_maskx_config(cfg)
     losses = []
     for roi_heads in (cfg.MODEL.ROI_HEADS.NAME, in_place_of(cfg.MODEL.ROI_HEADS.NAME)):
         cfg.MODEL.ROI_HEADS.NAME = roi_heads
@@ -272,6 +274,7 @@ def test_a_mask_head_whose_embeddings_nothing_connects_says_which_roi_heads_it_n
     name, changed, message
 ):
     cfg = stock_config(name)
+    add_maskx_config(cfg)
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskXHead"
     for key, value in changed.items():
         cfg.MODEL.ROI_MASK_HEAD[key] = value
@@ -283,6 +286,7 @@ def test_a_mask_head_whose_embeddings_nothing_connects_says_which_roi_heads_it_n
 
 def test_a_split_that_nothing_obeys_is_an_error():
     cfg = stock_config("cascade")
+    add_maskx_config(cfg)
     cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "MaskXHead", "agnostic"
     cfg.DATASETS.CLASSES_WITH_MASKS = "voc"
     with pytest.raises(ValueError, match=r"CLASSES_WITH_MASKS is 'voc'.* 'PartiallySupervisedCascadeROI"):

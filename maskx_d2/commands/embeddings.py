@@ -15,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     kinds = embeddings.add_subparsers(dest="kind", required=True, metavar="KIND")
     glove = kinds.add_parser("glove", help="word vectors of the class names")
     add_input(glove, "--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
-    random = kinds.add_parser("random", help="normally distributed random rows of length 1 or so")
+    random = kinds.add_parser("random", help="random vectors of the words in the class names")
     random.add_argument("--seed", type=int, default=0, metavar="N")
     random.add_argument("--dim", type=at_least(1), default=300, metavar="D")
     for kind in (glove, random):
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
     if args.kind == "glove":
         table = class_embeddings.glove_embeddings(args.vectors, names)
     else:
-        table = class_embeddings.random_embeddings(len(names), dim=args.dim, seed=args.seed)
+        table = class_embeddings.random_embeddings(names, dim=args.dim, seed=args.seed)
     class_embeddings.write_table(args.output, table)
     print(f"{args.output}: {table.shape[1]} numbers for each of {table.shape[0]} classes")

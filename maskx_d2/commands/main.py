@@ -8,12 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from maskx_d2 import __version__
 from maskx_d2.commands import (
     app,
     check_dataset,
     compare,
     convert,
     demo,
+    detectron2,
     embeddings,
     fill_masks,
     predict,
@@ -25,8 +27,9 @@ from maskx_d2.runtime.exit_status import one_sentence
 
 _COMMANDS = (
     *(demo, predict, app, fill_masks, convert, prepare),
-    *(compare, check_dataset, splits, embeddings, torchvision),
+    *(compare, check_dataset, splits, embeddings, torchvision, detectron2),
 )
+_WITH_OPTIONS_OF_THEIR_OWN = {"torchvision": torchvision, "detectron2": detectron2}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,9 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     show_traceback = arguments[:1] == ["--traceback"]
-    if arguments[show_traceback:][:1] == ["torchvision"]:
-        # The rest belongs to Lightning's command line, its --help too.
-        args = argparse.Namespace(run=torchvision.run, arguments=arguments[show_traceback + 1 :])
+    command, *rest = arguments[show_traceback:] or [None]
+    if command in _WITH_OPTIONS_OF_THEIR_OWN:
+        args = argparse.Namespace(run=_WITH_OPTIONS_OF_THEIR_OWN[command].run, arguments=rest)
     else:
         args = _parser().parse_args(arguments)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a lower limit
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="maskx", description="Mask^X R-CNN: masks for many classes from masks of few."
     )
+    parser.add_argument("--version", action="version", version=f"maskx_d2 {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:

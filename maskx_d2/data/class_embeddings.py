@@ -1,7 +1,7 @@
 """Fixed class embeddings: tables of word vectors or of random numbers, a row for each class."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
     """
     if not vectors.is_file():
         raise FileNotFoundError(f"word vectors {vectors} are no file")
-    words_of = [name_of_synset(name).lower().replace("_", " ").split() for name in class_names]
+    words_of = _words(class_names)
     wanted = {word for words in words_of for word in words}
     found: dict[str, np.ndarray] = {}
     with vectors.open(encoding="utf-8", errors="replace") as file:
@@ -59,16 +59,35 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
             f"word vectors {vectors} have lines of {' and '.join(map(str, sorted(sizes)))} numbers, "
             "expected the same on all"
         )
-    return np.stack([np.mean([found[word] for word in words], axis=0) for words in words_of])
+    return _means(words_of, found)
 
 
-def random_embeddings(num_classes: int, *, dim: int = 300, seed: int = 0) -> np.ndarray:
+def random_embeddings(class_names: Sequence[str], *, dim: int = 300, seed: int = 0) -> np.ndarray:
     """
-    (``num_classes``, ``dim``) float32 of a normal distribution, in rows of length 1 or so, as those of the
-    original.
+    Embeddings of class names from random vectors of words, as in the original's ``randn`` table: a word has
+    a vector of length 1 or so, and a name of several words has their mean.
+
+    Args:
+        class_names: names of the K classes.
+        dim: D.
+        seed: of the vectors.
+
+    Returns:
+        (K, D) float32.
     """
-    table = np.random.default_rng(seed).standard_normal((num_classes, dim))
-    return (table / np.sqrt(dim)).astype(np.float32)
+    words_of = _words(class_names)
+    vocabulary = dict.fromkeys(word for words in words_of for word in words)
+    vectors = np.random.default_rng(seed).standard_normal((len(vocabulary), dim)) / np.sqrt(dim)
+    return _means(words_of, dict(zip(vocabulary, vectors.astype(np.float32), strict=True)))
+
+
+def _words(class_names: Sequence[str]) -> list[list[str]]:
+    """Of each name, in lower case; of a synset ("fire_truck.n.01") without part of speech and number."""
+    return [name_of_synset(name).lower().replace("_", " ").split() for name in class_names]
+
+
+def _means(words_of: Sequence[Sequence[str]], vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.stack([np.mean([vectors[word] for word in words], axis=0) for words in words_of])
 
 
 def write_table(path: Path, table: np.ndarray) -> None:

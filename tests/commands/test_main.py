@@ -1,9 +1,12 @@
 import argparse
 import json
+from importlib.metadata import version
+from importlib.resources import files
 
 import numpy as np
 import pytest
 
+import maskx_d2
 from maskx_d2.commands import main as cli
 from maskx_d2.runtime import optional_packages as requirements
 
@@ -215,7 +218,7 @@ def subparsers(parser, name=()):
     for action in inner:
         for word, sub in action.choices.items():
             yield from subparsers(sub, (*name, word))
-    if not inner and name != ("torchvision",):
+    if not inner and name not in (("torchvision",), ("detectron2",)):
         yield name, parser
 
 
@@ -280,3 +283,30 @@ def test_every_command_that_reads_images_has_their_limit(capsys):
             cli.main(["check-dataset", "a.json", "images", "--max-megapixels", value])
         assert stopped.value.code == 2
         assert f"{value} is not between 0 and 178" in capsys.readouterr().err
+
+
+# ---- The command itself ----
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"maskx_d2 {maskx_d2.__version__}\n"
+    assert version("maskx_d2") == maskx_d2.__version__
+    assert files("maskx_d2").joinpath("py.typed").is_file()
+
+
+def test_maskx_detectron2_is_train_net(capsys, tmp_path):
+    pytest.importorskip("detectron2", reason="needs Detectron2, which is not installed")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["detectron2", "--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and "usage: maskx detectron2" in out and "--num-gpus" in out
+    line = failure(capsys, "detectron2", "--config-file", tmp_path / "absent.yaml")
+    assert line.startswith("maskx detectron2: config ") and "absent.yaml' is no file" in line
+
+
+def test_without_detectron2_maskx_detectron2_says_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setattr(requirements, "has_detectron2", lambda: False)
+    assert "maskx detectron2 needs Detectron2, which is not installed: pip" in failure(capsys, "detectron2")

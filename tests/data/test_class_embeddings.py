@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskx_d2.data.class_embeddings import glove_embeddings, random_embeddings, write_table
-from maskx_d2.data.class_names import coco_class_names
+from maskx_d2.data.class_names import coco_class_names, read_class_names
 
 GLOVE_OF_COCO = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco80_glove300.npy"
 
@@ -72,18 +72,35 @@ def test_errors_name_the_file_and_what_is_missing(tmp_path, text, names, message
 
 
 def test_random_embeddings_are_normal_of_length_one_and_repeatable():
-    table = random_embeddings(400, dim=300, seed=1)
+    names = [f"word{i}" for i in range(400)]
+    table = random_embeddings(names, dim=300, seed=1)
     assert table.shape == (400, 300) and table.dtype == np.float32
-    # The original's table for COCO has a standard deviation of 0.0548, and so rows of length 0.95.
     assert abs(table.mean()) < 0.002 and abs(table.std() - 300**-0.5) < 0.001
     lengths = np.linalg.norm(table, axis=1)
     assert abs(lengths.mean() - 1) < 0.01 and 0.85 < lengths.min() < lengths.max() < 1.15
-    assert np.array_equal(table, random_embeddings(400, dim=300, seed=1))
-    assert not np.array_equal(table, random_embeddings(400, dim=300, seed=2))
+    assert np.array_equal(table, random_embeddings(names, dim=300, seed=1))
+    assert not np.array_equal(table, random_embeddings(names, dim=300, seed=2))
+
+
+def test_random_embeddings_have_a_vector_for_each_word_as_those_of_the_original():
+    """There names of two words have length 0.71, and "dog" and "hot dog" a cosine of 0.70."""
+    names = read_class_names(None)
+    tables = np.stack([random_embeddings(names, seed=seed) for seed in range(20)])
+    lengths = np.linalg.norm(tables, axis=2)
+    num_words = np.array([len(name.split()) for name in names])
+    assert abs(lengths[:, num_words == 1].mean() - 1) < 0.01
+    assert abs(lengths[:, num_words == 2].mean() - 0.5**0.5) < 0.01
+    # The original's table for COCO has a standard deviation of 0.0548.
+    assert abs(tables.std() - 0.0548) < 0.0005
+    unit = tables / lengths[..., None]
+    cosines = (unit[:, names.index("dog")] * unit[:, names.index("hot dog")]).sum(1)
+    assert abs(cosines.mean() - 0.70) < 0.03
+    unrelated = (unit[:, names.index("dog")] * unit[:, names.index("cat")]).sum(1)
+    assert abs(unrelated.mean()) < 0.05
 
 
 def test_a_table_is_written_whole(tmp_path):
-    table = random_embeddings(3, dim=4)
+    table = random_embeddings(["a", "b", "c"], dim=4)
     write_table(tmp_path / "new" / "table.npy", table)
     np.testing.assert_array_equal(np.load(tmp_path / "new" / "table.npy"), table)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["table.npy"]

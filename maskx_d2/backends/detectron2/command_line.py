@@ -221,15 +221,22 @@ def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
             )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse Detectron2's arguments and launch the processes."""
+def main(arguments: list[str] | None = None, *, program: str = "train_net.py") -> None:
+    """
+    Parse Detectron2's arguments and launch the processes.
+
+    Args:
+        arguments: of the command line; those of this process if None.
+        program: its name, for messages.
+    """
     parser = default_argument_parser()
+    parser.prog = program
     parser.add_argument("--overwrite", action="store_true", help="an earlier run in OUTPUT_DIR may go")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     args = parser.parse_args(arguments)
     if not args.config_file:
         sys.exit("give a config: --config-file configs/maskx_R_50_FPN_1x.yaml")
-    with one_sentence("train_net.py", show_traceback=args.traceback):
+    with one_sentence(program, show_traceback=args.traceback):
         try:
             launch(
                 train_or_evaluate,

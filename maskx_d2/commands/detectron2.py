@@ -1,0 +1,19 @@
+"""``maskx detectron2``: ``train_net.py`` for those who installed the package."""
+
+import argparse
+
+from maskx_d2.runtime.optional_packages import need_detectron2
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    commands.add_parser(
+        "detectron2", help="train and evaluate with Detectron2, as by its train_net.py", add_help=False
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """All options belong to Detectron2's command line, ``--help`` too."""
+    need_detectron2("maskx detectron2")
+    from maskx_d2.backends.detectron2.command_line import main
+
+    main(args.arguments, program="maskx detectron2")

@@ -25,11 +25,11 @@ from maskx_d2.backends.detectron2.checkpoint import (
     check_classes_of_weights,
 )
 from maskx_d2.backends.detectron2.class_split import check_num_classes, class_names, load_dataset
-from maskx_d2.backends.detectron2.config import load_config
+from maskx_d2.backends.detectron2.config import check_maskx_config, load_config
 from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.backends.detectron2.once_per_node import once_per_node
 from maskx_d2.backends.detectron2.progress import ProgressBar, Watched
-from maskx_d2.backends.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder
+from maskx_d2.backends.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder, scale_to
 from maskx_d2.data.files import real_path, write_text
 from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import (
@@ -44,6 +44,12 @@ from maskx_d2.runtime.configs import read_yaml
 from maskx_d2.runtime.exit_status import one_sentence
 from maskx_d2.runtime.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
+
+_SCALED_KEYS = (
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.STEPS"),
+    *("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
+    *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.START", "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP"),
+)
 
 
 def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
@@ -61,10 +67,28 @@ def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
 
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """What each process of a run does: train and evaluate, or with ``--eval-only`` evaluate."""
-    cfg = read_config(args.config_file, args.opts)
+    cfg = _config_of_run(args.config_file, args.opts or [])
     with contextlib.ExitStack() as held:
         once_per_node(partial(_hold_folder, cfg, args, held), datasets=[])
         return _train_or_evaluate(cfg, args)
+
+
+def _config_of_run(config_file: str, overrides: list) -> CfgNode:
+    """
+    Numbers of a config are for SOLVER.REFERENCE_WORLD_SIZE GPUs, and scaled on others. Those of the command
+    line are for the GPUs that there are.
+    """
+    pairs = list(zip(overrides[::2], overrides[1::2], strict=False))
+    given = [pair for pair in pairs if pair[0] in _SCALED_KEYS]
+    if not given or len(overrides) % 2 or "SOLVER.REFERENCE_WORLD_SIZE" in overrides[::2]:
+        return read_config(config_file, overrides)
+    cfg = read_config(config_file, [word for pair in pairs if pair not in given for word in pair])
+    cfg = scale_to(cfg, comm.get_world_size()).clone()
+    cfg.defrost()
+    cfg.merge_from_list([word for pair in given for word in pair])
+    check_maskx_config(cfg)
+    cfg.freeze()
+    return cfg
 
 
 def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:

@@ -90,7 +90,8 @@ class PartialSupervision(ROIHeads):
         ret = super().from_config(cfg, input_shape)
         for name in {"box_predictor", "box_predictors"} & ret.keys():
             ret[name] = _for_partial_labels(cfg, ret[name])
-        if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
+        # Without a dataset to train on there is nothing to take masks away from.
+        if cfg.DATASETS.CLASSES_WITH_MASKS != "all" and cfg.DATASETS.TRAIN:
             ret["get_class_has_mask"] = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
         ret["train_rois"] = cfg.MODEL.ROI_MASK_HEAD.TRAIN_ROIS
         ret["rois_per_image"] = cfg.MODEL.ROI_MASK_HEAD.ROIS_PER_IMAGE
@@ -204,9 +205,14 @@ def _for_partial_labels(cfg: CfgNode, predictor):
     """Detectron2's box predictor, or its list of them, with classes left out of the loss where need be."""
     if isinstance(predictor, list | nn.ModuleList):
         return [_for_partial_labels(cfg, each) for each in predictor]
-    if type(predictor) is not FastRCNNOutputLayers:
-        return predictor
     gathered = cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION
+    if type(predictor) is not FastRCNNOutputLayers:
+        if gathered and not isinstance(predictor, GatheredFastRCNNOutputLayers):
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True, but the box predictor is a "
+                f"{type(predictor).__name__}, expected Detectron2's FastRCNNOutputLayers"
+            )
+        return predictor
     kind = GatheredFastRCNNOutputLayers if gathered else PartiallyLabelledFastRCNNOutputLayers
     # With one seed all models have the weights of Detectron2's.
     with torch.random.fork_rng(devices=[]):

@@ -50,7 +50,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         self._deferred_signals = DeferredSignals()
-        super().__init__(_scale_box_supervision(cfg, comm.get_world_size()))
+        super().__init__(scale_to(cfg, comm.get_world_size()))
         classes = ClassList(partial(class_names, cfg.DATASETS.TRAIN[0]), folder=cfg.OUTPUT_DIR)
         self.checkpointer.add_checkpointable(ClassList.KEY, classes)
 
@@ -153,8 +153,14 @@ def evaluation_folder(cfg: CfgNode, dataset_name: str, name: str = EVALUATION_FO
     return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder
 
 
-def _scale_box_supervision(cfg: CfgNode, num_workers: int) -> CfgNode:
-    """What Detectron2 does to SOLVER's iterations where SOLVER.REFERENCE_WORLD_SIZE is another number."""
+def scale_to(cfg: CfgNode, num_workers: int) -> CfgNode:
+    """
+    ``DefaultTrainer.auto_scale_workers``, and the same of this project's keys.
+
+    Args:
+        cfg: of which the numbers are for SOLVER.REFERENCE_WORLD_SIZE GPUs.
+        num_workers: the GPUs that there are.
+    """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, num_workers):
         return cfg
@@ -166,7 +172,7 @@ def _scale_box_supervision(cfg: CfgNode, num_workers: int) -> CfgNode:
         options[name] = round(options[name] * reference / num_workers)
     if was_frozen:
         cfg.freeze()
-    return cfg
+    return DefaultTrainer.auto_scale_workers(cfg, num_workers)
 
 
 class _DeferSignals(HookBase):

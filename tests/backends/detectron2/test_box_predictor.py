@@ -11,6 +11,7 @@ from maskx_d2.backends.detectron2.box_predictor import (
     PartiallyLabelledFastRCNNOutputLayers,
 )
 from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses
+from maskx_d2.backends.detectron2.partial_supervision import _for_partial_labels
 
 from ...largest_tensor import LargestTensor
 from . import tiny
@@ -288,3 +289,19 @@ def test_labelled_classes_reach_the_loss_of_images_with_and_without_instances(nu
     gradient = tiny.gradients(model, losses["loss_cls"])["roi_heads.box_predictor.cls_score.weight"]
     assert (gradient[[0, 2, 3]] == 0).all()
     assert gradient[1].abs().sum() > 0 and gradient[4].abs().sum() > 0
+
+
+class OtherBoxPredictor(FastRCNNOutputLayers):
+    """Of somebody else."""
+
+
+def test_gathered_regression_of_a_box_predictor_that_cannot_is_an_error():
+    cfg = tiny.model_config("MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", True)
+    shape = ShapeSpec(channels=12)
+    with pytest.raises(ValueError, match=r"GATHERED_REGRESSION is True, but .* is a OtherBoxPredictor"):
+        _for_partial_labels(cfg, OtherBoxPredictor(cfg, shape))
+    assert isinstance(
+        _for_partial_labels(cfg, FastRCNNOutputLayers(cfg, shape)), GatheredFastRCNNOutputLayers
+    )
+    cfg = tiny.model_config()
+    assert type(_for_partial_labels(cfg, OtherBoxPredictor(cfg, shape))) is OtherBoxPredictor

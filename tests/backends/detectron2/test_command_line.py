@@ -7,8 +7,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-from maskx_d2.backends.detectron2 import build_train_loader
+from maskx_d2.backends.detectron2 import build_train_loader, command_line
 from maskx_d2.backends.detectron2.command_line import main, train_or_evaluate
+from maskx_d2.backends.detectron2.trainer import scale_to
 from maskx_d2.demo import shapes
 
 from ...runtime.test_lock import held
@@ -200,3 +201,39 @@ command_line.main(["--config-file", "a.yaml"])
     assert done.stderr.splitlines()[-1] == (
         "train_net.py: KeyError: 3 (--traceback as the first option shows where)"
     )
+
+
+LENGTH = (720_000, (480_000, 640_000))
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        ([], (2, 0.0025, *LENGTH)),
+        (["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.0025"], (2, 0.0025, *LENGTH)),
+        (["SOLVER.IMS_PER_BATCH", "3"], (3, 0.0025, *LENGTH)),
+        (["SOLVER.BASE_LR", "0.01"], (2, 0.01, *LENGTH)),
+        (["SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(60,)"], (2, 0.0025, 100, (60,))),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.MAX_ITER", "9"], (16, 0.02, 9, (60_000, 80_000))),
+    ],
+)
+def test_numbers_of_the_command_line_are_for_the_gpus_that_there_are(opts, expected):
+    from maskx_d2.runtime.configs import config_file
+
+    cfg = command_line._config_of_run(str(config_file("maskx_R_50_FPN_1x.yaml")), ["SEED", "3", *opts])
+    solver = scale_to(cfg, 1).SOLVER  # as the trainer does
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.STEPS) == expected
+    assert cfg.SEED == 3 and cfg.is_frozen()
+
+
+def test_a_run_of_two_images_a_step_on_one_device_trains(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(shapes_dataset, tmp_path / "out").clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH = 8, 16
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.0025"]
+    opts += ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"]
+    train_or_evaluate(arguments(tmp_path, cfg, opts=opts))
+    written = (tmp_path / "out" / "config.yaml").read_text()
+    assert "IMS_PER_BATCH: 2\n" in written and "BASE_LR: 0.0025\n" in written
+    assert (tmp_path / "out" / "model_final.pth").is_file()

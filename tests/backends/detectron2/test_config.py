@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
@@ -133,3 +134,14 @@ def test_a_missing_config_and_an_unknown_key_are_named(tmp_path):
     wrong.write_text("VERSION: 2\nMODEL: [\n")
     with pytest.raises(ValueError, match=r"^config .*wrong.yaml: while parsing .*$"):
         load_config(str(wrong))
+
+
+def test_a_model_without_a_dataset_to_train_on_builds(tmp_path):
+    (tmp_path / "names.txt").write_text("person\n")
+    cfg = tiny.model_config(
+        *("DATASETS.TRAIN", (), "DATASETS.CLASSES_WITH_MASKS", str(tmp_path / "names.txt")),
+    )
+    model = tiny.build(cfg).eval()
+    with torch.no_grad():
+        (found,) = model([{"image": torch.zeros(3, 64, 64)}])
+    assert found["instances"].has("pred_masks")

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +13,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.data.transforms import Augmentation
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
@@ -23,7 +24,15 @@ from maskx_d2.backends.detectron2.once_per_node import load_once_per_node
 from maskx_d2.data.training_data import TrainingData
 
 
-def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
+def build_train_loader(
+    cfg: CfgNode,
+    *,
+    mapper: Callable[[dict], object] | None = None,
+    dataset: Sequence[dict] | None = None,
+    sampler: Sampler | None = None,
+    augmentations: Sequence[Augmentation] | None = None,
+    start_iter: int = 0,
+):
     """
     Detectron2's training loader, with :class:`PartiallySupervisedMapper`, with the datasets mixed by
     DATALOADER.DATASET_RATIO, and without the masks that DATASETS.CLASSES_WITH_MASKS takes away: they are
@@ -31,24 +40,34 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
 
     Args:
         cfg: the config.
-        start_iter: iterations done before, whose images are passed over.
+        mapper: as for Detectron2's loader; :class:`PartiallySupervisedMapper` if None.
+        dataset: Detectron2's dicts, which stay as they are; those of DATASETS.TRAIN if None.
+        sampler: of indices of the dataset; that of the config if None.
+        augmentations: in place of those of the config, for the mapper that is built here.
+        start_iter: iterations done before, whose images are skipped.
+
+    Raises:
+        ValueError: the datasets' classes are not the model's, there is no mask to learn from, or both a
+            mapper and augmentations are given.
     """
     check_has_keys(cfg)
-    names = cfg.DATASETS.TRAIN
+    names, given = cfg.DATASETS.TRAIN, dataset
 
     def load() -> tuple[list[dict], tuple[list[int], TrainingData]]:
-        dataset, sizes = load_training_data(cfg)
+        dataset, sizes = load_training_data(cfg, given)
         return dataset, (sizes, _count(cfg, dataset))
 
     dataset, (sizes, training_data) = load_once_per_node(load, datasets=names)
     if start_iter == 0 and comm.is_main_process():
         logging.getLogger(__name__).info("Training on %s: %s", ", ".join(names), training_data)
     ratio, seed = cfg.DATALOADER.DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
+    if sampler is None and ratio and given is None:
+        sampler = mixing_sampler(sizes, ratio, seed=seed)
     arguments = build_detection_train_loader.from_config(
         cfg,
-        mapper=PartiallySupervisedMapper(cfg, is_train=True),
+        mapper=_mapper(PartiallySupervisedMapper, cfg, mapper, augmentations, is_train=True),
         dataset=dataset,
-        sampler=mixing_sampler(sizes, ratio, seed=seed) if ratio else None,
+        sampler=sampler,
     )
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
@@ -60,17 +79,40 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0):
     return build_detection_train_loader(**arguments)
 
 
-def load_training_data(cfg: CfgNode) -> tuple[list[dict], list[int]]:
+def _mapper(
+    kind: type[DatasetMapper],
+    cfg: CfgNode,
+    mapper: Callable[[dict], object] | None,
+    augmentations: Sequence[Augmentation] | None,
+    *,
+    is_train: bool,
+) -> Callable[[dict], object]:
+    if mapper is None:
+        own = {} if augmentations is None else {"augmentations": list(augmentations)}
+        return kind(cfg, is_train=is_train, **own)
+    if augmentations is not None:
+        raise ValueError("a mapper and augmentations are given, expected one of them: a mapper has its own")
+    return mapper
+
+
+def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tuple[list[dict], list[int]]:
     """
     Detectron2's dicts of DATASETS.TRAIN with the masks that DATASETS.CLASSES_WITH_MASKS leaves, and with
     DATALOADER.DATASET_RATIO how many there are of each dataset.
+
+    Args:
+        cfg: the config.
+        given: dicts in place of those of DATASETS.TRAIN, of the same classes.
 
     Raises:
         ValueError: the datasets' classes are not the model's, or there is no mask to learn from.
     """
     names = cfg.DATASETS.TRAIN
     dataset, sizes = [], []
-    for together in [(name,) for name in names] if cfg.DATALOADER.DATASET_RATIO else [names]:
+    parts = [(name,) for name in names] if cfg.DATALOADER.DATASET_RATIO else [names]
+    if given is not None:
+        dataset, sizes, parts = _copied(given), [len(given)], []
+    for together in parts:
         of_some = cfg.clone()
         of_some.defrost()
         of_some.DATASETS.TRAIN = together
@@ -90,6 +132,16 @@ def load_training_data(cfg: CfgNode) -> tuple[list[dict], list[int]]:
     return dataset, sizes
 
 
+def _copied(dataset: Iterable[dict]) -> list[dict]:
+    """So that masks can be taken away from the copy."""
+    return [
+        {**image, "annotations": [dict(a) for a in image["annotations"]]}
+        if "annotations" in image
+        else image
+        for image in dataset
+    ]
+
+
 def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
     annotations = (a for image in dataset for a in image.get("annotations", ()) if not a.get("iscrowd"))
     return TrainingData.count(
@@ -99,15 +151,34 @@ def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Detectron2's test loader of a dataset that each machine reads once."""
+def build_test_loader(
+    cfg: CfgNode,
+    dataset_name: str,
+    *,
+    mapper: Callable[[dict], object] | None = None,
+    dataset: Sequence[dict] | None = None,
+    sampler: Sampler | None = None,
+    augmentations: Sequence[Augmentation] | None = None,
+) -> DataLoader:
+    """
+    Detectron2's test loader of a dataset that is read once per node.
+
+    Args:
+        cfg: the config.
+        dataset_name: of a registered dataset.
+        mapper, dataset, sampler, augmentations: see :func:`build_train_loader`; the mapper is Detectron2's.
+    """
 
     def load() -> tuple[list[dict], None]:
         return build_detection_test_loader.from_config(cfg, dataset_name, mapper=False)["dataset"], None
 
-    dataset, _ = load_once_per_node(load, datasets=[dataset_name])
+    if dataset is None:
+        dataset, _ = load_once_per_node(load, datasets=[dataset_name])
     return build_detection_test_loader(
-        dataset, mapper=DatasetMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        dataset,
+        mapper=_mapper(DatasetMapper, cfg, mapper, augmentations, is_train=False),
+        sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 

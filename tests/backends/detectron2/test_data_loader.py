@@ -1,7 +1,12 @@
+import copy
 import itertools
+from functools import partial
 
 import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 from detectron2.utils import comm
+from torch.utils.data import Sampler
 
 from maskx_d2.backends.detectron2 import data_loader
 from maskx_d2.backends.detectron2.class_split import (
@@ -9,6 +14,7 @@ from maskx_d2.backends.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.backends.detectron2.data_loader import (
+    build_test_loader,
     build_train_loader,
     load_training_data,
     mixing_sampler,
@@ -63,6 +69,63 @@ def test_the_split_takes_masks_away_as_the_dataset_is_loaded(shapes_dataset, tmp
             assert (instances.gt_masks.nonempty() == instances.gt_has_mask).all()
             seen |= set(instances.gt_has_mask.tolist())
     assert seen == {True, False}
+
+
+def test_a_dataset_of_ones_own_has_the_split_of_the_config_and_stays_as_it_is(shapes_dataset, tmp_path):
+    (tmp_path / "one.txt").write_text(shapes.CLASS_NAMES[13] + "\n")
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path,
+        *("DATASETS.TRAIN", ("shapes_test",), "DATASETS.CLASSES_WITH_MASKS", str(tmp_path / "one.txt")),
+        *("DATALOADER.NUM_WORKERS", 0),
+    )
+    own = DatasetCatalog.get("shapes_test")[:6]
+    before = copy.deepcopy(own)
+    seen = set()
+    for batch in itertools.islice(iter(build_train_loader(cfg, dataset=own)), 6):
+        for image in batch:
+            instances = image["instances"]
+            assert (instances.gt_has_mask == (instances.gt_classes == 13)).all()
+            seen.add(image["image_id"])
+    assert seen <= {image["image_id"] for image in own} and len(seen) == 6
+    assert own == before
+
+
+def test_loaders_take_mappers_samplers_and_augmentations_as_detectron2s_do(shapes_dataset, tmp_path):
+    cfg = tiny.data_config(shapes_dataset, tmp_path, "DATALOADER.NUM_WORKERS", 0)
+    train = DatasetCatalog.get("shapes_train")
+    wide = [T.Resize((40, 80))]
+
+    def first(loader):
+        return next(iter(loader))
+
+    own = first(build_train_loader(cfg, mapper=lambda image: {**image, "own": 1}, sampler=Ordered(8)))
+    assert [(i["image_id"], i["own"]) for i in own] == [(image["image_id"], 1) for image in train[:2]]
+    assert {i["image"].shape[1:] for i in first(build_train_loader(cfg, augmentations=wide))} == {(40, 80)}
+    assert first(build_train_loader(cfg, augmentations=wide))[0]["instances"].has("gt_has_mask")
+    test = DatasetCatalog.get("shapes_test")
+    ids = [image["image_id"] for image in test]
+
+    def seen(**options):
+        batches = build_test_loader(cfg, "shapes_test", **{"mapper": lambda i: i["image_id"], **options})
+        return [image_id for batch in batches for image_id in batch]
+
+    assert seen() == ids
+    assert seen(sampler=[2, 0]) == [ids[2], ids[0]]
+    assert seen(dataset=test[1:3]) == ids[1:3]
+    (image,) = first(build_test_loader(cfg, "shapes_test", augmentations=wide))
+    assert image["image"].shape[1:] == (40, 80)
+    for build in (build_train_loader, partial(build_test_loader, dataset_name="shapes_test")):
+        with pytest.raises(ValueError, match="a mapper and augmentations are given, expected one of them"):
+            build(cfg, mapper=dict, augmentations=wide)
+
+
+class Ordered(Sampler):
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        return itertools.cycle(range(self.count))
 
 
 def test_removal_leaves_boxes_and_images_without_annotations():

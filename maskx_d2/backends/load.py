@@ -28,7 +28,8 @@ def load_detector(
         from maskx_d2.backends.detectron2.command_line import read_config
         from maskx_d2.backends.detectron2.predict import Detectron2Detector
 
-        return Detectron2Detector(read_config(str(config_file), [*overrides, "MODEL.WEIGHTS", weights]))
+        overrides = [*overrides, "MODEL.WEIGHTS", weights]
+        return Detectron2Detector(read_config(str(config_file), overrides, with_datasets=False))
     if not weights.endswith(".ckpt"):
         raise ValueError(
             f"--weights {weights} is no .ckpt of the torchvision backend, expected --config-file too"

@@ -200,3 +200,22 @@ def check_classes(path: str | Path, found: Sequence[str], expected: Sequence[str
         raise ValueError(
             f"checkpoint {path} knows other classes: number {number + 1} is {a!r}, expected {b!r}"
         )
+
+
+def are_classes(names: object, category_ids: object, with_masks: object) -> bool:
+    """
+    Whether what a checkpoint says of its classes is what this project writes.
+
+    Args:
+        names: of the classes, in the order of their contiguous indices.
+        category_ids: of each class, no two the same.
+        with_masks: contiguous indices.
+    """
+    if not all(isinstance(values, list | tuple) for values in (names, category_ids, with_masks)):
+        return False
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(i, int) for i in (*category_ids, *with_masks))
+        and len(names) == len(set(category_ids)) == len(category_ids)
+        and set(with_masks) <= set(range(len(names)))
+    )

@@ -4,7 +4,8 @@ written whole or not at all.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlparse
@@ -14,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from maskx_d2.data.files import check_replaceable, replacing
-from maskx_d2.runtime.checkpoints import check_classes, check_finite, read_checkpoint
+from maskx_d2.runtime.checkpoints import are_classes, check_classes, check_finite, read_checkpoint
 from maskx_d2.runtime.pickles import read_array_pickle
 
 
@@ -152,28 +153,69 @@ class WholeFiles:
             yield file
 
 
+@dataclass(frozen=True)
+class KnownClasses:
+    """The classes of a model, in the order of their contiguous indices."""
+
+    names: list[str]
+    category_ids: list[int]
+    with_masks: list[int]
+    """Indices of A, in the split that evaluation reports on."""
+
+
 class ClassList:
     """
-    The classes of a run as a part of its checkpoints: for ``DetectionCheckpointer.add_checkpointable``. A
-    run that goes on with a checkpoint of others ends.
+    The classes of a run as a part of its checkpoints, so that a model can be used without its datasets: for
+    ``DetectionCheckpointer.add_checkpointable``. A run that resumes from a checkpoint of others ends.
     """
 
     KEY = "classes"
 
-    def __init__(self, names: Callable[[], Sequence[str]], *, folder: str):
+    def __init__(
+        self,
+        names: Callable[[], Sequence[str]],
+        *,
+        folder: str,
+        more: Callable[[], Mapping[str, Sequence[int]]] = dict,
+    ):
         """
         Args:
             names: gives them in the order of their contiguous indices.
             folder: of the run, for the error.
+            more: gives the other fields of :class:`KnownClasses`.
         """
         self._names = names
         self._folder = folder
+        self._more = more
 
-    def state_dict(self) -> dict[str, list[str]]:
-        return {"names": list(self._names())}
+    def state_dict(self) -> dict[str, list]:
+        return {"names": list(self._names()), **{name: list(v) for name, v in self._more().items()}}
 
-    def load_state_dict(self, state: dict[str, list[str]]) -> None:
+    def load_state_dict(self, state: dict[str, list]) -> None:
         check_classes(f"in {self._folder}", state["names"], self._names())
+
+
+def classes_of_weights(path: str) -> KnownClasses | None:
+    """
+    Args:
+        path: as in MODEL.WEIGHTS.
+
+    Returns:
+        What the checkpoint says of its classes; None if it does not say, as those of 0.2.0 and of others.
+
+    Raises:
+        ValueError: it is not what this project writes.
+    """
+    path = urlparse(path)._replace(query="").geturl()
+    if not path.endswith(".pth") or not Path(path).is_file():
+        return None
+    state = read_checkpoint(path).get(ClassList.KEY)
+    if not isinstance(state, dict) or state.keys() != {f.name for f in fields(KnownClasses)}:
+        return None
+    known = KnownClasses(**state)
+    if not are_classes(known.names, known.category_ids, known.with_masks):
+        raise ValueError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
+    return known
 
 
 def check_classes_of_weights(path: str, names: Sequence[str]) -> None:

@@ -22,6 +22,17 @@ def class_names(dataset_name: str) -> list[str]:
     return list(metadata.get("readable_classes") or metadata.thing_classes)
 
 
+def category_ids(dataset_name: str) -> list[int]:
+    """The dataset's own category ids, class by class; of one that labels some of them, 1, 2, 3, ..."""
+    num_classes = len(class_names(dataset_name))
+    to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    if to_contiguous is None:
+        return list(range(num_classes))
+    if len(to_contiguous) < num_classes:
+        return list(range(1, num_classes + 1))
+    return sorted(to_contiguous, key=to_contiguous.get)
+
+
 def load_dataset(dataset_name: str) -> list[dict]:
     """
     Detectron2's dicts of a dataset.

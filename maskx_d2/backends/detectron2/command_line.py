@@ -52,10 +52,17 @@ _SCALED_KEYS = (
 )
 
 
-def read_config(config_file: str, overrides: list | None = None) -> CfgNode:
-    """Read a config, register its datasets, and fall back to the CPU where there is no GPU."""
+def read_config(config_file: str, overrides: list | None = None, *, with_datasets: bool = True) -> CfgNode:
+    """
+    Read a config, and fall back to the CPU where there is no GPU.
+
+    Args:
+        config_file, overrides: see :func:`load_config`.
+        with_datasets: whether to register the datasets of DATASETS.REGISTER, whose files must be there.
+    """
     cfg = load_config(config_file, overrides)
-    register_datasets(cfg)
+    if with_datasets:
+        register_datasets(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning(
             "MODEL.DEVICE is %r, but torch finds no GPU: running on the CPU", cfg.MODEL.DEVICE

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from maskx_d2.backends.detectron2.checkpoint import ClassList, read_pickle
-from maskx_d2.backends.detectron2.class_split import class_names
+from maskx_d2.backends.detectron2.checkpoint import ClassList, KnownClasses, read_pickle
+from maskx_d2.backends.detectron2.class_split import category_ids, class_names
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.data.class_names import read_class_names
+from maskx_d2.data.class_splits import classes_with_masks as split_indices
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_json, write_text
 from maskx_d2.runtime.configs import config_file
 
@@ -82,9 +84,16 @@ def convert(
         cfg.DATASETS.TEST, cfg.TEST.CLASS_SPLIT = (name,), "all"
     cfg.TEST.CLASS_SPLIT = classes_with_masks or cfg.TEST.CLASS_SPLIT
     with replacing(weights) as temporary, temporary.open("wb") as file:
-        torch.save({"model": state, ClassList.KEY: {"names": names}}, file)
+        torch.save({"model": state, ClassList.KEY: asdict(_known_classes(cfg, names))}, file)
     write_text(config, cfg.dump())
     return config
+
+
+def _known_classes(cfg: CfgNode, names: list[str]) -> KnownClasses:
+    own = cfg.DATASETS.REGISTER or not cfg.DATASETS.TEST
+    ids = list(range(1, 1 + len(names))) if own else category_ids(cfg.DATASETS.TEST[0])
+    split = cfg.TEST.CLASS_SPLIT or cfg.DATASETS.CLASSES_WITH_MASKS
+    return KnownClasses(names, ids, split_indices(split, names))
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN, detector_postprocess
@@ -16,14 +15,18 @@ from PIL import Image
 
 from maskx_d2.backends.detectron2.checkpoint import (
     Checkpointer,
+    KnownClasses,
     check_classes_of_weights,
     check_weights,
+    classes_of_weights,
 )
 from maskx_d2.backends.detectron2.class_split import (
+    category_ids,
     check_num_classes,
     class_names,
     evaluated_classes_with_masks,
 )
+from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
@@ -36,22 +39,21 @@ class Detectron2Detector(Detector):
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: the config, with MODEL.WEIGHTS; DATASETS.TEST[0] is the dataset whose classes it knows.
+            cfg: the config, with MODEL.WEIGHTS. Where these do not say which classes they know, they are
+                those of DATASETS.TEST[0].
         """
-        datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        if not datasets:
-            raise ValueError("DATASETS.TEST is empty, expected the dataset whose classes the model knows")
-        check_num_classes(cfg, datasets[0])
-        names = class_names(datasets[0])
-        self._category_ids = _category_ids(datasets[0], len(names))
-        self.style = ClassStyle(
-            names=dict(zip(self._category_ids, names, strict=True)),
-            with_masks=frozenset(
-                self._category_ids[i] for i in evaluated_classes_with_masks(cfg, datasets[0])
-            ),
-        )
         check_weights(cfg.MODEL.WEIGHTS)
-        check_classes_of_weights(cfg.MODEL.WEIGHTS, class_names(datasets[0]))
+        classes = classes_of_weights(cfg.MODEL.WEIGHTS) or _classes_of_dataset(cfg)
+        if len(classes.names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the checkpoint "
+                f"{cfg.MODEL.WEIGHTS} knows {len(classes.names)} classes"
+            )
+        self._category_ids = classes.category_ids
+        self.style = ClassStyle(
+            names=dict(zip(classes.category_ids, classes.names, strict=True)),
+            with_masks=frozenset(classes.category_ids[i] for i in classes.with_masks),
+        )
         without_weights = cfg.clone()
         without_weights.defrost()
         without_weights.MODEL.WEIGHTS = ""
@@ -111,6 +113,19 @@ class Detectron2Detector(Detector):
         return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}, resize
 
 
+def _classes_of_dataset(cfg: CfgNode) -> KnownClasses:
+    """For checkpoints that do not say which classes they know."""
+    register_datasets(cfg)
+    datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    if not datasets:
+        raise ValueError("DATASETS.TEST is empty, expected the dataset whose classes the model knows")
+    check_num_classes(cfg, datasets[0])
+    names = class_names(datasets[0])
+    check_classes_of_weights(cfg.MODEL.WEIGHTS, names)
+    with_masks = evaluated_classes_with_masks(cfg, datasets[0])
+    return KnownClasses(names, category_ids(datasets[0]), with_masks)
+
+
 def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedMask | None]:
     """Of an image; None for a box in which Detectron2 sees no pixel."""
     found.mask_scores = expected_iou(found.pred_masks[:, 0])
@@ -121,13 +136,3 @@ def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedM
     for place, mask, score in zip(*columns, strict=True):
         masks[place] = PredictedMask(encode(mask.cpu().numpy()), score)
     return masks
-
-
-def _category_ids(dataset_name: str, num_classes: int) -> list[int]:
-    """The dataset's own category ids, class by class; of one that labels some of them, 1, 2, 3, ..."""
-    to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
-    if to_contiguous is None:
-        return list(range(num_classes))
-    if len(to_contiguous) < num_classes:
-        return list(range(1, num_classes + 1))
-    return sorted(to_contiguous, key=to_contiguous.get)

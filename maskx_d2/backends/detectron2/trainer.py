@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from maskx_d2.backends.detectron2.checkpoint import Checkpointer, ClassList, check_before_loading
 from maskx_d2.backends.detectron2.class_split import (
+    category_ids,
     check_num_classes,
     class_names,
     evaluated_classes_with_masks,
@@ -51,7 +52,15 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         self._deferred_signals = DeferredSignals()
         super().__init__(scale_to(cfg, comm.get_world_size()))
-        classes = ClassList(partial(class_names, cfg.DATASETS.TRAIN[0]), folder=cfg.OUTPUT_DIR)
+        train = cfg.DATASETS.TRAIN[0]
+        classes = ClassList(
+            partial(class_names, train),
+            folder=cfg.OUTPUT_DIR,
+            more=lambda: {
+                "category_ids": category_ids(train),
+                "with_masks": evaluated_classes_with_masks(cfg, train),
+            },
+        )
         self.checkpointer.add_checkpointable(ClassList.KEY, classes)
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -25,7 +25,13 @@ from maskx_d2.evaluation.run_files import (
     write_evaluation,
 )
 from maskx_d2.evaluation.tables import group_table
-from maskx_d2.runtime.checkpoints import check_classes, check_finite, check_state, read_checkpoint
+from maskx_d2.runtime.checkpoints import (
+    are_classes,
+    check_classes,
+    check_finite,
+    check_state,
+    read_checkpoint,
+)
 from maskx_d2.runtime.once_per_node import all_gather
 
 # Where torchvision's names of the losses are not those of Detectron2, under which both backends log them.
@@ -247,7 +253,7 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
                 f"the option {name!r} of {shown(value)}"
             )
     classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
-    if not _are_classes(*classes):
+    if not are_classes(*classes):
         raise ValueError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
     if options.get("weights_backbone") is not None:
         raise ValueError(
@@ -301,17 +307,6 @@ def _is_plain(value) -> bool:
     if isinstance(value, dict):  # of box_supervision
         return all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())
     return value is None or isinstance(value, bool | int | float | str | Tensor)
-
-
-def _are_classes(names, category_ids, with_masks) -> bool:
-    if not all(isinstance(values, list | tuple) for values in (names, category_ids, with_masks)):
-        return False
-    return (
-        all(isinstance(name, str) for name in names)
-        and all(isinstance(i, int) for i in (*category_ids, *with_masks))
-        and len(names) == len(set(category_ids)) == len(category_ids)
-        and set(with_masks) <= set(range(len(names)))
-    )
 
 
 def load_detector(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:

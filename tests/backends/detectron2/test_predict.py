@@ -1,6 +1,7 @@
 import io
 import json
 import multiprocessing
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
@@ -12,12 +13,16 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from PIL import Image
 
+import maskx_d2
 from maskx_d2.backends.detectron2 import Trainer
+from maskx_d2.backends.detectron2.checkpoint import ClassList, classes_of_weights
+from maskx_d2.backends.detectron2.class_split import evaluated_classes_with_masks
 from maskx_d2.backends.detectron2.command_line import read_config
 from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.backends.detectron2.predict import Detectron2Detector
 from maskx_d2.commands import main as cli
 from maskx_d2.demo import shapes
+from maskx_d2.demo.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
 from maskx_d2.inference.detector import KnownObjects
 
@@ -243,3 +248,43 @@ def test_test_time_augmentation_that_changes_nothing_finds_the_same_and_a_flip_d
             expected = pytest.approx(plain[task]["AP50"], abs=5 if cfg.TEST.AUG.FLIP else 0.3)
             assert augmented[f"{task}_TTA"]["AP50"] == expected, task
     assert plain["bbox"]["AP50"] > 10
+
+
+def test_a_trained_model_needs_neither_the_annotations_nor_the_images_of_its_training(
+    shapes_dataset, tmp_path
+):
+    data = GeneratedDataset(shutil.copytree(shapes_dataset.root, tmp_path / "data"))
+    tiny.forget("shapes_train", "shapes_train_all_masks", "shapes_test")
+    cfg = tiny.data_config(
+        data, tmp_path / "run", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "SOLVER.MAX_ITER", 1
+    )
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.checkpointer.save("model")
+    expected = evaluated_classes_with_masks(cfg, "shapes_train")
+    tiny.forget("shapes_train", "shapes_train_all_masks", "shapes_test")
+    shutil.rmtree(data.root)
+    detector = maskx_d2.load_detector(tmp_path / "run" / "model.pth", tmp_path / "config.yaml")
+    assert detector.style.names == dict(enumerate(shapes.CLASS_NAMES, start=1))
+    assert detector.style.with_masks == {i + 1 for i in expected} and len(expected) == 24
+    detector.detect(Image.new("RGB", (90, 70)))
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 31, but the checkpoint .*model.pth knows 32 cl"):
+        maskx_d2.load_detector(
+            tmp_path / "run" / "model.pth",
+            tmp_path / "config.yaml",
+            overrides=["MODEL.ROI_HEADS.NUM_CLASSES", 31],
+        )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"names": "abc"}, {"category_ids": [1, 1]}, {"with_masks": [9]}, {"category_ids": ["1", "2"]}],
+)
+def test_a_checkpoint_whose_classes_are_none_is_refused(tmp_path, changed):
+    known = {"names": ["a", "b"], "category_ids": [1, 2], "with_masks": [0], **changed}
+    torch.save({"model": {}, ClassList.KEY: known}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a.pth does not say which classes it knows"):
+        classes_of_weights(str(tmp_path / "a.pth"))
+    torch.save({"model": {}, ClassList.KEY: {"names": ["a", "b"]}}, tmp_path / "a.pth")
+    assert classes_of_weights(str(tmp_path / "a.pth")) is None  # as version 0.2.0 wrote it

@@ -44,6 +44,10 @@ RUN_FILES = (
 _Content = TypeVar("_Content")
 
 
+Coordinate = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+"""In pixels. What is drawn is scaled, which takes larger numbers to infinity."""
+
+
 class _Rle(TypedDict):
     size: list[int]
     counts: str
@@ -55,7 +59,7 @@ class Detection(TypedDict):
     image_id: int
     category_id: int
     score: float
-    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    bbox: Annotated[list[Coordinate], msgspec.Meta(min_length=4, max_length=4)]
     segmentation: NotRequired[_Rle]
 
 

@@ -17,7 +17,7 @@ from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
 from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
-from maskx_d2.evaluation.run_files import DETECTIONS_FILE
+from maskx_d2.evaluation.run_files import DETECTIONS_FILE, Coordinate
 from maskx_d2.inference.detector import Detector
 from maskx_d2.runtime.journal import Journal, open_journal
 
@@ -67,7 +67,7 @@ class _Rle(msgspec.Struct):
 class _Detection(msgspec.Struct):
     image_id: int
     category_id: int
-    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
+    bbox: Annotated[list[Coordinate], msgspec.Meta(min_length=4, max_length=4)]
     score: Annotated[float, msgspec.Meta(ge=0, le=1)]
     segmentation: _Rle | msgspec.UnsetType = msgspec.UNSET
 

@@ -100,6 +100,11 @@ def test_an_evaluation_of_other_types_is_named(tmp_path, change, message):
         (lambda c: c[0].update(bbox=[1, 2, 3]), "Expected `array` of length >= 4"),
         (lambda c: c[0].update(score="1"), "Expected `float`, got `str`"),
         (lambda c: c[0].update(category_id=77), "has category_id 77, which is not among those evaluated"),
+        (
+            lambda c: c[0].update(bbox=[-1e308, 17, 43, 43]),
+            "Expected `float` >= -1000000000.0 - at `$[0].bbox",
+        ),
+        (lambda c: c[0].update(bbox=[0, 0, 1e10, 1]), "Expected `float` <= 1000000000.0 - at `$[0].bbox"),
         (lambda c: c.append(None), "Expected `object`, got `null`"),
     ],
 )

@@ -22,7 +22,7 @@ def load_detector(
     """
     weights = str(weights)
     if "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"--weights {weights} is no file")
+        raise FileNotFoundError(f"--weights {weights} is not a file")
     if config_file is not None:
         need_detectron2("a model with a config file")
         from maskx_d2.backends.detectron2.command_line import read_config

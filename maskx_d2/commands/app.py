@@ -20,25 +20,23 @@ _NUM_EXAMPLES = 6
 def add_parser(commands: argparse._SubParsersAction) -> None:
     app = commands.add_parser(
         "app",
-        help="a page in the browser: drop an image on it and see masks",
-        description="A page on this machine that shows what a model finds in an image, or two models side "
-        f"by side. Without --weights it is the best model of the demo in {DEMO_FOLDER}, with images of it "
-        "to choose from.",
+        help="show masks of an image in the browser",
+        description="Serve a web page that shows what a model detects in an image, or two models side by "
+        f"side. Without --weights, it uses the best model of the demo in {DEMO_FOLDER} and offers images "
+        "of the demo.",
     )
     add_model_options(app, required=False)
     add_input(app, "--compare-weights", metavar="FILE", help="checkpoint of a second model")
     add_input(app, "--compare-config-file", metavar="FILE", help="its config, if it needs one")
-    add_input(app, "--images", type=Path, metavar="DIR", help="folder of images to choose from")
+    add_input(app, "--images", type=Path, metavar="DIR", help="folder of example images")
     app.add_argument(
         "--address",
         default="127.0.0.1",
-        help="whom to answer: this machine alone (the default), or with 0.0.0.0 all that can reach it",
+        help="address to bind to (default: localhost only); 0.0.0.0 allows other machines",
     )
+    app.add_argument("--port", type=at_least(1), metavar="N", help="default: the first free port from 7860")
     app.add_argument(
-        "--port", type=at_least(1), metavar="N", help="the first free one from 7860 on, if not given"
-    )
-    app.add_argument(
-        "--max-upload", type=at_least(1), default=30, metavar="MIB", help="of an image file, default 30"
+        "--max-upload", type=at_least(1), default=30, metavar="MIB", help="largest upload, default 30 MiB"
     )
     add_max_megapixels(app)
     app.set_defaults(run=run)

@@ -14,12 +14,12 @@ from maskx_d2.runtime.exit_status import FOUND_ERRORS
 def add_parser(commands: argparse._SubParsersAction) -> None:
     check = commands.add_parser(
         "check-dataset",
-        help="all that is wrong with a dataset, before a long run",
-        description="Report everything in a dataset in COCO's format that training or evaluation would "
-        "stumble over (errors, exit status 1) or deal with (remarks).",
+        help="check a dataset before a long run",
+        description="Report everything in a COCO dataset that training or evaluation would fail on "
+        "(errors, exit status 1) or handle in a special way (remarks).",
     )
-    add_input(check, "annotations", type=Path, metavar="JSON")
-    add_input(check, "images", type=Path, metavar="IMAGES", help="the folder of its images")
+    add_input(check, "annotations", type=Path, metavar="JSON", help="annotation file in COCO format")
+    add_input(check, "images", type=Path, metavar="IMAGES", help="folder of its images")
     add_max_megapixels(check)
     check.set_defaults(run=run)
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
 
     if not args.images.is_dir():
-        raise FileNotFoundError(f"image folder {args.images} is no folder")
+        raise FileNotFoundError(f"image folder {args.images} is not a folder")
     content = read_json(args.annotations)
     bar = partial(tqdm, total=len(content["images"]), unit="image", file=sys.stderr)
     of_images = find_image_problems(content, args.images, max_megapixels=args.max_megapixels, progress=bar)

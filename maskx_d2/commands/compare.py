@@ -15,10 +15,10 @@ from maskx_d2.commands.options import (
 def add_parser(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser(
         "compare",
-        help="a report on several runs",
-        description="Compare runs of either backend that were evaluated on the same data and split: "
-        "comparison.html and comparison.md, with AP on A, B and all, class by class, training curves and "
-        "the masks of each run on the same images.",
+        help="compare several runs in a report",
+        description="Compare runs of either backend that were evaluated on the same data and split. Writes "
+        "comparison.html and comparison.md: AP on A, on B, on all classes and per class, training "
+        "curves, and the masks of each run on the same images.",
     )
     add_input(compare, "runs", nargs="*", type=Path, metavar="RUN_DIR", help="output folder of a run")
     add_input(
@@ -28,30 +28,34 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=[],
         type=_group,
         metavar="NAME=RUN_DIR,RUN_DIR,...",
-        help="instead of single runs, those of several seeds of one kind: mean and standard deviation, and "
-        "the differences of the first to the first, the second to the second, ...; give one for each kind",
+        help="compare groups of runs that differ only in their seed: mean, standard deviation, and paired "
+        "differences. Repeat the option for each group",
     )
     add_input(
         compare,
         "--baseline",
         metavar="RUN_DIR",
-        help="the run, or with --group the NAME, that others are compared with; the first, if not given",
+        help="run, or NAME of a group, that the others are compared with; default: the first",
     )
     add_output_folder(
         compare,
         *("comparison.md", "comparison.html"),
         default=Path("output/comparison"),
-        help="of the page, default output/comparison",
+        help="default: output/comparison",
     )
     add_input(
         compare,
         "--images-root",
         type=Path,
         metavar="DIR",
-        help="where the images are, if not where they were evaluated",
+        help="folder of the images, if they have moved since the evaluation",
     )
-    compare.add_argument("--images", type=at_least(0), default=8, metavar="N", help="to show, default 8")
-    compare.add_argument("--min-score", type=from_0_to_1, default=0.5, metavar="P", help="default 0.5")
+    compare.add_argument(
+        "--images", type=at_least(0), default=8, metavar="N", help="number of images to show, default 8"
+    )
+    compare.add_argument(
+        "--min-score", type=from_0_to_1, default=0.5, metavar="P", help="lowest score to draw, default 0.5"
+    )
     add_max_megapixels(compare)
     compare.set_defaults(run=run)
 

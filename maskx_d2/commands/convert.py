@@ -10,9 +10,9 @@ from maskx_d2.runtime.optional_packages import need_detectron2
 def add_parser(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser(
         "convert",
-        help="the models of the paper's authors",
-        description="Turn a checkpoint of seg_every_thing, the paper's code on Caffe2, into "
-        "model_final.pth and config.yaml for maskx predict. All sizes are those of the file.",
+        help="convert the models of the paper's authors",
+        description="Convert a checkpoint of seg_every_thing, the paper's Caffe2 code, to "
+        "model_final.pth and config.yaml for maskx predict. All sizes are read from the file.",
     )
     add_input(convert, "checkpoint", type=Path, metavar="FILE", help="the .pkl")
     add_output_folder(convert, "config.yaml", "model_final.pth", "classes.json")
@@ -21,14 +21,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="class list of a model that has neither Visual Genome's 3,001 classes nor COCO's 80",
+        help="class list, for a model with neither the 3,001 classes of Visual Genome nor COCO's 80",
     )
     add_input(
         convert,
         "--classes-with-masks",
         metavar="SPLIT",
-        help="the split that the model was trained with: voc, nonvoc, ..., or a file. If not given, COCO's "
-        "classes for a model that has these, and all for one with --classes",
+        help="split that the model was trained with: voc, nonvoc, ..., or a file. Default: COCO's "
+        "classes, or all classes with --classes",
     )
     convert.set_defaults(run=run)
 

@@ -13,30 +13,38 @@ BACKENDS = ("detectron2", "torchvision")
 def add_parser(commands: argparse._SubParsersAction) -> None:
     demo = commands.add_parser(
         "demo",
-        help="train and compare on a generated dataset, in minutes on a CPU",
-        description="Generate a dataset with more classes than masks, train on one detector a "
-        "class-agnostic mask head, Mask^X, Mask^X with box supervision and an oracle that has all masks, "
-        "and compare them on classes without masks.",
+        help="train and compare models on a generated dataset, in minutes on a CPU",
+        description="Generate a dataset in which some classes have no masks, and train four mask heads on "
+        "one detector: class-agnostic, Mask^X, Mask^X with box supervision, and an oracle with all masks. "
+        "Compare them on the classes without masks.",
     )
     add_output_folder(demo, "*/*", default=DEMO_FOLDER)
-    demo.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of data and training")
+    demo.add_argument(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="random seed of the data and the training, default 0",
+    )
     demo.add_argument(
         "--seeds",
         type=at_least(1),
         default=1,
         metavar="N",
-        help="repeat it with N seeds, from --seed on, and print mean and standard deviation",
+        help="run N seeds, starting from --seed, and print mean and standard deviation",
     )
-    demo.add_argument("--quick", action="store_true", help="less data and training, in 2 to 3 minutes")
+    demo.add_argument(
+        "--quick", action="store_true", help="use less data and training; takes 2 to 3 minutes"
+    )
     demo.add_argument(
         "--paper",
         action="store_true",
-        help="train Mask^X as the paper has it, too: cls+box embeddings, no dropout",
+        help="also train Mask^X as in the paper: cls+box embeddings, no dropout",
     )
     demo.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="what to train with; Detectron2 where it is installed, else torchvision",
+        help="default: Detectron2 if it is installed, otherwise torchvision",
     )
     demo.set_defaults(run=run)
 

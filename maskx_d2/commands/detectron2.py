@@ -7,7 +7,7 @@ from maskx_d2.runtime.optional_packages import need_detectron2
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     commands.add_parser(
-        "detectron2", help="train and evaluate with Detectron2, as by its train_net.py", add_help=False
+        "detectron2", help="train and evaluate with Detectron2; the same as train_net.py", add_help=False
     )
 
 

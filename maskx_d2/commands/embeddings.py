@@ -10,11 +10,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     embeddings = commands.add_parser(
         "embeddings",
         help="write a table of fixed class embeddings",
-        description="Write the .npy table of MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE.",
+        description="Write a .npy table for MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE.",
     )
     kinds = embeddings.add_subparsers(dest="kind", required=True, metavar="KIND")
-    glove = kinds.add_parser("glove", help="word vectors of the class names")
-    add_input(glove, "--vectors", required=True, type=Path, metavar="FILE", help="GloVe's text file")
+    glove = kinds.add_parser("glove", help="GloVe vectors of the class names")
+    add_input(
+        glove, "--vectors", required=True, type=Path, metavar="FILE", help="text file of GloVe vectors"
+    )
     random = kinds.add_parser("random", help="random vectors of the words in the class names")
     random.add_argument("--seed", type=int, default=0, metavar="N")
     random.add_argument("--dim", type=at_least(1), default=300, metavar="D")
@@ -24,10 +26,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "--classes",
             type=Path,
             metavar="FILE",
-            help="annotations in COCO's format, or a text file with one class name a line in the order of "
-            "the classes; COCO's 80 classes if it is not given",
+            help="annotation file in COCO format, or text file with one class name per line; default: "
+            "COCO's 80 classes",
         )
-        add_output_file(kind, metavar="FILE", help="the .npy file")
+        add_output_file(kind, metavar="FILE", help=".npy file")
         kind.set_defaults(run=run)
 
 

@@ -24,27 +24,30 @@ from maskx_d2.runtime.optional_packages import need_ray
 def add_parser(commands: argparse._SubParsersAction) -> None:
     fill = commands.add_parser(
         "fill-masks",
-        help="masks for annotations that have a box only",
-        description="Predict a mask for every annotation that has none, in its box and for its class. All "
-        "else in the file stays as it is. Killed and started again it goes on where it was.",
+        help="predict masks for annotations that have only a box",
+        description="Predict a mask for every annotation that has none, in its box and for its class. "
+        "Everything else in the file stays as it is. An interrupted run continues when the "
+        "command is repeated.",
     )
-    add_input(fill, "annotations", type=Path, metavar="JSON", help="in COCO's format")
-    add_input(fill, "images", metavar="IMAGES", help="the folder of its images")
+    add_input(fill, "annotations", type=Path, metavar="JSON", help="annotation file in COCO format")
+    add_input(fill, "images", metavar="IMAGES", help="folder of its images")
     add_model_options(fill)
-    add_ray(fill, "IMAGES may be an address as s3://bucket/folder")
+    add_ray(fill, "IMAGES can be a URL such as s3://bucket/folder")
     add_output_file(fill, metavar="JSON")
-    fill.add_argument("--format", choices=("rle", "polygon"), default="rle", help="default rle")
+    fill.add_argument(
+        "--format", choices=("rle", "polygon"), default="rle", help="of the new masks, default rle"
+    )
     fill.add_argument(
         "--min-mask-score",
         type=from_0_to_1,
         default=0.0,
         metavar="P",
-        help="leave annotations whose mask has a lower score as they are; default 0",
+        help="leave annotations without a mask if its score would be lower, default 0",
     )
     fill.add_argument(
         "--also-replace",
         action="store_true",
-        help="predict for annotations that have masks too, and print how well both agree",
+        help="also replace masks that exist, and print how well they agree with the predicted ones",
     )
     add_batch_size(fill, default=4)
     add_max_megapixels(fill)

@@ -51,10 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="maskx", description="Mask^X R-CNN: masks for many classes from masks of few."
+        prog="maskx",
+        description="Mask^X R-CNN: predict masks for all classes after training with masks of some.",
     )
     parser.add_argument("--version", action="version", version=f"maskx_d2 {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)

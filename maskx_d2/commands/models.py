@@ -36,7 +36,8 @@ def exit_if_skipped(failed: list[str]) -> None:
         failed: why images and videos could not be read.
     """
     if failed:
-        print(f"maskx: {len(failed)} files were passed over:", file=sys.stderr)
+        files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
+        print(f"maskx: skipped {files}:", file=sys.stderr)
         for reason in failed:
             print(f"  {printable(reason)}", file=sys.stderr)
         sys.exit(FOUND_ERRORS)

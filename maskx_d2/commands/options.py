@@ -40,7 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         parser,
         "--config-file",
         metavar="FILE",
-        help="config of the model; a .ckpt of the torchvision backend needs none",
+        help="config of the model; not needed for a .ckpt of the torchvision backend",
     )
     add_input(parser, "--weights", required=required, metavar="FILE", help="checkpoint of the model")
 
@@ -51,7 +51,7 @@ def add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
         type=at_least(1),
         default=default,
         metavar="N",
-        help=f"images that the model gets at one time, default {default}",
+        help=f"batch size, default {default}",
     )
 
 
@@ -61,7 +61,8 @@ def add_max_megapixels(parser: argparse.ArgumentParser) -> None:
         type=megapixels,
         default=MAX_MEGAPIXELS,
         metavar="N",
-        help=f"largest image to read, default {MAX_MEGAPIXELS:g}, at most {PILLOWS_MEGAPIXELS:g}",
+        help=f"largest image to read, in megapixels; default {MAX_MEGAPIXELS:g}, at most "
+        f"{PILLOWS_MEGAPIXELS:g}",
     )
 
 
@@ -71,7 +72,7 @@ def add_ray(parser: argparse.ArgumentParser, more: str) -> None:
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="run on the Ray cluster at the address (auto, or HOST:PORT), or without one on all cores or "
+        help="run on the Ray cluster at ADDRESS (auto, or HOST:PORT); without ADDRESS, on all cores or "
         f"GPUs of this machine. {more}",
     )
 
@@ -84,7 +85,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         nargs=argparse.REMAINDER,
         default=[],
         metavar="KEY VALUE",
-        help="config keys to override",
+        help="config keys to override; must come last",
     )
 
 

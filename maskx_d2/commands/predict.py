@@ -27,38 +27,45 @@ from maskx_d2.runtime.optional_packages import need_ray
 def add_parser(commands: argparse._SubParsersAction) -> None:
     predict = commands.add_parser(
         "predict",
-        help="masks, names and scores on images and videos",
-        description="Detect on images and videos, draw what is found, and write it as COCO results. Orange "
-        "classes were trained with masks, blue ones with boxes only.",
+        help="detect objects in images and videos",
+        description="Detect objects in images and videos, draw them, and write them in the COCO results "
+        "format. Classes trained with masks are orange, classes trained with boxes only are blue.",
     )
     add_model_options(predict)
-    add_input(predict, "images", nargs="+", metavar="IMAGE", help="image, video or folder of such")
+    add_input(
+        predict, "images", nargs="+", metavar="IMAGE", help="image, video, or folder of images and videos"
+    )
     add_output_folder(predict, "log.txt*", "*.json*", "*.png", "*.mp4", "detections/*", type=str)
     add_ray(
         predict,
-        "Draws nothing and takes no videos; writes Parquet files. IMAGE and DIR may be addresses as "
-        "s3://bucket/folder",
+        "Writes Parquet files and draws nothing; does not support videos. IMAGE and DIR can be URLs such "
+        "as s3://bucket/folder",
     )
-    predict.add_argument("--recursive", action="store_true", help="look in folders below folders, too")
-    predict.add_argument("--resume", action="store_true", help="go on with what the same command has begun")
+    predict.add_argument("--recursive", action="store_true", help="search subfolders too")
+    predict.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run of the same command"
+    )
     add_batch_size(predict, default=1)
     add_max_megapixels(predict)
     predict.add_argument(
-        "--every", type=at_least(1), default=1, metavar="N", help="of N frames of a video take one"
+        "--every", type=at_least(1), default=1, metavar="N", help="process every Nth frame of a video"
     )
-    predict.add_argument("--min-score", type=from_0_to_1, default=0.5, metavar="P", help="default 0.5")
+    predict.add_argument(
+        "--min-score", type=from_0_to_1, default=0.5, metavar="P", help="lowest score to keep, default 0.5"
+    )
     predict.add_argument(
         "--top",
         type=at_least(1),
         metavar="N",
-        help="draw the N best of an image; all, or 30 of a model of more than 100 classes, if not given",
+        help="draw the N best detections of an image; default: all, or 30 if the model has more than 100 "
+        "classes",
     )
     predict.add_argument(
         "--merge",
         type=from_0_to_1,
         metavar="IOU",
-        help="draw only the best of detections whose boxes overlap by more than this, and say how many "
-        "others there are; 1 draws all. 0.8 for a model of more than 100 classes, else 1, if not given",
+        help="of detections whose boxes overlap by more than IOU, draw only the best and the number of the "
+        "others; 1 draws all. Default: 0.8 if the model has more than 100 classes, otherwise 1",
     )
     add_overrides(predict)
     predict.set_defaults(run=run)

@@ -11,13 +11,13 @@ from maskx_d2.commands.options import add_input, add_output_folder, at_least
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    prepare = commands.add_parser("prepare", help="bring a dataset into COCO's format")
+    prepare = commands.add_parser("prepare", help="convert or generate a dataset in COCO format")
     datasets = prepare.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     vg3k = datasets.add_parser(
         "vg3k",
         help="Visual Genome",
-        description="Write vg3k_train.json, vg3k_val.json and vg3k_test.json: the boxes of Visual Genome's "
-        "most frequent classes, in one list of classes with COCO's 80.",
+        description="Write vg3k_train.json, vg3k_val.json and vg3k_test.json: boxes of the most frequent "
+        "classes of Visual Genome, in one class list with COCO's 80.",
     )
     genome = {"required": True, "type": Path, "metavar": "FILE"}
     add_input(vg3k, "--image-data", help="image_data.json", **genome)
@@ -29,13 +29,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
     shapes = datasets.add_parser(
         "shapes",
-        help="nothing to bring: the demo's images, drawn, to try things with",
-        description="Draw the demo's dataset: outlined shapes of 32 classes, in training with boxes of all "
-        "and masks of 24, which classes_with_masks.txt names.",
+        help="generate the synthetic demo dataset",
+        description="Generate the demo dataset: outlined shapes of 32 classes. The training annotations "
+        "have boxes of all classes and masks of the 24 in classes_with_masks.txt.",
     )
-    add_output_folder(shapes, "*/*", help="a new folder")
-    shapes.add_argument("--train", type=at_least(1), default=300, metavar="N", help="images, default 300")
-    shapes.add_argument("--test", type=at_least(1), default=60, metavar="N", help="images, default 60")
+    add_output_folder(shapes, "*/*", help="new or empty folder")
+    shapes.add_argument(
+        "--train", type=at_least(1), default=300, metavar="N", help="number of training images, default 300"
+    )
+    shapes.add_argument(
+        "--test", type=at_least(1), default=60, metavar="N", help="number of test images, default 60"
+    )
     shapes.add_argument("--seed", type=at_least(0), default=0, metavar="N")
     shapes.set_defaults(run=run_shapes)
 

@@ -9,12 +9,15 @@ from maskx_d2.commands.options import add_input
 def add_parser(commands: argparse._SubParsersAction) -> None:
     splits = commands.add_parser(
         "splits",
-        help="which classes a split gives masks to",
-        description="Print a class split. With an annotation file, of its classes, and with its instances.",
+        help="print which classes have masks in a split",
+        description="Print the classes with and without masks in a split. With an annotation file, use its "
+        "classes and count their instances.",
     )
     add_input(splits, "split", metavar="NAME", help="voc, nonvoc, coco, E1_A20B60 ..., or a file")
-    add_input(splits, "annotations", nargs="?", type=Path, metavar="JSON", help="in COCO's format")
-    splits.add_argument("--json", action="store_true", help="print it as JSON")
+    add_input(
+        splits, "annotations", nargs="?", type=Path, metavar="JSON", help="annotation file in COCO format"
+    )
+    splits.add_argument("--json", action="store_true", help="print JSON")
     splits.set_defaults(run=run)
 
 

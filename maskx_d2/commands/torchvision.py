@@ -6,7 +6,7 @@ import argparse
 def add_parser(commands: argparse._SubParsersAction) -> None:
     commands.add_parser(
         "torchvision",
-        help="train and evaluate without Detectron2, by torchvision and Lightning",
+        help="train and evaluate with torchvision and Lightning, without Detectron2",
         add_help=False,
     )
 

@@ -27,7 +27,7 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
         ValueError: it is in another format, or words are missing in it: they are named.
     """
     if not vectors.is_file():
-        raise FileNotFoundError(f"word vectors {vectors} are no file")
+        raise FileNotFoundError(f"word vectors {vectors} are not a file")
     words_of = _words(class_names)
     wanted = {word for words in words_of for word in words}
     found: dict[str, np.ndarray] = {}

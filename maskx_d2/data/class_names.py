@@ -45,7 +45,7 @@ def read_class_names(path: Path | None) -> list[str]:
     if path.suffix.lower() == ".json":
         return read_coco_file(path).class_names
     if not path.is_file():
-        raise FileNotFoundError(f"class names {path} are no file")
+        raise FileNotFoundError(f"class names {path} are not a file")
     names = read_names(path)
     if not names:
         raise ValueError(f"class names {path} are empty, expected one a line")

@@ -106,7 +106,7 @@ def load_json(path: Path, *, what: str):
         ValueError: it is not JSON, or none that Python can read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} is no file")
+        raise FileNotFoundError(f"{what} {path} is not a file")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:

@@ -83,7 +83,7 @@ def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterato
     # Unlike pathlib's these answer for names too that no file can have. A pipe would be waited for.
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
+            f"image {path} {'is not a file' if os.path.exists(path) else 'does not exist'}"
         )
     with _opened(path, path, max_megapixels) as image:
         yield image

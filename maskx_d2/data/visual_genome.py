@@ -113,7 +113,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
     view of them.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file")
+        raise FileNotFoundError(f"{path} is not a file")
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:

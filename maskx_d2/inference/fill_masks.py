@@ -76,7 +76,7 @@ def fill_masks(
     check_keeps_inputs([output], [annotations])
     check_replaceable(output)
     if not is_address(images) and not Path(images).is_dir():
-        raise FileNotFoundError(f"image folder {images} is no folder")
+        raise FileNotFoundError(f"image folder {images} is not a folder")
     content = read_checked_json(annotations)
     filled = Filled()
     wanted = _wanted(content, _model_categories(content, detector.style), filled, also_replace=also_replace)

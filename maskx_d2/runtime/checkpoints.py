@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict:
     if "://" in str(path):
         raise ValueError(f"checkpoint {path} is an address, expected a file: download it")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path} is no file")
+        raise FileNotFoundError(f"checkpoint {path} is not a file")
     try:
         is_zip = zipfile.is_zipfile(path)  # as PyTorch has written them since 1.6
         (_check_zip if is_zip else _check_pickles)(Path(path))

@@ -26,7 +26,7 @@ def check_yaml(path: Path) -> None:
     Of a config, and of those that it names as ``_BASE_``.
 
     Raises:
-        FileNotFoundError: one of these is no file.
+        FileNotFoundError: one of these is not a file.
         ValueError: a file is not YAML, has no keys, or grows as its anchors are followed ("billion
             laughs"), which would take all memory.
     """
@@ -38,7 +38,7 @@ def check_yaml(path: Path) -> None:
         size = 0 if root is None else _num_nodes(root, {})
         for base in _bases(root):
             if not (path.parent / base).is_file():
-                raise FileNotFoundError(f"config {path} names _BASE_ {base}, which is no file")
+                raise FileNotFoundError(f"config {path} names _BASE_ {base}, which is not a file")
             check_yaml(path.parent / base)
     except RecursionError as error:
         raise ValueError(f"config {path} is nested too deep, or within itself") from error

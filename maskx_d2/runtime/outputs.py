@@ -57,7 +57,7 @@ class OutputFolder:
     def check(self) -> None:
         """
         Raises:
-            ValueError: it is no folder, or one of its files is a link, a pipe or a device.
+            ValueError: it is not a folder, or one of its files is a link, a pipe or a device.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is not a folder")

@@ -274,7 +274,7 @@ def test_users_mistakes_end_with_one_sentence(tmp_path, monkeypatch, capsys):
         (): "--weights is not given, and output/demo has no demo: run maskx demo",
         ("--config-file", "a.yaml"): "--config-file is given without the weights",
         ("--compare-config-file", "a.yaml"): "--compare-config-file is given without the weights",
-        ("--weights", "absent.ckpt"): "--weights absent.ckpt is no file",
+        ("--weights", "absent.ckpt"): "--weights absent.ckpt is not a file",
     }
     for arguments, message in cases.items():
         with pytest.raises(SystemExit) as exit:

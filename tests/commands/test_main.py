@@ -105,11 +105,11 @@ def test_users_mistakes_end_with_one_sentence(capsys, annotations, tmp_path):
     random = ["embeddings", "random", *out, "--classes"]
     assert "'nothing' is neither a file nor one of all, voc" in failure(capsys, "splits", "nothing")
     assert "names 'person'" in failure(capsys, "splits", "voc", annotations)
-    assert "absent.json is no file" in failure(capsys, "splits", "voc", tmp_path / "absent.json")
+    assert "absent.json is not a file" in failure(capsys, "splits", "voc", tmp_path / "absent.json")
     assert "class names" in failure(capsys, *random, tmp_path / "absent.txt")
     assert "are empty, expected one a line" in failure(capsys, *random, tmp_path / "empty.txt")
     glove = ["embeddings", "glove", "--vectors", tmp_path / "absent.txt", *out]
-    assert "absent.txt are no file" in failure(capsys, *glove)
+    assert "absent.txt are not a file" in failure(capsys, *glove)
     assert not (tmp_path / "table.npy").exists()
 
 
@@ -304,7 +304,7 @@ def test_maskx_detectron2_is_train_net(capsys, tmp_path):
     out = capsys.readouterr().out
     assert stopped.value.code == 0 and "usage: maskx detectron2" in out and "--num-gpus" in out
     line = failure(capsys, "detectron2", "--config-file", tmp_path / "absent.yaml")
-    assert line.startswith("maskx detectron2: config ") and "absent.yaml' is no file" in line
+    assert line.startswith("maskx detectron2: config ") and "absent.yaml' is not a file" in line
 
 
 def test_without_detectron2_maskx_detectron2_says_how_to_install_it(capsys, monkeypatch):

@@ -67,7 +67,7 @@ def test_errors_name_the_file_and_what_is_missing(tmp_path, text, names, message
     (tmp_path / "vectors.txt").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=f"word vectors .*vectors.txt.*{message}"):
         glove_embeddings(tmp_path / "vectors.txt", names)
-    with pytest.raises(FileNotFoundError, match=r"word vectors .*absent.txt are no file"):
+    with pytest.raises(FileNotFoundError, match=r"word vectors .*absent.txt are not a file"):
         glove_embeddings(tmp_path / "absent.txt", names)
 
 

@@ -90,7 +90,7 @@ def test_what_is_no_annotation_file_is_named(tmp_path, text):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"annotation file .*truth.json (is not JSON|has no list)"):
         read_coco_file(path)
-    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is no file"):
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is not a file"):
         read_coco_file(tmp_path / "absent.json")
 
 
@@ -114,5 +114,5 @@ def test_categories_are_read_without_what_else_is_wrong_and_named_where_they_are
     awkward.write(tmp_path, content)
     with pytest.raises(ValueError, match=r"^annotation file .*truth.json: "):
         read_categories(path)
-    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is no file"):
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is not a file"):
         read_categories(tmp_path / "absent.json")

@@ -36,5 +36,5 @@ def test_errors_name_the_file_and_what_is_missing(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is no file"):
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*absent.json is not a file"):
         read_coco(tmp_path / "absent.json")

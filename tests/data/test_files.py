@@ -149,5 +149,5 @@ def test_what_is_no_json_is_named_in_one_line(tmp_path, content, message):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileNotFoundError, match=r"annotations .*pipe is no file"):
+    with pytest.raises(FileNotFoundError, match=r"annotations .*pipe is not a file"):
         load_json(tmp_path / "pipe", what="annotations")

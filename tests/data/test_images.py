@@ -59,7 +59,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe", "loop", "folder", "absent"):
-        with pytest.raises(FileNotFoundError, match=rf"{name}.png (is no file|does not exist)$"):
+        with pytest.raises(FileNotFoundError, match=rf"{name}.png (is not a file|does not exist)$"):
             read_image(tmp_path / f"{name}.png")
 
 

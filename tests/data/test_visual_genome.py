@@ -241,7 +241,7 @@ def test_the_command_converts_and_prints_the_summary(inputs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["prepare", "vg3k", *options[:-1], "absent.json", "--output", str(out)])
     assert stopped.value.code == 2
-    assert "maskx: absent.json is no file" in capsys.readouterr().err
+    assert "maskx: absent.json is not a file" in capsys.readouterr().err
 
 
 def test_files_of_two_conversions_are_told_apart(tmp_path, monkeypatch):

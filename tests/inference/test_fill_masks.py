@@ -244,8 +244,8 @@ def test_mistakes_are_told_before_anything_is_written(dataset, tmp_path):
     cases = [
         ({"output": dataset[0]}, "in.json would overwrite it"),
         ({"output": dataset[1]}, "images is a folder, expected a file or nothing"),
-        ({"images": tmp_path / "absent"}, "absent is no folder"),
-        ({"annotations": tmp_path / "absent.json"}, "absent.json is no file"),
+        ({"images": tmp_path / "absent"}, "absent is not a folder"),
+        ({"annotations": tmp_path / "absent.json"}, "absent.json is not a file"),
     ]
     for changed, message in cases:
         given = {

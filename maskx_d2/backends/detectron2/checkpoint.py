@@ -97,7 +97,7 @@ def check_weights(path: str) -> None:
     path = urlparse(path)._replace(query="").geturl()
     if "://" not in path:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path} is no file")
+            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path} is not a file")
         if Path(path).stat().st_size == 0:
             raise ValueError(f"checkpoint {path} is empty")
     local = Path(PathManager.get_local_path(path))
@@ -116,7 +116,7 @@ def read_pickle(path: Path) -> dict:
         ValueError: it is no pickle, or holds something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} is no file")
+        raise FileNotFoundError(f"checkpoint {path} is not a file")
     try:
         content = read_array_pickle(path)
     except Exception as error:  # whatever a file that is no pickle makes the unpickler stumble over

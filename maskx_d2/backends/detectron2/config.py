@@ -245,7 +245,7 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
         ValueError: a key does not exist, or its value is not allowed.
     """
     if not Path(config_file).is_file():
-        raise FileNotFoundError(f"config {config_file!r} is no file")
+        raise FileNotFoundError(f"config {config_file!r} is not a file")
     check_yaml(Path(config_file))
     cfg = get_cfg()
     add_maskx_config(cfg)

@@ -43,9 +43,9 @@ def register_datasets(cfg: CfgNode) -> None:
         name, json_file, image_root, *class_list = entry
         for file in (json_file, *class_list):
             if not Path(file).is_file():
-                raise FileNotFoundError(f"DATASETS.REGISTER: {file} of {name!r} is no file")
+                raise FileNotFoundError(f"DATASETS.REGISTER: {file} of {name!r} is not a file")
         if not Path(image_root).is_dir():
-            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is no folder")
+            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is not a folder")
         if name not in DatasetCatalog:
             load = partial(_load_dataset, name, json_file, image_root, *class_list)
             DatasetCatalog.register(name, load)
@@ -105,7 +105,7 @@ def register_visual_genome() -> None:
 
 def _must_be_there(json_file: str, where_from: str) -> None:
     if not Path(json_file).is_file():
-        raise FileNotFoundError(f"annotation file {json_file} is no file: {where_from}")
+        raise FileNotFoundError(f"annotation file {json_file} is not a file: {where_from}")
 
 
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:

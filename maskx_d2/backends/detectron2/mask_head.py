@@ -247,7 +247,7 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is {path!r}, which is no file: "
+            f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is {path!r}, which is not a file: "
             "maskx embeddings writes one"
         )
     try:

@@ -72,7 +72,7 @@ class PartiallySupervisedCoco(Dataset):
             max_megapixels: larger images cannot be read.
         """
         if not image_root.is_dir():
-            raise FileNotFoundError(f"image folder {image_root} is no folder")
+            raise FileNotFoundError(f"image folder {image_root} is not a folder")
         self.image_root = image_root
         self.transforms = transforms
         self.max_megapixels = max_megapixels

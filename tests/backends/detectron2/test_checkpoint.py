@@ -94,7 +94,7 @@ def test_a_run_that_resumes_does_not_need_the_weights_it_began_with(tmp_path):
 
 
 def test_a_checkpoint_that_is_not_there_or_empty_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS: checkpoint .*absent.pth is no file"):
+    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS: checkpoint .*absent.pth is not a file"):
         check_weights(str(tmp_path / "absent.pth"))
     (tmp_path / "empty.pth").touch()
     with pytest.raises(ValueError, match=r"checkpoint .*empty.pth is empty"):

@@ -37,7 +37,7 @@ def test_a_folder_has_one_run(shapes_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"OUTPUT_DIR .*out holds model_0000009.pth of an earlier run"):
         train_or_evaluate(arguments(tmp_path, cfg))
     assert {path.read_text() for path in out.iterdir()} == {"kept"}
-    with pytest.raises(FileNotFoundError, match=r"absent.pth is no file"):
+    with pytest.raises(FileNotFoundError, match=r"absent.pth is not a file"):
         train_or_evaluate(arguments(tmp_path, cfg, overwrite=True))
     assert not list(out.glob("*.pth")) and not (out / "last_checkpoint").exists()
     assert (out / "metrics.json").read_text() == ""
@@ -175,7 +175,7 @@ def test_a_dataset_without_a_mask_in_a_is_no_training_data_for_masks(shapes_data
 
 def test_users_mistakes_end_with_one_sentence(tmp_path, capsys):
     for config, message in (
-        (str(tmp_path / "absent.yaml"), "absent.yaml' is no file"),
+        (str(tmp_path / "absent.yaml"), "absent.yaml' is not a file"),
         (str(tmp_path / "deep.yaml"), "deep.yaml is nested too deep"),
         (str(tmp_path / "laughs.yaml"), "laughs.yaml stands for 4e+09 values, expected at most 100,000"),
     ):

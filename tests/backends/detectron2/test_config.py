@@ -123,7 +123,7 @@ def test_gathered_regression_needs_the_roi_heads_that_have_it():
 
 
 def test_a_missing_config_and_an_unknown_key_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config 'nowhere.yaml' is no file"):
+    with pytest.raises(FileNotFoundError, match=r"config 'nowhere.yaml' is not a file"):
         load_config("nowhere.yaml")
     with pytest.raises(ValueError, match=r"Non-existent key: MODEL.MASKY"):
         load_config(MAIN_CONFIG, ["MODEL.MASKY", 1])

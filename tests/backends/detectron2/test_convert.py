@@ -215,7 +215,7 @@ def test_mistakes_are_one_sentence(converted, tmp_path, capsys):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     cases = [
-        ([tmp_path / "absent.pkl"], "absent.pkl is no file"),
+        ([tmp_path / "absent.pkl"], "absent.pkl is not a file"),
         ([tmp_path / "command.pkl"], "command.pkl is refused: it holds posix.mkdir"),
         ([tmp_path / "text.pkl"], "text.pkl is refused"),
         ([tmp_path / "list.pkl"], "list.pkl holds a list, expected a dictionary"),

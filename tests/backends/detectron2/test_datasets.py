@@ -69,9 +69,13 @@ def test_wrong_entries_are_errors_that_name_them(shapes_dataset):
         ("mine", ValueError, r"the entry 'mine', expected .name, annotation file, image folder"),
         (5, ValueError, r"the entry 5, expected .name, annotation file, image folder"),
         (["mine", json_file, images, None], ValueError, r"expected .name, annotation file, image folder"),
-        (["mine", "absent.json", images], FileNotFoundError, r"absent.json of 'mine' is no file"),
-        (["mine", json_file, "absent"], FileNotFoundError, "absent of 'mine' is no folder"),
-        (["mine", json_file, images, "absent.txt"], FileNotFoundError, "absent.txt of 'mine' is no file"),
+        (["mine", "absent.json", images], FileNotFoundError, r"absent.json of 'mine' is not a file"),
+        (["mine", json_file, "absent"], FileNotFoundError, "absent of 'mine' is not a folder"),
+        (
+            ["mine", json_file, images, "absent.txt"],
+            FileNotFoundError,
+            "absent.txt of 'mine' is not a file",
+        ),
     ):
         with pytest.raises(error, match=message):
             register_entry(entry)
@@ -189,7 +193,7 @@ def test_other_classes_than_the_registered_are_an_error_that_says_how_to_go_on(d
     [("vg3k_train", "maskx prepare vg3k writes it"), ("coco_2017_val_vg3k", "datasets/README.md tells")],
 )
 def test_a_file_that_is_not_there_yet_is_named_with_where_it_comes_from(datasets_folder, name, hint):
-    with pytest.raises(FileNotFoundError, match=rf"\.json is no file: {hint}"):
+    with pytest.raises(FileNotFoundError, match=rf"\.json is not a file: {hint}"):
         DatasetCatalog.get(name)
 
 

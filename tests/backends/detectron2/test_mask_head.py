@@ -191,7 +191,9 @@ def test_a_fixed_table_is_a_buffer_that_training_leaves_alone(tmp_path):
 
 
 def test_errors_of_the_table_name_the_file_and_what_was_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"CLASS_EMBEDDING_FILE is .*absent.npy', which is no file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"CLASS_EMBEDDING_FILE is .*absent.npy', which is not a file"
+    ):
         tiny.build(file_config(tmp_path / "absent.npy"))
     np.save(tmp_path / "short.npy", np.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"short.npy holds float64 of shape \(3, 5\).*\(4, D\)"):

@@ -141,7 +141,9 @@ def test_addresses_are_not_followed(dataset, tmp_path, capsys):
     for subcommand in ("fit", "validate"):
         printed = failure(capsys, dataset, tmp_path, subcommand, "--ckpt_path", "https://a.b/c.ckpt")
         assert "checkpoint https://a.b/c.ckpt is an address, expected a file" in printed
-    assert "checkpoint last is no file" in failure(capsys, dataset, tmp_path, "fit", "--ckpt_path", "last")
+    assert "checkpoint last is not a file" in failure(
+        capsys, dataset, tmp_path, "fit", "--ckpt_path", "last"
+    )
 
 
 def test_weights_are_never_downloaded_for_a_checkpoint(content, tmp_path, monkeypatch):

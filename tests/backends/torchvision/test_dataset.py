@@ -155,7 +155,7 @@ def test_images_above_the_limit_are_refused(folder):
 
 
 def test_errors_name_the_file(folder):
-    with pytest.raises(FileNotFoundError, match=r"image folder .*absent is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"image folder .*absent is not a folder"):
         of_file(folder / "truth.json", folder / "absent")
     (folder / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"image .*a.png does not exist"):

@@ -130,7 +130,7 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
     next(tmp_path.glob("*.png")).unlink()
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
-    assert stopped.value.code == 1 and "files were passed over:" in capsys.readouterr().err
+    assert stopped.value.code == 1 and "maskx: skipped 1 file:" in capsys.readouterr().err
 
 
 def test_on_ray_it_finds_what_it_finds_without(checkpoint, tmp_path):
@@ -218,7 +218,7 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
             ["weights.pth"],
             "--weights weights.pth is no .ckpt of the torchvision backend, expected --config-file",
         ),
-        (["absent.ckpt"], "--weights absent.ckpt is no file"),
+        (["absent.ckpt"], "--weights absent.ckpt is not a file"),
         (["text.ckpt"], "checkpoint text.ckpt is refused"),
         (["other.ckpt"], "checkpoint other.ckpt has no 'hyper_parameters', expected one written by"),
         (["list.ckpt"], "checkpoint list.ckpt holds a list, expected a dictionary"),

@@ -120,7 +120,7 @@ def test_a_detector_of_torchvision_loads(tmp_path):
 
 def test_a_file_that_is_no_such_detector_is_an_error(tmp_path):
     model = tiny.build()
-    with pytest.raises(FileNotFoundError, match=r"checkpoint .*absent.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint .*absent.ckpt is not a file"):
         load_detector(model, str(tmp_path / "absent.ckpt"))
     torch.save(tiny.build(num_classes=8).state_dict(), tmp_path / "other.pth")
     with pytest.raises(
@@ -567,8 +567,8 @@ def test_users_mistakes_end_with_one_sentence(finished, dataset, tmp_path, capsy
     boxes_only.write_text("\n".join(shapes.BOXES_ONLY))
     cases = [
         (["--model.depth=20"], "depth is 20, expected one of 18, 34, 50, 101, 152"),
-        (["--data.train_json=absent.json"], "annotation file absent.json is no file"),
-        (["--model.detector=absent.ckpt"], "checkpoint absent.ckpt is no file"),
+        (["--data.train_json=absent.json"], "annotation file absent.json is not a file"),
+        (["--model.detector=absent.ckpt"], "checkpoint absent.ckpt is not a file"),
         ([f"--data.classes_with_masks={boxes_only}"], "expected one at least to learn masks from"),
         (["--model.dephts=50"], "dephts"),
         (["--model.weights_backbone=FOO"], "weights_backbone is 'FOO', expected one of 'IMAGENET1K_V1'"),

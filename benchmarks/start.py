@@ -21,7 +21,7 @@ from pathlib import Path
 from visual_genome import generate as generate_visual_genome
 
 from maskx_d2.data.class_names import coco_class_names
-from maskx_d2.data.visual_genome import convert
+from maskx_d2.data.visual_genome import convert_visual_genome
 
 COCO_IMAGES, COCO_OBJECTS = 118_287, 860_001
 
@@ -29,7 +29,7 @@ COCO_IMAGES, COCO_OBJECTS = 118_287, 860_001
 def visual_genome(folder: Path, scale: float) -> Path:
     generate_visual_genome(folder, round(108_077 * scale))
     inputs = (folder / name for name in ("image_data.json", "objects.json", "instances_val2017.json"))
-    convert(*inputs, folder / "genome")
+    convert_visual_genome(*inputs, folder / "genome")
     return folder / "genome" / "vg3k_train.json"
 
 

@@ -38,7 +38,7 @@ from maskx_d2.backends.torchvision.dataset import (
     read_records,
 )
 from maskx_d2.backends.torchvision.detections import coco_results
-from maskx_d2.backends.torchvision.training import load_detector
+from maskx_d2.backends.torchvision.training import load_detector_weights
 from maskx_d2.data.class_splits import classes_with_masks
 from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.data.coco_json import class_names, read_coco
@@ -46,7 +46,7 @@ from maskx_d2.data.files import load_json, write_json
 from maskx_d2.demo import on_torchvision as backend
 from maskx_d2.demo import shapes, textured_forms
 from maskx_d2.demo.generated_dataset import GeneratedDataset
-from maskx_d2.demo.run import FULL, Run
+from maskx_d2.demo.run import FULL, Training
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 from maskx_d2.evaluation.tables import mean_cell
 from maskx_d2.method import BoxSupervision, mask_loss
@@ -243,7 +243,7 @@ class Frozen:
             mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], roi_side, 2),
             **{"mlp_reduced_channels": 8, **backend._DETECTOR, **options},
         )
-        load_detector(model, str(self.weights))
+        load_detector_weights(model, str(self.weights))
         return model
 
     @torch.no_grad()
@@ -333,7 +333,7 @@ def train(
     supervision = None
     length = round(iterations * recipe.length)
     if recipe.box_supervision is not None:
-        ramp = Run("", "", Path(), None, length, seed)
+        ramp = Training("", "", Path(), None, length, seed)
         supervision = BoxSupervision(
             **recipe.box_supervision, start=ramp.box_supervision_start, warmup=ramp.box_supervision_warmup
         )
@@ -412,7 +412,7 @@ def detector(dataset: GeneratedDataset, folder: Path, *, seed: int, iterations: 
     """The weights of stage 1, trained if they are not there."""
     weights = folder / "model_final.ckpt"
     if not weights.is_file():
-        run = Run("stage1", "boxes of all classes", folder, dataset, iterations, seed)
+        run = Training("stage1", "boxes of all classes", folder, dataset, iterations, seed)
         with log_to_file(folder / "log.txt"):
             backend.train(run)
     return weights

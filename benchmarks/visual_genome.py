@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from plain_visual_genome import plainly
+from plain_visual_genome import EXCEPTIONS, plainly
 
 from maskx_d2.data.class_names import coco_class_names
-from maskx_d2.data.visual_genome import _SYNSET_OF_COCO, NUM_TEST_IMAGES, SPLITS, convert
+from maskx_d2.data.visual_genome import NUM_TEST_IMAGES, SPLITS, convert_visual_genome
 
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
 
@@ -28,8 +28,8 @@ URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
 def generate(folder: Path, num_images: int) -> None:
     """Synsets as unevenly frequent as real ones; 35 objects an image; half of the images are in COCO."""
     rng = random.Random(0)
-    names = [n.replace(" ", "_") + ".n.01" for n in coco_class_names() if n not in _SYNSET_OF_COCO]
-    synsets = names + [s for s in _SYNSET_OF_COCO.values() if s != "hand_blower.n.01"]
+    names = [n.replace(" ", "_") + ".n.01" for n in coco_class_names() if n not in EXCEPTIONS]
+    synsets = names + [s for s in EXCEPTIONS.values() if s != "hand_blower.n.01"]
     synsets += [f"object_{i}.n.0{1 + i % 3}" for i in range(8000 - len(synsets))]
     weights = [1 / (10 + i) for i in range(len(synsets))]
     images = [
@@ -79,7 +79,9 @@ def plain(folder: Path, output: Path) -> None:
 
 
 def ours(folder: Path, output: Path) -> None:
-    convert(folder / "image_data.json", folder / "objects.json", folder / "instances_val2017.json", output)
+    convert_visual_genome(
+        folder / "image_data.json", folder / "objects.json", folder / "instances_val2017.json", output
+    )
 
 
 PROGRAMS = {"plain": plain, "maskx prepare vg3k": ours}

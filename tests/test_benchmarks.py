@@ -83,9 +83,9 @@ def test_filled_masks_are_measured_and_learned_from(tmp_path):
     folder = tmp_path / "demo"
     dataset = shapes.generate(folder / "dataset", num_train=12, num_test=4, seed=0)
     with log_to_file(folder / "log.txt"):
-        detector = backend.train(demo.Run("stage1", "", folder / "stage1", dataset, 2, 0))
+        detector = backend.train(demo.Training("stage1", "", folder / "stage1", dataset, 2, 0))
         for name in ("class_agnostic", "maskx", "maskx_box_supervised", "oracle"):
-            backend.train(demo.Run(name, "", folder / name, dataset, 2, 0, detector=detector))
+            backend.train(demo.Training(name, "", folder / name, dataset, 2, 0, detector=detector))
     command = [sys.executable, str(BENCHMARKS / "fill_masks.py"), "--demo", str(folder)]
     command += ["--output", str(tmp_path / "filled"), "--iterations", "2"]
     done = subprocess.run(command, capture_output=True, text=True)

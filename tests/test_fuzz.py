@@ -15,7 +15,7 @@ from maskx_d2.data.class_names import read_class_names
 from maskx_d2.data.class_splits import class_split_report
 from maskx_d2.data.coco_json import read_coco, read_json
 from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
-from maskx_d2.data.visual_genome import convert
+from maskx_d2.data.visual_genome import convert_visual_genome
 from maskx_d2.evaluation.average_precision import class_precisions
 from maskx_d2.evaluation.comparison import compare_runs, markdown_report
 from maskx_d2.evaluation.report import html_report
@@ -149,7 +149,9 @@ def test_visual_genome(genome_files, number, data):
     whole = paths[number].read_bytes()
     paths[number].write_text(json.dumps(data.draw(mutated(json.loads(whole)))), encoding="utf-8")
     try:
-        summary = works_or_says_why(lambda: convert(*paths, output, num_classes=5), folder=folder)
+        summary = works_or_says_why(
+            lambda: convert_visual_genome(*paths, output, num_classes=5), folder=folder
+        )
         written = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
         assert written == (["vg3k_test.json", "vg3k_train.json", "vg3k_val.json"] if summary else [])
         for name in written:

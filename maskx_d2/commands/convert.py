@@ -35,9 +35,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     need_detectron2("maskx convert")
-    from maskx_d2.backends.detectron2.convert import convert
+    from maskx_d2.backends.detectron2.seg_every_thing import convert_checkpoint
 
-    config = convert(
+    config = convert_checkpoint(
         args.checkpoint,
         args.output,
         classes=args.classes,

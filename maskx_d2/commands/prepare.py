@@ -45,9 +45,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_vg3k(args: argparse.Namespace) -> None:
-    from maskx_d2.data.visual_genome import convert
+    from maskx_d2.data.visual_genome import convert_visual_genome
 
-    summary = convert(
+    summary = convert_visual_genome(
         args.image_data,
         args.objects,
         args.coco_val,

@@ -272,7 +272,7 @@ def _split_images(images: Sequence[_ImageRecord], coco_val: set[int]) -> dict[st
 # ---- Converting ----
 
 
-def convert(
+def convert_visual_genome(
     image_data: Path,
     objects: Path,
     coco_val: Path,

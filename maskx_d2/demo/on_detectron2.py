@@ -4,7 +4,7 @@ from pathlib import Path
 
 from maskx_d2.data.files import write_text
 from maskx_d2.demo.generated_dataset import GeneratedDataset
-from maskx_d2.demo.run import Run
+from maskx_d2.demo.run import Training
 from maskx_d2.runtime.configs import config_file
 
 COCO_COMMAND = "python train_net.py --num-gpus 8 --config-file configs/maskx_R_50_FPN_1x.yaml"
@@ -18,7 +18,7 @@ _CONFIGS = {
 }
 
 
-def train(run: Run) -> Path:
+def train(run: Training) -> Path:
     """See :class:`maskx_d2.demo.run.Backend`. It does what train_net.py does, with a progress bar."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -32,7 +32,7 @@ def train(run: Run) -> Path:
                 MetadataCatalog.remove(name)
 
 
-def _train(run: Run) -> Path:
+def _train(run: Training) -> Path:
     from detectron2.utils.env import seed_all_rng
 
     from maskx_d2.backends.detectron2.command_line import read_config

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from maskx_d2.demo.run import Run
+from maskx_d2.demo.run import Training
 from maskx_d2.runtime.configs import config_file
 
 COCO_COMMAND = f"maskx torchvision fit --config {config_file('torchvision/maskx_resnet50_fpn_1x.yaml')}"
@@ -50,7 +50,7 @@ _STAGE_2 = {
 }
 
 
-def train(run: Run) -> Path:
+def train(run: Training) -> Path:
     """See :class:`maskx_d2.demo.run.Backend`."""
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -114,7 +114,7 @@ def predict_options(folder: Path) -> str:
     return f"--weights {folder}/model_final.ckpt"
 
 
-def _mask_branch(run: Run) -> dict:
+def _mask_branch(run: Training) -> dict:
     branch = _MASK_BRANCHES[run.name]
     if "box_supervision" not in branch:
         return branch

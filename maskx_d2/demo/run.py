@@ -77,7 +77,7 @@ class FrozenFeatures:
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """A training of the demo."""
 
     name: str
@@ -123,7 +123,7 @@ class Backend(Protocol):
     COCO_COMMAND: str
     """The command that trains on COCO."""
 
-    def train(self, run: Run) -> Path:
+    def train(self, run: Training) -> Path:
         """
         Train; after stage 1 evaluate too. It leaves its files in the run's folder.
 
@@ -211,7 +211,7 @@ def _run_seed(
     frozen_features = FrozenFeatures()
 
     def train(step: int, name: str, title: str, iterations: int, detector: Path | None = None) -> Path:
-        run = Run(
+        run = Training(
             name=name,
             title=f"{step}/{num_steps} {title}",
             folder=output / name,

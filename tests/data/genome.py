@@ -3,8 +3,9 @@
 import json
 import random
 
+from plain_visual_genome import EXCEPTIONS
+
 from maskx_d2.data.class_names import coco_class_names
-from maskx_d2.data.visual_genome import _SYNSET_OF_COCO as EXCEPTIONS
 
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
 

@@ -8,7 +8,7 @@ from maskx_d2.commands import main as cli
 from maskx_d2.data import visual_genome
 from maskx_d2.data.class_names import coco_class_names, name_of_synset, visual_genome_class_names
 from maskx_d2.data.coco_json import read_coco
-from maskx_d2.data.visual_genome import SPLITS, check_finished, convert, joint_classes
+from maskx_d2.data.visual_genome import SPLITS, check_finished, convert_visual_genome, joint_classes
 
 from . import genome
 
@@ -45,7 +45,7 @@ def edit(path, change):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_files_are_those_of_the_rules_written_down_plainly(tmp_path, num_classes, seed):
     inputs = genome.write(tmp_path, seed=seed)
-    summary = convert(*inputs, tmp_path / "out", num_classes=num_classes)
+    summary = convert_visual_genome(*inputs, tmp_path / "out", num_classes=num_classes)
     expected = plainly(*inputs, num_classes=num_classes, num_test=NUM_TEST)
     for split, found in read(tmp_path / "out").items():
         assert found["images"] == expected[split]["images"]
@@ -57,14 +57,14 @@ def test_the_files_are_those_of_the_rules_written_down_plainly(tmp_path, num_cla
 
 
 def test_every_object_is_kept_or_counted_once(inputs, tmp_path):
-    summary = convert(*inputs, tmp_path / "out", num_classes=60)
+    summary = convert_visual_genome(*inputs, tmp_path / "out", num_classes=60)
     left_out = summary.without_synset, summary.several_synsets, summary.rare_synset
     assert all(left_out) and summary.objects == summary.kept + sum(left_out)
     assert summary.kept == sum(summary.annotations.values())
 
 
 def test_coco_classes_come_first_in_cocos_order_and_say_so(inputs, tmp_path):
-    convert(*inputs, tmp_path / "out", num_classes=60)
+    convert_visual_genome(*inputs, tmp_path / "out", num_classes=60)
     categories = read(tmp_path / "out")["val"]["categories"]
     assert [c.get("coco_name") for c in categories[:80]] == coco_class_names()
     assert not any("coco_name" in c for c in categories[80:])
@@ -93,7 +93,7 @@ def test_the_coco_part_of_the_originals_list_is_derived():
 
 
 def test_what_is_written_can_be_read_and_trained_on(inputs, tmp_path):
-    convert(*inputs, tmp_path / "out", num_classes=60)
+    convert_visual_genome(*inputs, tmp_path / "out", num_classes=60)
     coco = read_coco(tmp_path / "out" / "vg3k_train.json")
     assert len(coco.imgs) and len(coco.anns)
     assert not any("segmentation" in a for a in coco.dataset["annotations"])
@@ -113,7 +113,7 @@ def test_what_can_be_passed_over_is_counted(inputs, tmp_path):
         del objects[7]
 
     edit(inputs[1], spoil)
-    summary = convert(*inputs, tmp_path / "out", num_classes=20)
+    summary = convert_visual_genome(*inputs, tmp_path / "out", num_classes=20)
     counts = (summary.no_synsets_key, summary.bad_boxes, summary.renumbered, summary.unknown_images)
     assert counts[:2] == (1, 2) and counts[3] == 1
     assert summary.objects_of_unknown_images == 1 and summary.images_without_objects == 1
@@ -137,7 +137,7 @@ def test_objects_of_one_id_are_renumbered(inputs, tmp_path):
                 item["object_id"] = 5
 
     edit(inputs[1], spoil)
-    summary = convert(*inputs, tmp_path / "out", num_classes=60)
+    summary = convert_visual_genome(*inputs, tmp_path / "out", num_classes=60)
     assert summary.renumbered == summary.kept - 1
     ids = sorted(a["id"] for content in read(tmp_path / "out").values() for a in content["annotations"])
     assert ids == list(range(5, 5 + summary.kept))
@@ -191,7 +191,7 @@ def cut(path):
 def test_a_malformed_input_is_named_and_nothing_is_written(inputs, tmp_path, number, change, message):
     change(inputs[number])
     with pytest.raises(ValueError, match=message):
-        convert(*inputs, tmp_path / "out", num_classes=20)
+        convert_visual_genome(*inputs, tmp_path / "out", num_classes=20)
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -205,7 +205,7 @@ def test_an_interruption_leaves_no_output_and_what_was_there_before(inputs, tmp_
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "vg3k_train.json").write_text("from before")
     with pytest.raises(KeyboardInterrupt):
-        convert(*inputs, tmp_path / "out", num_classes=20, progress=interrupted)
+        convert_visual_genome(*inputs, tmp_path / "out", num_classes=20, progress=interrupted)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["vg3k_train.json"]
     assert (tmp_path / "out" / "vg3k_train.json").read_text() == "from before"
 
@@ -213,7 +213,7 @@ def test_an_interruption_leaves_no_output_and_what_was_there_before(inputs, tmp_
 def test_a_folder_where_a_file_shall_be_stops_before_anything_is_written(inputs, tmp_path):
     (tmp_path / "out" / "vg3k_val.json").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"vg3k_val.json is a folder, expected a file or nothing"):
-        convert(*inputs, tmp_path / "out", num_classes=20)
+        convert_visual_genome(*inputs, tmp_path / "out", num_classes=20)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["vg3k_val.json"]
 
 
@@ -221,7 +221,7 @@ def test_more_classes_than_there_are_is_an_error(inputs, tmp_path):
     with pytest.raises(
         ValueError, match=r"there are \d+ synsets, expected at least the 3000 of --num-classes"
     ):
-        convert(*inputs, tmp_path / "out")
+        convert_visual_genome(*inputs, tmp_path / "out")
 
 
 # ---- The command ----
@@ -247,7 +247,7 @@ def test_the_command_converts_and_prints_the_summary(inputs, tmp_path, capsys):
 def test_files_of_two_conversions_are_told_apart(tmp_path, monkeypatch):
     paths = genome.write(tmp_path)
     output = tmp_path / "out"
-    convert(*paths, output, num_classes=50)
+    convert_visual_genome(*paths, output, num_classes=50)
     check_finished(output)
     replace, count = os.replace, 0
 
@@ -260,11 +260,11 @@ def test_files_of_two_conversions_are_told_apart(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        convert(*paths, output, num_classes=40)
+        convert_visual_genome(*paths, output, num_classes=40)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"out/vg3k_unfinished says that the files beside it may not"):
         check_finished(output)
-    convert(*paths, output, num_classes=40)
+    convert_visual_genome(*paths, output, num_classes=40)
     check_finished(output)
     assert sorted(path.name for path in output.iterdir()) == sorted(f"vg3k_{s}.json" for s in SPLITS)
 
@@ -273,4 +273,4 @@ def test_image_data_without_an_image_is_named(tmp_path):
     paths = genome.write(tmp_path)
     paths[0].write_text("[]")
     with pytest.raises(ValueError, match=r"image_data.json has no image, expected those of Visual Genome"):
-        convert(*paths, tmp_path / "out")
+        convert_visual_genome(*paths, tmp_path / "out")

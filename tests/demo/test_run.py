@@ -189,7 +189,7 @@ def test_the_papers_own_form_is_trained_if_asked_for(tmp_path, capsys):
 
 
 def test_the_ramp_of_box_supervision_is_a_share_of_the_run(tmp_path):
-    run = demo.Run("maskx_box_supervised", "", tmp_path, None, 400, 0)
+    run = demo.Training("maskx_box_supervised", "", tmp_path, None, 400, 0)
     assert (run.box_supervision_start, run.box_supervision_warmup) == (160, 80)
 
 
@@ -201,7 +201,7 @@ def test_features_that_are_remembered_change_no_weight_and_are_computed_once(nam
     dataset = shapes.generate(tmp_path / "dataset", num_train=16, num_test=2, seed=0)
 
     def train(row, folder, **options):
-        run = demo.Run(row, "", tmp_path / folder, dataset, 4, 0, **options)
+        run = demo.Training(row, "", tmp_path / folder, dataset, 4, 0, **options)
         with log_to_file(run.folder / "log.txt"):
             return backend.train(run)
 

@@ -127,7 +127,7 @@ class TrainingModule(LightningModule):
         resumes = self.trainer.ckpt_path is not None
         if stage == "fit" and self.hparams.detector is not None and not resumes:
             classes = list(self.hparams.class_names)
-            load_detector(self.model, self.hparams.detector, class_names=classes)
+            load_detector_weights(self.model, self.hparams.detector, class_names=classes)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         path = self.trainer.ckpt_path
@@ -309,7 +309,7 @@ def _is_plain(value) -> bool:
     return value is None or isinstance(value, bool | int | float | str | Tensor)
 
 
-def load_detector(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:
+def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:
     """
     Load all parameters but those of the mask branch.
 

@@ -13,7 +13,7 @@ from maskx_d2.backends.detectron2 import PartiallySupervisedROIHeads
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses
 from maskx_d2.backends.detectron2.roi_crops import ToRGB, average_to_cells, covered_cells
-from maskx_d2.backends.detectron2.trainer import _scale_box_supervision
+from maskx_d2.backends.detectron2.trainer import scale_to
 from maskx_d2.method.box_supervision import box_coverage, known_background_loss, projection_loss
 from maskx_d2.runtime.configs import config_file
 
@@ -440,6 +440,6 @@ def test_its_iterations_are_scaled_with_the_schedule(num_gpus, expected):
     cfg = load_config(MAIN_CONFIG, [f"{BOX}.START", 200, f"{BOX}.WARMUP", 100])
     cfg.freeze()
     before = copy.deepcopy(cfg)
-    scaled = _scale_box_supervision(cfg, num_gpus).MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
+    scaled = scale_to(cfg, num_gpus).MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
     assert (scaled.START, scaled.WARMUP) == expected
     assert cfg == before and cfg.is_frozen()

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from maskx_d2.backends.torchvision.model import option_defaults
 from maskx_d2.backends.torchvision.ranges import check_ranges
-from maskx_d2.backends.torchvision.training import TrainingModule, hyper_parameters, load_detector
+from maskx_d2.backends.torchvision.training import TrainingModule, hyper_parameters, load_detector_weights
 from maskx_d2.commands import main as cli
 from maskx_d2.demo import shapes
 from maskx_d2.runtime.checkpoints import read_checkpoint
@@ -195,7 +195,7 @@ def test_checkpoints_of_other_classes_are_refused(dataset, content, tmp_path, ca
         printed = failure(capsys, dataset, tmp_path, subcommand, *words, *options)
         assert f"knows other classes: number 1 is {turned[0]!r}, expected {NAMES[0]!r}" in printed
     with pytest.raises(ValueError, match="knows 32 classes, expected 3"):
-        load_detector(tiny.build(num_classes=33), str(path), class_names=["a", "b", "c"])
+        load_detector_weights(tiny.build(num_classes=33), str(path), class_names=["a", "b", "c"])
 
 
 def test_a_checkpoint_of_other_sizes_is_one_sentence(dataset, content, tmp_path, capsys):
@@ -278,7 +278,7 @@ def test_weights_that_are_not_finite_are_refused_by_all_that_use_them(
     words = [f"--model.{n}={v}" for n, v in OPTIONS.items()]
     assert message in failure(capsys, dataset, tmp_path, subcommand, *words, "--ckpt_path", path)
     with pytest.raises(ValueError, match=message.removeprefix("model.")):
-        load_detector(tiny.build(num_classes=33), str(path))
+        load_detector_weights(tiny.build(num_classes=33), str(path))
 
 
 def test_a_parameter_that_no_model_has_is_named(content, tmp_path):

@@ -18,7 +18,7 @@ import torchvision
 from torch import nn
 
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
-from maskx_d2.backends.torchvision.training import TrainingModule, load_detector
+from maskx_d2.backends.torchvision.training import TrainingModule, load_detector_weights
 from maskx_d2.commands import main as cli
 from maskx_d2.data.coco_json import read_coco
 from maskx_d2.demo import shapes
@@ -113,7 +113,7 @@ def test_a_detector_of_torchvision_loads(tmp_path):
     torch.save(stock.state_dict(), tmp_path / "stock.pth")
     model = tiny.build(depth=50, norm=None, fpn_channels=256, box_head_dim=1024, anchor_sizes=None,
                        anchor_aspect_ratios=(0.5, 1.0, 2.0))  # fmt: skip
-    load_detector(model, str(tmp_path / "stock.pth"))
+    load_detector_weights(model, str(tmp_path / "stock.pth"))
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in stock.state_dict().items())
 
@@ -121,15 +121,15 @@ def test_a_detector_of_torchvision_loads(tmp_path):
 def test_a_file_that_is_no_such_detector_is_an_error(tmp_path):
     model = tiny.build()
     with pytest.raises(FileNotFoundError, match=r"checkpoint .*absent.ckpt is not a file"):
-        load_detector(model, str(tmp_path / "absent.ckpt"))
+        load_detector_weights(model, str(tmp_path / "absent.ckpt"))
     torch.save(tiny.build(num_classes=8).state_dict(), tmp_path / "other.pth")
     with pytest.raises(
         ValueError, match=r"other.pth has \(8, 12\) for .*cls_score.weight, expected \(5, 12\)"
     ):
-        load_detector(model, str(tmp_path / "other.pth"))
+        load_detector_weights(model, str(tmp_path / "other.pth"))
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match=r"empty.pth has nothing for backbone"):
-        load_detector(model, str(tmp_path / "empty.pth"))
+        load_detector_weights(model, str(tmp_path / "empty.pth"))
     with pytest.raises(ValueError, match=r"detector is 'x.ckpt', but predictor is None"):
         training_module(predictor=None, detector="x.ckpt")
 
@@ -145,7 +145,7 @@ def test_a_detector_that_would_run_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"checkpoint .*bad.ckpt is refused: it holds \w+.system, expected"
     ):
-        load_detector(tiny.build(), str(tmp_path / "bad.ckpt"))
+        load_detector_weights(tiny.build(), str(tmp_path / "bad.ckpt"))
     assert not (tmp_path / "executed").exists()
 
 

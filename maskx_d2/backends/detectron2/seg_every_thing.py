@@ -1,4 +1,4 @@
-"""``convert``: the models that the paper's authors published, of Caffe2's Detectron, for this backend."""
+"""``convert_checkpoint``: the models of seg_every_thing, the authors' code on Caffe2, for this backend."""
 
 import re
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ _NEEDED = {
 _MOST_NAMED = 8
 
 
-def convert(
+def convert_checkpoint(
     path: Path, output: Path, *, classes: Path | None = None, classes_with_masks: str | None = None
 ) -> Path:
     """

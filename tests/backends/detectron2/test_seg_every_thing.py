@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from maskx_d2.backends.detectron2.command_line import read_config
-from maskx_d2.backends.detectron2.convert import convert
+from maskx_d2.backends.detectron2.seg_every_thing import convert_checkpoint
 from maskx_d2.commands import main as cli
 from maskx_d2.runtime.checkpoints import read_checkpoint
 
@@ -33,7 +33,7 @@ def converted(tmp_path_factory):
     """Blobs, and the folder of what was made of them."""
     folder = tmp_path_factory.mktemp("authors")
     found = caffe2.blobs(num_classes=len(NAMES))
-    convert(write(folder, found), folder / "out", classes=folder / "names.txt")
+    convert_checkpoint(write(folder, found), folder / "out", classes=folder / "names.txt")
     return found, folder / "out"
 
 
@@ -118,7 +118,7 @@ def test_settings_are_those_of_the_original_where_detectron2_has_others(converte
 def test_rows_that_were_cut_to_coco_are_put_back(converted, tmp_path):
     found, folder = converted
     path = write(tmp_path, caffe2.cut_to_coco(found, kept=[0, 1, 4]))
-    convert(path, tmp_path / "out", classes=tmp_path / "names.txt")
+    convert_checkpoint(path, tmp_path / "out", classes=tmp_path / "names.txt")
     states = [read_checkpoint(f / "model_final.pth")["model"] for f in (folder, tmp_path / "out")]
     assert all(torch.equal(states[1][key], value) for key, value in states[0].items())
 
@@ -132,7 +132,7 @@ def test_other_depths_transfer_functions_and_heads_without_mlp_are_read_off_the_
     found["mask_fcn_logits_w_flat_w"] = np.ones((8, 6), np.float32)
     found |= {f"bbox2mask_mlp_l{i}_b": np.ones(6, np.float32) for i in (1, 2)}
     path = write(tmp_path, found, "MRCNN:\n  BBOX2MASK: {USE_LEAKYRELU: false}\n")
-    cfg = read_config(str(convert(path, tmp_path / "out", classes=tmp_path / "names.txt")))
+    cfg = read_config(str(convert_checkpoint(path, tmp_path / "out", classes=tmp_path / "names.txt")))
     head = cfg.MODEL.ROI_MASK_HEAD
     assert cfg.MODEL.RESNETS.DEPTH == 101 and head.MLP_BRANCH.NUM_LAYERS == 0
     assert (head.TRANSFER.NUM_LAYERS, head.TRANSFER.HIDDEN_DIM, head.TRANSFER.ACTIVATION) == (3, 6, "relu")
@@ -197,7 +197,7 @@ def test_files_of_other_blobs_are_one_error_that_names_them(converted, tmp_path)
     for changes, message in cases:
         path = write(tmp_path, changed(found, **changes))
         with pytest.raises(ValueError, match=message):
-            convert(path, tmp_path / "out", classes=tmp_path / "names.txt")
+            convert_checkpoint(path, tmp_path / "out", classes=tmp_path / "names.txt")
         assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""A lock on an output, for one process at a time; it ends with the process, however that ends."""
+"""A lock on an output, so that one process at a time writes to it. It ends with the process."""
 
 import contextlib
 import logging
@@ -18,13 +18,14 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK_FILE = ".lock"
-"""In a folder that is locked, as long as it is."""
+"""Name of the lock file in a locked folder. It names the process that holds the lock."""
 
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """
-    Hold a folder that is written to. It is made if need be, and taken away again if nothing comes into it.
+    Hold a folder while it is written to. It is created if it does not exist, and removed at the end if it
+    is empty.
 
     Raises:
         ValueError: another process holds it, which is named; or a link or a pipe is in the lock's place.
@@ -35,7 +36,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """As :func:`locked_folder`, for a file that is written, by a lock file beside it."""
+    """As :func:`locked_folder`, for a single file: the lock file is beside it."""
     with _made(path.parent), _locked(path.with_name(f"{path.name}{LOCK_FILE}"), path):
         yield
 
@@ -67,8 +68,9 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
         return
     file = _hold(path, output)
     try:
-        os.ftruncate(file, 0)
-        os.write(file, _this_process().encode())
+        with contextlib.suppress(OSError):  # of a full disk the command itself says what it could not write
+            os.ftruncate(file, 0)
+            os.write(file, _this_process().encode())
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -105,7 +107,7 @@ def _hold(path: Path, output: Path) -> int:
 
 def _warn(output: Path) -> None:
     logging.getLogger(__name__).warning(
-        "%s is on a system without file locks: run nothing else that writes there", output
+        "%s is on a file system without locks: do not run another command that writes there", output
     )
 
 

@@ -1,4 +1,4 @@
-"""What a command writes: nothing that it reads, no link, and nothing that another process writes to."""
+"""Outputs of commands: they replace no input, follow no link, and have one writer at a time."""
 
 import contextlib
 import fnmatch
@@ -44,7 +44,7 @@ class OutputFolder:
 
     path: Path
     names: tuple[str, ...]
-    """Of those files; ``*`` stands for anything, and ``folder/*`` for all that is below a folder."""
+    """Patterns for the names of those files; ``folder/*`` matches everything below a folder."""
 
     def replaces(self, file: Path) -> bool:
         """Whether one of its files replaces the file."""
@@ -79,12 +79,12 @@ def writing(
     outputs: Iterable[OutputFile | OutputFolder], inputs: Iterable[str | Path | None]
 ) -> Iterator[None]:
     """
-    Hold outputs while they are written. All that writes files of its own goes through here.
+    Check outputs, and lock them while they are written. Every command that writes files uses this.
 
     Args:
-        outputs: see there.
-        inputs: files and folders that are read; what a config in YAML names is found there. Addresses and
-            None are left out.
+        outputs: files and folders that are written.
+        inputs: files and folders that are read. Files that a YAML config names are inputs too. URLs and
+            None are ignored.
 
     Raises:
         ValueError: an output would replace an input, is a link or a pipe, or another process is writing it.
@@ -124,11 +124,11 @@ def _check_is_no_image(output: OutputFile | OutputFolder, folder: Path) -> None:
 
 def named_files(value: object, *, folder: Path | None = None) -> list[Path]:
     """
-    The files and folders that exist and are named by a string in a config.
+    Existing files and folders that are named by strings in a config.
 
     Args:
-        value: mappings and sequences of anything.
-        folder: where to look for names too, beside the current folder.
+        value: a string, or nested mappings and sequences.
+        folder: a second folder that paths can be relative to, beside the current one.
     """
     if isinstance(value, Mapping):
         return [path for item in value.values() for path in named_files(item, folder=folder)]
@@ -143,7 +143,7 @@ def named_files(value: object, *, folder: Path | None = None) -> list[Path]:
 
 
 def _named_in_config(path: Path) -> list[Path]:
-    """Of a config that cannot be read none: who reads it says so."""
+    """Nothing for a config that cannot be read: the error comes from the code that reads it."""
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return []
     with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):

@@ -102,7 +102,10 @@ def test_a_file_system_without_locks_is_said_and_written_to(tmp_path, monkeypatc
     with locked_folder(tmp_path / "out"):
         (tmp_path / "out" / "result").touch()
     (record,) = caplog.records
-    assert "out is on a system without file locks: run nothing else that writes there" in record.message
+    assert (
+        "out is on a file system without locks: do not run another command that writes there"
+        in record.message
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result"]
 
 

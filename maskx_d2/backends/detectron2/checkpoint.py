@@ -93,8 +93,7 @@ def check_weights(path: str) -> None:
     """
     if not path:
         return
-    # Detectron2 takes options from a query behind the name.
-    path = urlparse(path)._replace(query="").geturl()
+    path = _without_query(path)
     if "://" not in path:
         if not Path(path).is_file():
             raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path} is not a file")
@@ -206,15 +205,13 @@ def classes_of_weights(path: str) -> KnownClasses | None:
     Raises:
         ValueError: it is not what this project writes.
     """
-    path = urlparse(path)._replace(query="").geturl()
-    if not path.endswith(".pth") or not Path(path).is_file():
-        return None
-    state = read_checkpoint(path).get(ClassList.KEY)
+    state = _class_state(path)
     if not isinstance(state, dict) or state.keys() != {f.name for f in fields(KnownClasses)}:
         return None
     known = KnownClasses(**state)
     if not are_classes(known.names, known.category_ids, known.with_masks):
-        raise ValueError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
+        name = _without_query(path)
+        raise ValueError(f"checkpoint {name} does not say which classes it knows, expected names and ids")
     return known
 
 
@@ -227,8 +224,19 @@ def check_classes_of_weights(path: str, names: Sequence[str]) -> None:
     Raises:
         ValueError: the checkpoint says that it knows others. Those that are not of this project do not say.
     """
-    path = urlparse(path)._replace(query="").geturl()
-    if path.endswith(".pth") and Path(path).is_file():
-        state = read_checkpoint(path).get(ClassList.KEY)
-        if state is not None:
-            check_classes(path, state["names"], names)
+    state = _class_state(path)
+    if state is not None:
+        check_classes(_without_query(path), state["names"], names)
+
+
+def _class_state(path: str) -> object:
+    """What a :class:`ClassList` has left in a checkpoint of PyTorch; None where there is nothing."""
+    path = _without_query(path)
+    if not path.endswith(".pth") or not Path(path).is_file():
+        return None
+    return read_checkpoint(path).get(ClassList.KEY)
+
+
+def _without_query(path: str) -> str:
+    """Detectron2 takes options from a query behind the name."""
+    return urlparse(path)._replace(query="").geturl()

@@ -104,6 +104,11 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.mlp_branch = mlp_branch
 
+    @property
+    def num_classes(self) -> int:
+        """K, or 1 if all classes share their mask weights."""
+        raise TypeError(f"{type(self).__name__} does not say how many classes it has")
+
     def class_weights(self, classes: Tensor) -> Tensor:
         """(N,) class indices -> (N, C) mask weights."""
         raise TypeError(f"{type(self).__name__} does not say where its mask weights come from")
@@ -145,6 +150,10 @@ class ClassSpecificMaskPredictor(MaskPredictor):
         self.weight = nn.Parameter(torch.empty(num_classes, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_classes))
         nn.init.normal_(self.weight, std=0.001)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.weight)
 
     def class_weights(self, classes: Tensor) -> Tensor:
         return self.weight.flatten(1)[classes]
@@ -203,14 +212,17 @@ class TransferMaskPredictor(MaskPredictor):
         self._cached_weights: Tensor | None = None
         self._cached_for: tuple = ()
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_embeddings.tensors()[0])
+
     def class_weights(self, classes: Tensor) -> Tensor:
         if not self.training:
             return self.all_class_weights()[classes]
         # A row for each RoI, of which the first of a class counts for all of it: how many classes there
         # are, which unique() returns, a GPU would have to be waited for.
         rois = torch.arange(len(classes), device=classes.device)
-        num_classes = len(self.class_embeddings.tensors()[0])
-        first_of = rois.new_zeros(num_classes).scatter_reduce(
+        first_of = rois.new_zeros(self.num_classes).scatter_reduce(
             0, classes, rois, reduce="amin", include_self=False
         )
         embeddings = self.class_embeddings(classes)

@@ -25,11 +25,8 @@ class PartiallyLabelledFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
         """
         See ``FastRCNNOutputLayers.losses``. Images whose proposals have no ``gt_labelled_classes`` (a
-        :class:`LabelledClasses`) are labelled with all classes. A frozen box predictor, which is in eval
-        mode, has no losses.
+        :class:`LabelledClasses`) are labelled with all classes.
         """
-        if not self.training:
-            return {}
         scores, deltas = predictions
         if any(p.has("gt_labelled_classes") for p in proposals):
             left_out = cat([self._left_out(p, scores.device) for p in proposals])
@@ -80,9 +77,16 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
 
     def predict_boxes(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
         """See ``FastRCNNOutputLayers.predict_boxes``: of all classes, after all."""
-        scores, features = predictions
-        deltas = features if self.training else self.bbox_pred(features)
-        return super().predict_boxes((scores, deltas), proposals)
+        return super().predict_boxes(self._with_deltas(predictions), proposals)
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """See :class:`PartiallyLabelledFastRCNNOutputLayers`."""
+        return super().losses(self._with_deltas(predictions), proposals)
+
+    def _with_deltas(self, predictions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` returned in either mode -> (R, K + 1) scores and (R, 4K) deltas."""
+        scores, deltas_or_features = predictions
+        return scores, deltas_or_features if self.training else self.bbox_pred(deltas_or_features)
 
     def _detect(self, features: Tensor, scores: Tensor, proposals: Instances) -> tuple[Instances, Tensor]:
         """Detections in an image and the proposals that they come from."""

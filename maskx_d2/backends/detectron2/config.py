@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
+from maskx_d2.backends.detectron2.mask_rois import TRAIN_ROIS
 from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
 from maskx_d2.runtime.configs import check_yaml
@@ -19,7 +20,6 @@ COUNTERPARTS = {
 """Of Detectron2's ROI heads in this project."""
 
 OPTIMIZERS = ("SGD", "AdamW")
-TRAIN_ROIS = ("proposals", "ground_truth", "both")
 TRUNKS = ("convs", *HOURGLASSES)
 
 

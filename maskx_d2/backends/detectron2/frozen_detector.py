@@ -39,6 +39,7 @@ class FrozenDetectorRCNN(GeneralizedRCNN):
                 "MODEL.MASK_ON is False, but MODEL.META_ARCHITECTURE 'FrozenDetectorRCNN' trains the "
                 "mask head"
             )
+        self.roi_heads.detector_is_frozen = True
         for part in self._frozen_parts():
             part.requires_grad_(False)
         self._missing_weights = [name for name, p in self.named_parameters() if not p.requires_grad]

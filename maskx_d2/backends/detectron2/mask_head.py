@@ -137,15 +137,29 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
                 f"the box predictor have {found}"
             )
 
-    def layers(self, x: Tensor, classes: Tensor) -> Tensor:
+    def mask_logits(self, x: Tensor, classes: Tensor) -> Tensor:
         """(N, channels, side, side) RoI features and (N,) classes -> (N, M, M) mask logits."""
-        # By their names, so that a layer that somebody has put in place of another is the one.
+        trunk_features, features = self._trunk(x)
+        return self.predictor(features, classes, trunk_features=trunk_features)
+
+    def layers(self, x: Tensor) -> Tensor:
+        """
+        (N, channels, side, side) RoI features -> (N, K, M, M) mask logits of all classes, K = 1 if they are
+        class-agnostic, as in Detectron2. Cost grows with K: :meth:`forward` calls :meth:`mask_logits`.
+        """
+        trunk_features, features = self._trunk(x)
+        classes = torch.arange(self.predictor.num_classes, device=x.device)[:, None].expand(-1, len(x))
+        logits = [self.predictor(features, each, trunk_features=trunk_features) for each in classes]
+        return torch.stack(logits, dim=1)
+
+    def _trunk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI features -> features before and after the deconvolution."""
+        # By their names, so that a layer that was replaced by another is the one that runs.
         for number in range(len(self.conv_norm_relus)):
             x = self.get_submodule(f"mask_fcn{number + 1}")(x)
         if self.hourglass is not None:
             x = self.hourglass(x)
-        features = self.deconv_relu(self.deconv_norm(self.deconv(x)))
-        return self.predictor(features, classes, trunk_features=x)
+        return x, self.deconv_relu(self.deconv_norm(self.deconv(x)))
 
     def forward(self, x: Tensor, instances: list[Instances]):
         """
@@ -161,13 +175,13 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             ``instances`` with ``pred_masks``.
         """
         if not self.training:
-            logits = self.layers(x, cat([i.pred_classes for i in instances]))
+            logits = self.mask_logits(x, cat([i.pred_classes for i in instances]))
             # Detectron2 takes a single map for each RoI for class-agnostic and picks no class. By its
             # module, where Detectron2's export puts functions of its own in place.
             mask_head.mask_rcnn_inference(logits.unsqueeze(1), instances)
             return instances
 
-        logits = self.layers(x, cat([i.gt_classes for i in instances]))
+        logits = self.mask_logits(x, cat([i.gt_classes for i in instances]))
         losses = {}
         if self.box_supervision is not None:
             has_mask = [_has_mask(i) for i in instances]

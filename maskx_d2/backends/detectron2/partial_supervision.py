@@ -16,9 +16,15 @@ from maskx_d2.backends.detectron2.box_predictor import (
     PartiallyLabelledFastRCNNOutputLayers,
 )
 from maskx_d2.backends.detectron2.class_split import ClassHasMask
-from maskx_d2.backends.detectron2.config import TRAIN_ROIS, check_has_keys
+from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.backends.detectron2.image_field import ImageField
 from maskx_d2.backends.detectron2.mask_head import MaskXHead
+from maskx_d2.backends.detectron2.mask_rois import (
+    TRAIN_ROIS,
+    indices,
+    remember_ground_truth,
+    select_mask_rois,
+)
 from maskx_d2.backends.detectron2.roi_crops import ToRGB
 
 
@@ -34,9 +40,9 @@ class PartialSupervision(ROIHeads):
     whose masks are taken away by ``DATASETS.CLASSES_WITH_MASKS``. In an image with
     ``gt_labelled_classes`` the other classes are left out of the classification loss.
 
-    Stage-wise training: a box predictor that is in eval mode while this module trains is frozen, and its
-    box branch with it (as Detectron2's RPN in eval mode, it has no losses). Then only instances that the
-    mask head learns from take part and only positive RoIs are sampled, as in the original code.
+    Stage-wise training (``detector_is_frozen``) trains the mask head alone: box and keypoint branch compute
+    no losses, only instances that the mask head learns from take part, and only positive RoIs are sampled,
+    as in the original code.
     """
 
     @configurable
@@ -47,16 +53,16 @@ class PartialSupervision(ROIHeads):
         train_rois: str = "proposals",
         rois_per_image: int = 0,
         to_rgb: ToRGB | None = None,
+        detector_is_frozen: bool = False,
         **kwargs,
     ):
         """
         Args:
             get_class_has_mask: returns for each class whether its masks may be used; None means all
                 may. It is called at the first training step, when the datasets are known.
-            train_rois: the RoIs of the mask head in training: sampled ``"proposals"``, the
-                ``"ground_truth"`` boxes (Birodkar et al., ICCV 2021), or ``"both"``.
-            rois_per_image: so many of them at most, drawn at random; 0 for all.
+            train_rois, rois_per_image: see :func:`select_mask_rois`.
             to_rgb: gives the colours of images, for a mask head whose box supervision reads them.
+            detector_is_frozen: whether only the mask head is trained; :class:`FrozenDetectorRCNN` sets it.
             kwargs: see Detectron2's ROI heads.
         """
         super().__init__(**kwargs)
@@ -70,10 +76,8 @@ class PartialSupervision(ROIHeads):
         self.train_rois = train_rois
         self.rois_per_image = rois_per_image
         self._to_rgb = to_rgb
-        self._ground_truth: list[Instances] = []
+        self.detector_is_frozen = detector_is_frozen
         supervision = None
-        if self.mask_on:
-            self.mask_head.register_forward_pre_hook(self._log_num_mask_rois)
         if self.mask_on and isinstance(self.mask_head, MaskXHead):
             self.mask_head.connect_box_predictor(self.box_predictors[-1])
             supervision = self.mask_head.box_supervision
@@ -112,11 +116,6 @@ class PartialSupervision(ROIHeads):
             else [self.box_predictor]
         )
 
-    @property
-    def box_branch_is_frozen(self) -> bool:
-        """Whether this is stage-wise training."""
-        return self.training and not self.box_predictors[-1].training
-
     def forward(
         self,
         images: ImageList,
@@ -125,10 +124,15 @@ class PartialSupervision(ROIHeads):
         targets: list[Instances] | None = None,
     ):
         """See ``ROIHeads.forward``."""
-        if self.training and self._needs_colours and targets is not None:
+        if self.training:
+            self.add_colours(images, targets)
+        return super().forward(images, features, proposals, targets)
+
+    def add_colours(self, images: ImageList, targets: list[Instances] | None) -> None:
+        """Give the targets their image as ``gt_image``, where a loss of the mask head needs it."""
+        if self._needs_colours and targets is not None:
             for image, instances in zip(images, targets, strict=True):
                 instances.gt_image = ImageField(self._to_rgb(image), len(instances))
-        return super().forward(images, features, proposals, targets)
 
     @torch.no_grad()
     def label_and_sample_proposals(
@@ -138,21 +142,34 @@ class PartialSupervision(ROIHeads):
             for instances in targets:
                 instances.gt_has_mask = self._has_mask(instances)
                 if self._masks_learn_from_boxes:
-                    # Of instances without a mask there is nothing to leave out: all masks are of others.
+                    # An instance without a mask need not be left out: all masks are of other instances.
                     has_masks = instances.has("gt_masks")
-                    masks = instances.gt_masks[_indices(instances.gt_has_mask)] if has_masks else None
+                    masks = instances.gt_masks[indices(instances.gt_has_mask)] if has_masks else None
                     instances.gt_other_masks = ImageField(masks, len(instances))
-            if self.train_rois != "proposals":
-                self._ground_truth = [_as_rois(instances) for instances in targets]
-        if not self.box_branch_is_frozen:
+        if self.detector_is_frozen:
+            if not self._masks_learn_from_boxes:
+                targets = [instances[indices(instances.gt_has_mask)] for instances in targets]
+            sampled = super().label_and_sample_proposals(proposals, targets)
+            sampled, _ = select_foreground_proposals(sampled, self.num_classes)
+        else:
             sampled = super().label_and_sample_proposals(proposals, targets)
             for of_image, instances in zip(sampled, targets, strict=True):
                 self._hand_on_labelled_classes(of_image, instances)
-            return sampled
-        if not self._masks_learn_from_boxes:
-            targets = [instances[_indices(instances.gt_has_mask)] for instances in targets]
-        sampled = super().label_and_sample_proposals(proposals, targets)
-        return select_foreground_proposals(sampled, self.num_classes)[0]
+        if self.mask_on and self.train_rois != "proposals":
+            remember_ground_truth(sampled, targets)
+        return sampled
+
+    def select_mask_rois(self, sampled: list[Instances]) -> list[Instances]:
+        """:func:`select_mask_rois` with the options of this module."""
+        rois = select_mask_rois(
+            sampled,
+            num_classes=self.num_classes,
+            include_box_only=self._masks_learn_from_boxes,
+            train_rois=self.train_rois,
+            rois_per_image=self.rois_per_image,
+        )
+        get_event_storage().put_scalar("roi_head/num_mask_samples", sum(map(len, rois)) / len(rois))
+        return rois
 
     def _hand_on_labelled_classes(self, rois: Instances, targets: Instances) -> None:
         """To the RoIs of an image. Detectron2 hands no fields on where there are no instances."""
@@ -179,27 +196,6 @@ class PartialSupervision(ROIHeads):
         self._class_has_mask = self._class_has_mask.to(has_mask.device)
         return has_mask & self._class_has_mask[targets.gt_classes]
 
-    def _with_others_as_background(self, rois: Instances) -> Instances:
-        """RoIs of an image, those that the mask head is not trained on as if they were background."""
-        # An image without annotations has no positive RoIs and no gt_has_mask.
-        if self._masks_learn_from_boxes or not rois.has("gt_has_mask"):
-            return rois
-        marked = Instances(rois.image_size, **rois.get_fields())
-        marked.gt_classes = rois.gt_classes.masked_fill(~rois.gt_has_mask, self.num_classes)
-        return marked
-
-    def _at_random(self, rois: Instances) -> Instances:
-        """So many RoIs of an image as the mask head is trained on at most."""
-        if not 0 < self.rois_per_image < len(rois):
-            return rois
-        device = rois.gt_classes.device
-        return rois[torch.randperm(len(rois), device=device)[: self.rois_per_image]]
-
-    def _log_num_mask_rois(self, mask_head: nn.Module, inputs: tuple) -> None:
-        if self.training:
-            numbers = [len(rois) for rois in inputs[1]]
-            get_event_storage().put_scalar("roi_head/num_mask_samples", sum(numbers) / len(numbers))
-
 
 def _for_partial_labels(cfg: CfgNode, predictor):
     """Detectron2's box predictor, or its list of them, with classes left out of the loss where need be."""
@@ -223,15 +219,3 @@ def _for_partial_labels(cfg: CfgNode, predictor):
         )
     new.load_state_dict(predictor.state_dict())
     return new
-
-
-def _indices(chosen: Tensor) -> Tensor:
-    """(N,) bool -> indices: picked by bool, each field of Instances would have a GPU waited for."""
-    return chosen.nonzero()[:, 0]
-
-
-def _as_rois(targets: Instances) -> Instances:
-    """The ground-truth boxes of an image as if they had been proposed."""
-    rois = Instances(targets.image_size, **targets.get_fields())
-    rois.proposal_boxes = targets.gt_boxes
-    return rois

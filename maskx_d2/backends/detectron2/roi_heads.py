@@ -9,51 +9,34 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
     build_mask_head,
-    select_foreground_proposals,
 )
-from detectron2.structures import Instances
-from torch import Tensor, nn
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
 
 from maskx_d2.backends.detectron2.partial_supervision import PartialSupervision
 
 
 @ROI_HEADS_REGISTRY.register()
 class PartiallySupervisedROIHeads(PartialSupervision, StandardROIHeads):
-    """
-    Detectron2's ``StandardROIHeads`` with :class:`PartialSupervision`, and any keypoint head. A frozen box
-    head, box predictor or keypoint head is one in eval mode.
-    """
+    """Detectron2's ``StandardROIHeads`` with :class:`PartialSupervision`, and any keypoint head."""
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances], *targets):
-        if self.box_branch_is_frozen:
+        if self.training and self.detector_is_frozen:
             return {}
         return super()._forward_box(features, proposals, *targets)
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
-        if self.training and self.mask_on:
-            instances = self._mask_rois(instances)
-        return super()._forward_mask(features, instances)
-
-    def _mask_rois(self, sampled: list[Instances]) -> list[Instances]:
-        """
-        The RoIs of each image that the mask head is trained on, and background. Detectron2 leaves out what
-        is background, the one place where a GPU has to be waited for.
-        """
-        rois = sampled
-        if self.train_rois != "proposals":
-            ground_truth, self._ground_truth = self._ground_truth, []
-            rois = (
-                ground_truth
-                if self.train_rois == "ground_truth"
-                else [_joined(*of_image) for of_image in zip(sampled, ground_truth, strict=True)]
-            )
-        rois = [self._with_others_as_background(i) for i in rois]
-        if self.rois_per_image > 0:
-            rois = [self._at_random(i) for i in select_foreground_proposals(rois, self.num_classes)[0]]
-        return rois
+        if not (self.training and self.mask_on):
+            return super()._forward_mask(features, instances)
+        # Detectron2's own looks for positive RoIs once more, for which a GPU would have to be waited for.
+        rois = self.select_mask_rois(instances)
+        features = {name: features[name] for name in self.mask_in_features}
+        if self.mask_pooler is not None:
+            features = self.mask_pooler(list(features.values()), [r.proposal_boxes for r in rois])
+        return self.mask_head(features, rois)
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]):
-        if self.training and self.keypoint_on and not self.keypoint_head.training:
+        if self.training and self.detector_is_frozen:
             return {}
         return super()._forward_keypoint(features, instances)
 
@@ -95,8 +78,6 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
                 f"train_rois is {self.train_rois!r}, expected 'proposals' where box and mask branch share "
                 "their features"
             )
-        if self.mask_on:
-            self.mask_head.register_forward_pre_hook(self._choose_rois, prepend=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
@@ -110,41 +91,35 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
             ret["mask_head"] = build_mask_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
         return ret
 
-    def _choose_rois(self, mask_head: nn.Module, inputs: tuple[Tensor, list[Instances]]):
-        """Of the positive RoIs those that the mask head is trained on, with their features."""
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ):
+        """See ``Res5ROIHeads.forward``, which selects RoIs for the mask head itself."""
         if not self.training:
-            return None
-        features, rois = inputs
-        rows = torch.arange(len(features), device=features.device).split([len(i) for i in rois])
-        for of_image, of_features in zip(rois, rows, strict=True):
-            of_image.row_of_features = of_features
-        rois = [self._at_random(i) for i in self._with_masks(rois)]
-        return features[cat([i.row_of_features for i in rois])], rois
-
-    def _with_masks(self, rois: list[Instances]) -> list[Instances]:
-        """
-        Of the positive RoIs of each image those that the mask head is trained on. Detectron2 has looked for
-        the positive ones; here a GPU is waited for once, however many images there are.
-        """
-        marked = [self._with_others_as_background(i) for i in rois]
-        is_chosen = iter((cat([i.gt_classes for i in marked]) < self.num_classes).tolist())
-        return [of_image[[row for row in range(len(of_image)) if next(is_chosen)]] for of_image in rois]
+            return super().forward(images, features, proposals, targets)
+        self.add_colours(images, targets)
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        boxes = [rois.proposal_boxes for rois in sampled]
+        x = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
+        losses = {}
+        if not self.detector_is_frozen:
+            losses = self.box_predictor.losses(self.box_predictor(x.mean(dim=[2, 3])), sampled)
+        if self.mask_on:
+            rows = torch.arange(len(x), device=x.device).split([len(b) for b in boxes])
+            for rois, rows_of_image in zip(sampled, rows, strict=True):
+                rois.row_of_features = rows_of_image
+            rois = self.select_mask_rois(sampled)
+            losses.update(self.mask_head(x[cat([r.row_of_features for r in rois])], rois))
+        return [], losses
 
 
 def side_behind_res5(side: int) -> int:
     """
-    Of the features of a RoI, by their side in front of it. That one is what Detectron2 tells a mask head,
-    and its own do not ask for it.
+    Side of a RoI's features after res5, by their side before it. Detectron2 tells a mask head the side
+    before it, which its own heads do not read.
     """
     return (side + 1) // 2
-
-
-def _joined(sampled: Instances, ground_truth: Instances) -> Instances:
-    """RoIs of an image, one behind the other, with the fields that both have."""
-    if len(sampled) == 0 or len(ground_truth) == 0:
-        return sampled if len(ground_truth) == 0 else ground_truth
-    fields = sampled.get_fields()
-    names = [name for name in ground_truth.get_fields() if name in fields]
-    return Instances.cat(
-        [Instances(i.image_size, **{name: i.get(name) for name in names}) for i in (sampled, ground_truth)]
-    )

@@ -101,14 +101,13 @@ class MaskXRCNN(MaskRCNN):
         if mask_box_supervision is not None and mask_box_supervision.needs_colours:
             # Torchvision hands its RoI heads no images.
             self.transform.register_forward_hook(_add_images)
-        self.detector_is_frozen = False
 
     def freeze_detector(self) -> None:
         """
         Stage-wise training (section 3.2 of the paper): from now on all parts but the mask branch have no
         gradients, stay in eval mode and have no losses.
         """
-        self.detector_is_frozen = True
+        self.roi_heads.detector_is_frozen = True
         for part in self._detector_parts():
             part.requires_grad_(False)
         self.train(self.training)
@@ -140,7 +139,7 @@ class MaskXRCNN(MaskRCNN):
 
     def train(self, mode: bool = True) -> "MaskXRCNN":
         super().train(mode)
-        if self.detector_is_frozen:
+        if self.roi_heads.detector_is_frozen:
             for part in self._detector_parts():
                 part.eval()
         return self

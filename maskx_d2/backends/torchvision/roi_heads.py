@@ -1,14 +1,20 @@
 """``MaskXRoIHeads``: torchvision's RoI heads with a mask predictor of the method."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, project_masks_on_boxes
-from torchvision.ops import roi_align
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
+from maskx_d2.backends.torchvision.mask_rois import (
+    TRAIN_ROIS,
+    MaskRois,
+    Target,
+    has_mask,
+    select_instances,
+    select_mask_rois,
+)
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
     BoxPredictorWeights,
@@ -18,9 +24,6 @@ from maskx_d2.method import (
     TransferMaskPredictor,
     mask_loss,
 )
-
-Target = dict[str, Tensor]
-TRAIN_ROIS = ("proposals", "ground_truth", "both")
 
 
 class MaskXPredictor(MaskRCNNPredictor):
@@ -81,9 +84,9 @@ class MaskXRoIHeads(RoIHeads):
     An instance has a mask if the target's ``has_mask`` (bool, one for each box) says so. Without that
     key all instances have one where the target has ``masks``, and none where it has not.
 
-    Stage-wise training: a box predictor that is in eval mode while this module trains is frozen. There
-    are no box losses then, only instances that the mask branch learns from take part, and only positive
-    RoIs are sampled, as in the original code.
+    Stage-wise training (``detector_is_frozen``) trains the mask branch alone: there are no box losses, only
+    instances that the mask branch learns from take part, and only positive RoIs are sampled, as in the
+    original code.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class MaskXRoIHeads(RoIHeads):
         mask_box_supervision: BoxSupervision | None = None,
         train_rois: str = "proposals",
         rois_per_image: int = 0,
+        detector_is_frozen: bool = False,
         **kwargs,
     ):
         """
@@ -102,9 +106,8 @@ class MaskXRoIHeads(RoIHeads):
             mask_predictor: its class embeddings, if they are read from a box predictor, are read from
                 the one that this module has at the time.
             mask_box_supervision: losses for RoIs whose instance has a box only; None for none.
-            train_rois: the RoIs of the mask branch in training: sampled ``"proposals"``, the
-                ``"ground_truth"`` boxes (Birodkar et al., ICCV 2021), or ``"both"``.
-            rois_per_image: so many of them at most, drawn at random; 0 for all.
+            train_rois, rois_per_image: see :func:`select_mask_rois`.
+            detector_is_frozen: whether only the mask branch is trained.
             args, kwargs: see torchvision's ``RoIHeads``.
         """
         super().__init__(
@@ -121,7 +124,7 @@ class MaskXRoIHeads(RoIHeads):
         self.mask_box_supervision = mask_box_supervision
         self.train_rois = train_rois
         self.rois_per_image = rois_per_image
-        self._sampled: tuple[list[Tensor], ...] = ()
+        self.detector_is_frozen = detector_is_frozen
         predictor = mask_predictor.mask_fcn_logits
         if isinstance(predictor, TransferMaskPredictor) and isinstance(
             predictor.class_embeddings, BoxPredictorEmbeddings
@@ -149,23 +152,12 @@ class MaskXRoIHeads(RoIHeads):
             **kwargs,
         )
 
-    @property
-    def box_branch_is_frozen(self) -> bool:
-        """Whether this is stage-wise training."""
-        return self.training and not self.box_predictor.training
-
     def has_mask(self) -> bool:
         """
         False: torchvision's ``forward`` shall leave the mask branch alone, and its check of the targets
         shall not ask for masks.
         """
         return False
-
-    def select_training_samples(self, proposals: list[Tensor], targets: list[Target]):
-        """See torchvision's. What it samples for the box branch is kept for the mask branch."""
-        samples = super().select_training_samples(proposals, targets)
-        self._sampled = samples[:3]
-        return samples
 
     def forward(
         self,
@@ -181,29 +173,36 @@ class MaskXRoIHeads(RoIHeads):
             return detections, losses
         if targets is None:
             raise ValueError("targets is None, expected a target for each image in training")
-        have_mask = [_has_mask(target) for target in targets]
-        if self.box_branch_is_frozen:
-            if self.mask_box_supervision is None:
-                targets = [_select(t, has_mask) for t, has_mask in zip(targets, have_mask, strict=True)]
-                have_mask = [_has_mask(target) for target in targets]
-            self.select_training_samples(proposals, targets)
-            detections, losses = [], {}
-        else:
-            detections, losses = super().forward(features, proposals, image_shapes, targets)
-        losses.update(self._mask_losses(features, image_shapes, targets, have_mask))
-        return detections, losses
+        include_box_only = self.mask_box_supervision is not None
+        if self.detector_is_frozen and not include_box_only:
+            targets = [select_instances(target, has_mask(target)) for target in targets]
+        proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        losses = {}
+        if not self.detector_is_frozen:
+            box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+            scores, deltas = self.box_predictor(box_features)
+            of_classes, of_boxes = fastrcnn_loss(scores, deltas, labels, regression_targets)
+            losses = {"loss_classifier": of_classes, "loss_box_reg": of_boxes}
+        rois = select_mask_rois(
+            proposals,
+            matched,
+            labels,
+            targets,
+            include_box_only=include_box_only,
+            train_rois=self.train_rois,
+            rois_per_image=self.rois_per_image,
+        )
+        losses.update(self._mask_losses(features, image_shapes, rois))
+        return [], losses
 
-    def _mask_losses(self, features, image_shapes, targets, have_mask) -> dict[str, Tensor]:
+    def _mask_losses(self, features, image_shapes, rois: list[MaskRois]) -> dict[str, Tensor]:
         """``loss_mask`` of RoIs whose instance has a mask, and those of box supervision of the others."""
-        sampled = zip(*self._sampled, targets, have_mask, strict=True)
-        self._sampled = ()
-        rois = [self._mask_rois(*of_image) for of_image in sampled]
         logits = self._mask_logits(
             features, [r.boxes for r in rois], [r.classes for r in rois], image_shapes
         )
         losses = {}
         if self.mask_box_supervision is not None:
-            # Indices: picked by bool, each tensor would have a GPU waited for.
+            # Indexing by bool would make each tensor wait for the GPU.
             of_image = list(zip(logits.split([len(r.boxes) for r in rois]), rois, strict=True))
             others = [(x, r, (~r.is_masked).nonzero()[:, 0]) for x, r in of_image]
             losses = self._box_supervision_losses(
@@ -216,25 +215,7 @@ class MaskXRoIHeads(RoIHeads):
         of_masks = mask_loss(logits, torch.cat(mask_targets) if mask_targets else logits)
         return {"loss_mask": of_masks, **losses}
 
-    def _mask_rois(self, proposals, matched, labels, target, has_mask) -> "_MaskRois":
-        """Of the sampled proposals of an image and its boxes those that the mask branch is trained on."""
-        learns = has_mask | (self.mask_box_supervision is not None)
-        # In an image without boxes all proposals are background, and matched to nothing.
-        selected = (labels > 0) & learns[matched] if len(learns) > 0 else labels > 0
-        selected = selected.nonzero()[:, 0]
-        boxes, instances = proposals[selected], matched[selected]
-        if self.train_rois != "proposals":
-            truth = learns.nonzero().flatten()
-            true_boxes = target["boxes"].to(boxes)[truth]
-            both = self.train_rois == "both"
-            boxes = torch.cat([boxes, true_boxes]) if both else true_boxes
-            instances = torch.cat([instances, truth]) if both else truth
-        rois = _MaskRois(target, has_mask, boxes, instances)
-        if 0 < self.rois_per_image < len(boxes):
-            return rois[torch.randperm(len(boxes), device=boxes.device)[: self.rois_per_image]]
-        return rois
-
-    def _box_supervision_losses(self, logits: Tensor, rois: list["_MaskRois"]) -> dict[str, Tensor]:
+    def _box_supervision_losses(self, logits: Tensor, rois: list[MaskRois]) -> dict[str, Tensor]:
         side = logits.shape[-1]
         supervision = self.mask_box_supervision
         losses = supervision(
@@ -273,84 +254,3 @@ class MaskXRoIHeads(RoIHeads):
         class_specific = len(regressor.weight) == 4 * num_rows
         box = regressor.weight.reshape(num_rows, 4 * feature_dim)[1:] if class_specific else None
         return BoxPredictorWeights(cls=classifier.weight[1:], box=box)
-
-
-@dataclass(frozen=True)
-class _MaskRois:
-    """RoIs of an image in training, R of them."""
-
-    target: Target
-    has_mask: Tensor
-    """(number of instances of the image,) bool."""
-
-    boxes: Tensor
-    """(R, 4)."""
-
-    instances: Tensor
-    """(R,) indices of the instances that they are matched to."""
-
-    def __getitem__(self, rois: Tensor) -> "_MaskRois":
-        return replace(self, boxes=self.boxes[rois], instances=self.instances[rois])
-
-    @property
-    def classes(self) -> Tensor:
-        """(R,), the background not counted."""
-        return self.target["labels"][self.instances] - 1
-
-    @property
-    def is_masked(self) -> Tensor:
-        """(R,) bool, whether the instance has a mask."""
-        return self.has_mask[self.instances]
-
-    @property
-    def true_boxes(self) -> Tensor:
-        """(R, 4) of the instances."""
-        return self.target["boxes"].to(self.boxes)[self.instances]
-
-    def mask_targets(self, side: int) -> Tensor:
-        """(R, side, side), of RoIs that all have a mask."""
-        return project_masks_on_boxes(self.target["masks"], self.boxes, self.instances, side)
-
-    def covered_cells(self, side: int) -> Tensor:
-        """
-        (R, side, side) bool, the cells that masks of the image cover: for RoIs whose instance has none
-        those of other instances.
-        """
-        if len(self.boxes) == 0 or not self.has_mask.any():
-            return self.boxes.new_zeros(len(self.boxes), side, side, dtype=torch.bool)
-        covered = self.target["masks"][self.has_mask].any(0, keepdim=True)
-        return _average_to_cells(covered.to(self.boxes), self.boxes, side)[:, 0] >= 0.5
-
-    def colours(self, side: int) -> Tensor:
-        """(R, 3, side, side) RGB in [0, 1]."""
-        return _average_to_cells(self.target["image"].to(self.boxes), self.boxes, side)
-
-
-def _select(target: Target, instances: Tensor) -> Target:
-    """What the mask branch reads of a target, of some of its instances."""
-    return {key: target[key][instances] for key in ("boxes", "labels", "masks") if key in target}
-
-
-def _average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
-    """(C, H, W), (R, 4) -> (R, C, side, side): means over the cells of each RoI."""
-    return roi_align(image[None], [rois], side, aligned=True)
-
-
-def _has_mask(target: Target) -> Tensor:
-    """(number of boxes,) bool."""
-    num_boxes = len(target["boxes"])
-    if "masks" in target and len(target["masks"]) != num_boxes:
-        raise ValueError(
-            f"a target has {len(target['masks'])} masks, expected one for each of its {num_boxes} boxes"
-        )
-    if "has_mask" not in target:
-        return torch.full((num_boxes,), "masks" in target, device=target["boxes"].device)
-    has_mask = target["has_mask"]
-    if has_mask.dtype != torch.bool or has_mask.shape != (num_boxes,):
-        raise ValueError(
-            f"has_mask of a target is {has_mask.dtype} of shape {tuple(has_mask.shape)}, "
-            f"expected torch.bool of shape ({num_boxes},)"
-        )
-    if "masks" not in target and has_mask.any():
-        raise ValueError("a target has has_mask, but no masks, expected masks where has_mask is true")
-    return has_mask

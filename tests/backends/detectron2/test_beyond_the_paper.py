@@ -104,11 +104,11 @@ def test_losses_are_those_of_the_method_on_the_boxes_and_masks_of_the_image():
     with tiny.storage():
         heads.proposal_append_gt = False
         (rois,) = heads.label_and_sample_proposals([proposals], [objects])
-        (rois,) = heads._mask_rois([rois])
+        (rois,) = heads.select_mask_rois([rois])
         assert sorted(rois.gt_classes.tolist()) == [0, 3]
         pooled = heads.mask_pooler([features["p2"]], [rois.proposal_boxes])
         losses = head(pooled, [rois])
-        logits = head.layers(pooled, rois.gt_classes)
+        logits = head.mask_logits(pooled, rois.gt_classes)
     (row,) = (rois.gt_classes == 3).nonzero().flatten().tolist()
     side = logits.shape[-1]
     roi, box = rois.proposal_boxes.tensor[row], rois.gt_boxes.tensor[row]
@@ -342,7 +342,7 @@ HOURGLASS = [
 def test_an_hourglass_trains_and_infers_masks_of_64_cells_with_every_predictor(predictor):
     model = build(*HOURGLASS, "MODEL.ROI_MASK_HEAD.PREDICTOR", predictor)
     head = model.roi_heads.mask_head
-    assert head.layers(torch.randn(2, 16, 32, 32), torch.tensor([0, 1])).shape == (2, 64, 64)
+    assert head.mask_logits(torch.randn(2, 16, 32, 32), torch.tensor([0, 1])).shape == (2, 64, 64)
     losses = tiny.losses(model, mixed_batch())
     gradients = tiny.gradients(model, losses["loss_mask"])
     for name, _ in head.named_parameters():

@@ -105,7 +105,7 @@ def test_one_set_of_weights_gives_one_set_of_mask_logits(predictor, reduced_chan
         pyramid = theirs.backbone(features)
         heads = theirs.roi_heads
         pooled = heads.mask_pooler([pyramid[f] for f in heads.mask_in_features], [Boxes(b) for b in boxes])
-        expected = heads.mask_head.layers(pooled, classes.flatten())
+        expected = heads.mask_head.mask_logits(pooled, classes.flatten())
         found = ours.roi_heads._mask_logits(
             ours.backbone.fpn({str(i): f for i, f in enumerate(features.values())}),
             list(boxes),

@@ -303,6 +303,6 @@ def test_a_layer_that_is_put_in_place_of_another_takes_part():
     model = build_model(partially_supervised(stock_config("FPN")))
     head = model.roi_heads.mask_head.eval()
     features = torch.rand(2, 32, 14, 14)
-    before = head.layers(features, torch.tensor([1, 2]))
+    before = head.mask_logits(features, torch.tensor([1, 2]))
     head.mask_fcn2 = torch.nn.Conv2d(32, 32, 3, padding=1)
-    assert not torch.allclose(before, head.layers(features, torch.tensor([1, 2])))
+    assert not torch.allclose(before, head.mask_logits(features, torch.tensor([1, 2])))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskx_d2.backends.torchvision.roi_heads import _average_to_cells, _MaskRois
+from maskx_d2.backends.torchvision.mask_rois import MaskRois, average_to_cells
 from maskx_d2.method.box_supervision import box_coverage, known_background_loss, projection_loss
 
 from . import tiny
@@ -58,10 +58,10 @@ def test_losses_are_those_of_the_method_on_the_boxes_and_masks_of_the_image():
     target = tiny.target([1, 4], [True, False])
     roi = target["boxes"][1] + torch.tensor([-4.0, -3.0, 5.0, 2.0])
     logits = torch.randn(1, 28, 28, generator=torch.Generator().manual_seed(0))
-    rois = _MaskRois(target, target["has_mask"], roi[None], torch.tensor([1]))
+    rois = MaskRois(target, target["has_mask"], roi[None], torch.tensor([1]))
     found = heads._box_supervision_losses(logits, [rois])
     rows, columns = box_coverage(roi[None], target["boxes"][1:], 28)
-    covered = _average_to_cells(target["masks"][0][None].float(), roi[None], 28)[0, 0] >= 0.5
+    covered = average_to_cells(target["masks"][0][None].float(), roi[None], 28)[0, 0] >= 0.5
     outside = rows[0][:, None] * columns[0][None, :] < 0.5
     assert covered.any() and outside.any()
     expected = {
@@ -111,7 +111,7 @@ def test_the_pairwise_loss_sees_the_image_as_it_was_given():
     (image,) = tiny.images(1)
     tiny.losses(model, [tiny.target([2], [False])], inputs=[image])
     ((rois, colours),) = seen
-    torch.testing.assert_close(colours, _average_to_cells(image, rois, 28), rtol=0, atol=1e-5)
+    torch.testing.assert_close(colours, average_to_cells(image, rois, 28), rtol=0, atol=1e-5)
 
 
 def test_it_counts_steps_in_the_checkpoint():

@@ -1,0 +1,75 @@
+"""``select_mask_rois``: the RoIs that the mask head is trained on."""
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from maskx_d2.backends.detectron2.image_field import ImageField
+
+TRAIN_ROIS = ("proposals", "ground_truth", "both")
+
+
+def select_mask_rois(
+    sampled: list[Instances],
+    *,
+    num_classes: int,
+    include_box_only: bool,
+    train_rois: str = "proposals",
+    rois_per_image: int = 0,
+) -> list[Instances]:
+    """
+    The RoIs of each image that the mask head is trained on. Their ``gt_has_mask`` is their supervision: a
+    mask, or a box only.
+
+    Args:
+        sampled: of each image the sampled proposals, with ``gt_classes`` and the other fields of the
+            instances that they are matched to: ``gt_has_mask`` (absent where all have a mask), and, unless
+            ``train_rois`` is ``"proposals"``, ``gt_of_image``, see :func:`remember_ground_truth`.
+        num_classes: K; proposals of other classes are background.
+        include_box_only: whether RoIs whose instance has no mask are among them.
+        train_rois: ``"proposals"`` for the positive ones of ``sampled``, ``"ground_truth"`` for the boxes
+            of the instances (Birodkar et al., ICCV 2021), ``"both"`` for the ones and then the others.
+        rois_per_image: the most RoIs of an image, drawn at random; 0 for all.
+
+    Returns:
+        For each image its RoIs, in the order of ``sampled``.
+    """
+    selected = []
+    for rois in sampled:
+        if train_rois == "ground_truth":
+            rois = rois.gt_of_image.value
+        elif train_rois == "both":
+            rois = _concatenate(rois, rois.gt_of_image.value)
+        learns = (rois.gt_classes >= 0) & (rois.gt_classes < num_classes)
+        # An image without annotations has no positive RoIs and no gt_has_mask.
+        if not include_box_only and rois.has("gt_has_mask"):
+            learns &= rois.gt_has_mask
+        rois = rois[indices(learns)]
+        if 0 < rois_per_image < len(rois):
+            rois = rois[torch.randperm(len(rois), device=learns.device)[:rois_per_image]]
+        selected.append(rois)
+    return selected
+
+
+def remember_ground_truth(sampled: list[Instances], targets: list[Instances]) -> None:
+    """Let the proposals of each image have its ground truth as ``gt_of_image``, its boxes as RoIs."""
+    for rois, instances in zip(sampled, targets, strict=True):
+        ground_truth = Instances(instances.image_size, **instances.get_fields())
+        ground_truth.proposal_boxes = instances.gt_boxes
+        rois.gt_of_image = ImageField(ground_truth, len(rois))
+
+
+def indices(chosen: Tensor) -> Tensor:
+    """(N,) bool -> indices. Indexing by bool makes every field of ``Instances`` wait for the GPU."""
+    return chosen.nonzero()[:, 0]
+
+
+def _concatenate(sampled: Instances, ground_truth: Instances) -> Instances:
+    """RoIs of one image, with the fields that both have."""
+    if len(sampled) == 0 or len(ground_truth) == 0:
+        return sampled if len(ground_truth) == 0 else ground_truth
+    fields = sampled.get_fields()
+    names = [name for name in ground_truth.get_fields() if name in fields]
+    return Instances.cat(
+        [Instances(i.image_size, **{name: i.get(name) for name in names}) for i in (sampled, ground_truth)]
+    )

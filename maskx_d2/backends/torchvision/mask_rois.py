@@ -1,0 +1,144 @@
+"""``select_mask_rois``: the RoIs that the mask branch is trained on."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision.ops import roi_align
+
+Target = dict[str, Tensor]
+TRAIN_ROIS = ("proposals", "ground_truth", "both")
+
+
+@dataclass(frozen=True)
+class MaskRois:
+    """R RoIs of an image and the instances that they are matched to."""
+
+    target: Target
+    has_mask: Tensor
+    """(number of instances of the image,) bool."""
+
+    boxes: Tensor
+    """(R, 4)."""
+
+    instances: Tensor
+    """(R,) indices of the instances."""
+
+    def __getitem__(self, rois: Tensor) -> "MaskRois":
+        return replace(self, boxes=self.boxes[rois], instances=self.instances[rois])
+
+    @property
+    def classes(self) -> Tensor:
+        """(R,), the background not counted."""
+        return self.target["labels"][self.instances] - 1
+
+    @property
+    def is_masked(self) -> Tensor:
+        """(R,) bool, the supervision of each RoI: whether its instance has a mask, or a box only."""
+        return self.has_mask[self.instances]
+
+    @property
+    def true_boxes(self) -> Tensor:
+        """(R, 4) of the instances."""
+        return self.target["boxes"].to(self.boxes)[self.instances]
+
+    def mask_targets(self, side: int) -> Tensor:
+        """(R, side, side), of RoIs that all have a mask."""
+        return project_masks_on_boxes(self.target["masks"], self.boxes, self.instances, side)
+
+    def covered_cells(self, side: int) -> Tensor:
+        """
+        (R, side, side) bool, the cells that masks of the image cover: for RoIs whose instance has no mask
+        those of other instances.
+        """
+        if len(self.boxes) == 0 or not self.has_mask.any():
+            return self.boxes.new_zeros(len(self.boxes), side, side, dtype=torch.bool)
+        covered = self.target["masks"][self.has_mask].any(0, keepdim=True)
+        return average_to_cells(covered.to(self.boxes), self.boxes, side)[:, 0] >= 0.5
+
+    def colours(self, side: int) -> Tensor:
+        """(R, 3, side, side) RGB in [0, 1]."""
+        return average_to_cells(self.target["image"].to(self.boxes), self.boxes, side)
+
+
+def select_mask_rois(
+    proposals: list[Tensor],
+    matched: list[Tensor],
+    labels: list[Tensor],
+    targets: list[Target],
+    *,
+    include_box_only: bool,
+    train_rois: str = "proposals",
+    rois_per_image: int = 0,
+) -> list[MaskRois]:
+    """
+    The RoIs of each image that the mask branch is trained on.
+
+    Args:
+        proposals: of each image (P, 4) sampled proposals.
+        matched: of each image (P,) indices of the instances that they are matched to.
+        labels: of each image (P,), 0 for background.
+        targets: of each image the instances.
+        include_box_only: whether RoIs whose instance has no mask are among them.
+        train_rois: ``"proposals"`` for the positive proposals, ``"ground_truth"`` for the boxes of the
+            instances (Birodkar et al., ICCV 2021), ``"both"`` for the ones and then the others.
+        rois_per_image: the most RoIs of an image, drawn at random; 0 for all.
+
+    Returns:
+        For each image its RoIs, in the order of ``proposals``, with their supervision.
+    """
+    selected = []
+    for boxes, instances, of_proposals, target in zip(proposals, matched, labels, targets, strict=True):
+        masked = has_mask(target)
+        learns = masked | include_box_only
+        # In an image without boxes all proposals are background, and matched to nothing.
+        chosen = (of_proposals > 0) & learns[instances] if len(learns) > 0 else of_proposals > 0
+        chosen = chosen.nonzero()[:, 0]
+        boxes, instances = boxes[chosen], instances[chosen]
+        if train_rois != "proposals":
+            truth = learns.nonzero().flatten()
+            true_boxes = target["boxes"].to(boxes)[truth]
+            both = train_rois == "both"
+            boxes = torch.cat([boxes, true_boxes]) if both else true_boxes
+            instances = torch.cat([instances, truth]) if both else truth
+        rois = MaskRois(target, masked, boxes, instances)
+        if 0 < rois_per_image < len(boxes):
+            rois = rois[torch.randperm(len(boxes), device=boxes.device)[:rois_per_image]]
+        selected.append(rois)
+    return selected
+
+
+def select_instances(target: Target, instances: Tensor) -> Target:
+    """What the mask branch reads of a target, of some of its instances."""
+    return {key: target[key][instances] for key in ("boxes", "labels", "masks") if key in target}
+
+
+def average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
+    """(C, H, W), (R, 4) -> (R, C, side, side): means over the cells of each RoI."""
+    return roi_align(image[None], [rois], side, aligned=True)
+
+
+def has_mask(target: Target) -> Tensor:
+    """
+    (number of boxes,) bool: the target's own ``has_mask``; without one, whether the target has masks.
+
+    Raises:
+        ValueError: masks or ``has_mask`` are not one for each box.
+    """
+    num_boxes = len(target["boxes"])
+    if "masks" in target and len(target["masks"]) != num_boxes:
+        raise ValueError(
+            f"a target has {len(target['masks'])} masks, expected one for each of its {num_boxes} boxes"
+        )
+    if "has_mask" not in target:
+        return torch.full((num_boxes,), "masks" in target, device=target["boxes"].device)
+    given = target["has_mask"]
+    if given.dtype != torch.bool or given.shape != (num_boxes,):
+        raise ValueError(
+            f"has_mask of a target is {given.dtype} of shape {tuple(given.shape)}, "
+            f"expected torch.bool of shape ({num_boxes},)"
+        )
+    if "masks" not in target and given.any():
+        raise ValueError("a target has has_mask, but no masks, expected masks where has_mask is true")
+    return given

@@ -28,7 +28,7 @@ SETTINGS = [
     *("MODEL.ROI_MASK_HEAD.ROIS_PER_IMAGE", 0),
     *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 144, "INPUT.RANDOM_FLIP", "none"),
     *("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 144),
-    *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "SOLVER.IMS_PER_BATCH", 4),
+    *("SOLVER.MASKX_OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "SOLVER.IMS_PER_BATCH", 4),
     *("SOLVER.WARMUP_ITERS", 20),
 ]
 BOX_SUPERVISION = "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION"
@@ -91,7 +91,7 @@ def overfit(
     annotations, split, num_classes = subset(coco, folder)
     name = str(folder)
     data = [
-        *("DATASETS.REGISTER", [[name, str(annotations), str(coco / "train2017")]]),
+        *("DATASETS.MASKX_REGISTER", [[name, str(annotations), str(coco / "train2017")]]),
         *("DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "DATASETS.CLASSES_WITH_MASKS", str(split)),
         *("MODEL.ROI_HEADS.NUM_CLASSES", num_classes, "OUTPUT_DIR", str(folder), "SEED", seed),
         *("SOLVER.MAX_ITER", iterations),

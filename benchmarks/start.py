@@ -73,15 +73,15 @@ def by_detectron2(path: Path) -> int:
 
 
 def by_maskx(path: Path) -> int:
+    from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog
 
     from maskx_d2.backends.detectron2 import add_maskx_config
-    from maskx_d2.backends.detectron2.config import get_cfg
     from maskx_d2.backends.detectron2.datasets import register_datasets
 
     cfg = get_cfg()
     add_maskx_config(cfg)
-    cfg.DATASETS.REGISTER = [["measured", str(path), str(path.parent)]]
+    cfg.DATASETS.MASKX_REGISTER = [["measured", str(path), str(path.parent)]]
     register_datasets(cfg)
     return len(DatasetCatalog.get("measured"))
 

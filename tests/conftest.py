@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def _run_quick_demo(work: Path) -> str:
     backend = "detectron2" if find_spec("detectron2") else "torchvision"
     assert f"Training with {backend}." in done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def runs_0_2_0(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a run folder of each backend as 0.2.0 left it: see tests/runs_0_2_0."""
+    with tarfile.open(Path(__file__).parent / "runs_0_2_0" / "runs.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

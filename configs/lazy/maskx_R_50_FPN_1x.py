@@ -14,7 +14,7 @@ model.roi_heads.mask_pooler.sampling_ratio = 2
 
 dataloader = get_config("common/data/coco.py").dataloader
 dataloader.train.mapper.augmentations[0].short_edge_length = (800,)
-partially_supervise(model, dataloader, split="voc")
+partially_supervise(model, dataloader, split="voc", output_dir="output/lazy/maskx_R_50_FPN_1x")
 
 optimizer = get_config("common/optim.py").SGD
 lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_1x

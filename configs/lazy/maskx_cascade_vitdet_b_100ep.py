@@ -26,5 +26,5 @@ model.roi_heads.box_heads = [
     )
     for _ in range(3)
 ]
-partially_supervise(model, dataloader, split="voc")
+partially_supervise(model, dataloader, split="voc", output_dir="output/lazy/maskx_cascade_vitdet_b_100ep")
 train.output_dir = "output/lazy/maskx_cascade_vitdet_b_100ep"

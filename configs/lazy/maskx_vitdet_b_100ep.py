@@ -8,5 +8,5 @@ from .vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 __all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
 
-partially_supervise(model, dataloader, split="voc")
+partially_supervise(model, dataloader, split="voc", output_dir="output/lazy/maskx_vitdet_b_100ep")
 train.output_dir = "output/lazy/maskx_vitdet_b_100ep"

@@ -13,7 +13,8 @@ def load_detector(
     """
     Args:
         weights: a checkpoint.
-        config_file: the model's config, for one of Detectron2; a ``.ckpt`` of torchvision has it.
+        config_file: the model's config, for one of Detectron2: YAML, or the Python file of a LazyConfig,
+            which is run. A ``.ckpt`` of torchvision has its config.
         overrides: config keys, ``KEY, VALUE, KEY, VALUE, ...``.
 
     Raises:
@@ -25,11 +26,16 @@ def load_detector(
         raise FileNotFoundError(f"--weights {weights} is not a file")
     if config_file is not None:
         need_detectron2("a model with a config file")
-        from maskx_d2.backends.detectron2.command_line import read_config
         from maskx_d2.backends.detectron2.predict import Detectron2Detector
 
+        if str(config_file).endswith(".py"):
+            from maskx_d2.backends.detectron2.lazy_config import load_lazy_config
+
+            return Detectron2Detector.from_lazy_config(load_lazy_config(config_file, overrides), weights)
+        from maskx_d2.backends.detectron2.command_line import read_config
+
         overrides = [*overrides, "MODEL.WEIGHTS", weights]
-        return Detectron2Detector(read_config(str(config_file), overrides, with_datasets=False))
+        return Detectron2Detector.from_config(read_config(str(config_file), overrides, with_datasets=False))
     if not weights.endswith(".ckpt"):
         raise ValueError(
             f"--weights {weights} is no .ckpt of the torchvision backend, expected --config-file too"

@@ -60,8 +60,8 @@ class CocoFile(msgspec.Struct, dict=True):
     images: list[Image]
     """In the order of their ids, as the categories are."""
 
-    annotations: list[Annotation]
     categories: list[dict[str, Any]]
+    annotations: list[Annotation] | UnsetType = UNSET
 
     @property
     def class_names(self) -> list[str]:
@@ -83,18 +83,23 @@ class CocoFile(msgspec.Struct, dict=True):
             yield image, [self.annotations[i] for i in order[start:end].tolist()]
 
 
-def read_coco_file(path: Path) -> CocoFile:
+def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
     """
     Read and check an annotation file.
+
+    Args:
+        path: of the file.
+        needs_annotations: whether a file without ``annotations``, as COCO's test-dev, is refused; otherwise
+            it has none.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`maskx_d2.data.coco_json.read_checked_json`.
     """
     with _without_collector():
-        file = _read_fast(path)
+        file = _read_fast(path, needs_annotations=needs_annotations)
         if file is None:
             # Something is wrong or unusual. The other way finds out what and where.
-            file = _plain(read_checked_json(path))
+            file = _plain(read_checked_json(path, needs_annotations=needs_annotations))
         file.categories = in_order(file.categories)
         return file
 
@@ -116,11 +121,13 @@ class _Categories(msgspec.Struct):
     categories: list[dict[str, Any]]
 
 
-def _read_fast(path: Path) -> CocoFile | None:
+def _read_fast(path: Path, *, needs_annotations: bool) -> CocoFile | None:
     """None if the file is not as most are."""
     file = _decoded(path, CocoFile)
-    if file is None:
+    if file is None or (file.annotations is UNSET and needs_annotations):
         return None
+    if file.annotations is UNSET:
+        file.annotations = []
     try:
         file.images.sort(key=_id)
         return file if _is_sound(file) else None
@@ -146,7 +153,7 @@ def _plain(content: dict) -> CocoFile:
     annotations = [
         Annotation(**{name: a[name] for name in fields if name in a}) for a in content["annotations"]
     ]
-    return CocoFile(sorted(images, key=_id), annotations, content["categories"])
+    return CocoFile(sorted(images, key=_id), content["categories"], annotations)
 
 
 @contextlib.contextmanager

@@ -12,15 +12,21 @@ from maskx_d2.data.coco_problems import MIN_POLYGON, PARTS, find_problems
 from maskx_d2.data.files import load_json
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, *, needs_annotations: bool = True) -> dict:
     """
     The content of an annotation file.
 
+    Args:
+        path: of the file.
+        needs_annotations: whether a file without ``annotations`` is refused; otherwise it has none.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or has not COCO's parts.
+        ValueError: it is not JSON, or a part of COCO's format is missing.
     """
     content = load_json(path, what="annotation file")
+    if not needs_annotations and isinstance(content, dict):
+        content.setdefault("annotations", [])
     for part in PARTS:
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -28,15 +34,18 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_checked_json(path: Path) -> dict:
+def read_checked_json(path: Path, *, needs_annotations: bool = True) -> dict:
     """
     The content of an annotation file in which nothing keeps it from being used.
+
+    Args:
+        path, needs_annotations: see :func:`read_json`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON, or something in it cannot be used: the first such thing is named.
     """
-    content = read_json(path)
+    content = read_json(path, needs_annotations=needs_annotations)
     errors = [problem for problem in find_problems(content) if problem.is_error]
     if errors:
         first = errors[0]

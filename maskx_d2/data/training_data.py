@@ -14,6 +14,9 @@ class TrainingData:
     num_masks: int
     """Of A; B has none."""
 
+    trained_with_masks: tuple[int, ...]
+    """Indices of the classes that have a mask, in order."""
+
     @classmethod
     def count(
         cls, num_images: int, objects: Iterable[tuple[int, bool]], class_has_mask: Sequence[bool]
@@ -24,14 +27,18 @@ class TrainingData:
             objects: the index of its class, and whether it has a mask.
             class_has_mask: of each class, whether it is in A.
         """
-        num_objects, num_masks = [0] * len(class_has_mask), 0
+        num_objects, num_masks = [0] * len(class_has_mask), [0] * len(class_has_mask)
         for class_index, has_mask in objects:
             num_objects[class_index] += 1
-            num_masks += has_mask and class_has_mask[class_index]
+            num_masks[class_index] += has_mask and class_has_mask[class_index]
         of_a = sum(n for n, is_in_a in zip(num_objects, class_has_mask, strict=True) if is_in_a)
         num_a = sum(class_has_mask)
         return cls(
-            num_images, (num_a, len(class_has_mask) - num_a), (of_a, sum(num_objects) - of_a), num_masks
+            num_images=num_images,
+            num_classes=(num_a, len(class_has_mask) - num_a),
+            num_objects=(of_a, sum(num_objects) - of_a),
+            num_masks=sum(num_masks),
+            trained_with_masks=tuple(index for index, number in enumerate(num_masks) if number),
         )
 
     def __str__(self) -> str:

@@ -42,9 +42,9 @@ def _train(run: Training) -> Path:
     overrides = [
         *("OUTPUT_DIR", str(run.folder.resolve()), "SEED", run.seed),
         *("SOLVER.MAX_ITER", run.iterations, "MODEL.WEIGHTS", str(run.detector or "")),
-        *("DATASETS.REGISTER", registrations(run.dataset)),
+        *("DATASETS.MASKX_REGISTER", registrations(run.dataset)),
         *("DATASETS.CLASSES_WITH_MASKS", run.classes_with_masks),
-        *("TEST.CLASS_SPLIT", str(run.dataset.split_file.resolve())),
+        *("TEST.MASKX_CLASS_SPLIT", str(run.dataset.split_file.resolve())),
         *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.START", run.box_supervision_start),
         *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", run.box_supervision_warmup),
     ]
@@ -67,7 +67,7 @@ def predict_options(folder: Path) -> str:
 
 
 def registrations(dataset: GeneratedDataset) -> list[list[str]]:
-    """Entries of DATASETS.REGISTER, which hold from wherever the config is used."""
+    """Entries of DATASETS.MASKX_REGISTER, which hold from wherever the config is used."""
     root = GeneratedDataset(dataset.root.resolve())
     return [
         ["shapes_train", str(root.train_json), str(root.train_images)],

@@ -163,7 +163,7 @@ def _check_same_split(first: Run, run: Run) -> None:
         names = ", ".join(a.class_names[i] for i in other[:5]) + (", ..." if len(other) > 5 else "")
         raise ValueError(
             f"{both}: they report on other splits, which differ in {len(other)} classes ({names}); "
-            "TEST.CLASS_SPLIT, on torchvision data.class_split, makes a run report on another than its own"
+            "TEST.MASKX_CLASS_SPLIT, on torchvision data.class_split, sets the split that a run reports on"
         )
 
 

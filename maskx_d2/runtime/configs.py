@@ -1,10 +1,20 @@
 """Where the configs are: in the package, or in the checkout that it is run from; and what one may hold."""
 
+import copy
 from pathlib import Path
 
 import yaml
 
 _MOST_NODES = 100_000
+
+RENAMED_KEYS = {
+    "DATALOADER.DATASET_RATIO": "DATALOADER.MASKX_DATASET_RATIO",
+    "DATASETS.REGISTER": "DATASETS.MASKX_REGISTER",
+    "MODEL.ROI_MASK_HEAD.PREDICTOR": "MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR",
+    "SOLVER.OPTIMIZER": "SOLVER.MASKX_OPTIMIZER",
+    "TEST.CLASS_SPLIT": "TEST.MASKX_CLASS_SPLIT",
+}
+"""Detectron2 config keys of 0.2.0 and their names since: other projects have keys of the old names."""
 
 
 def config_file(name: str) -> Path:
@@ -63,6 +73,35 @@ def read_yaml(path: Path) -> dict:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config {path}: {' '.join(str(error).split())}") from error
+
+
+def is_run_config(values: dict) -> bool:
+    """Whether a run of 0.2.0 wrote these values as its ``config.yaml``: such a file has all keys."""
+    return all(_parent(values, key) is not None for key in RENAMED_KEYS)
+
+
+def with_new_keys(values: dict) -> dict:
+    """
+    A config as plain values, with today's names for the keys of :func:`is_run_config`; others, which a
+    person wrote, are returned as they are.
+    """
+    if not is_run_config(values):
+        return values
+    values = copy.deepcopy(values)
+    for old, new in RENAMED_KEYS.items():
+        parent = _parent(values, old)
+        parent[new.rpartition(".")[2]] = parent.pop(old.rpartition(".")[2])
+    return values
+
+
+def _parent(values: dict, key: str) -> dict | None:
+    """The dictionary that has the last part of a dotted key; None if there is none."""
+    *nodes, last = key.split(".")
+    for name in nodes:
+        values = values.get(name)
+        if not isinstance(values, dict):
+            return None
+    return values if last in values else None
 
 
 def _bases(root: yaml.Node | None) -> list[Path]:

@@ -49,7 +49,7 @@ def test_what_a_config_names_is_an_input_and_what_its_bases_name(tmp_path, monke
     for name in ("w.pth", "a.json", "names.txt", "free.json"):
         (tmp_path / "sub" / name).touch()
     (tmp_path / "base.yaml").write_text(
-        "DATASETS: {REGISTER: [[x, sub/a.json, sub]]}\nA: &a [names.txt]\nB: *a"
+        "DATASETS: {MASKX_REGISTER: [[x, sub/a.json, sub]]}\nA: &a [names.txt]\nB: *a"
     )
     (tmp_path / "c.yaml").write_text(f"_BASE_: base.yaml\nMODEL: {{WEIGHTS: {tmp_path / 'sub' / 'w.pth'}}}")
     for name in ("w.pth", "a.json", "names.txt", "../base.yaml", "../c.yaml"):

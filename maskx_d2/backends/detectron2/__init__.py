@@ -8,7 +8,7 @@ from maskx_d2.backends.detectron2.box_predictor import (
     GatheredFastRCNNOutputLayers,
     PartiallyLabelledFastRCNNOutputLayers,
 )
-from maskx_d2.backends.detectron2.config import add_maskx_config
+from maskx_d2.backends.detectron2.config_keys import add_maskx_config
 from maskx_d2.backends.detectron2.data_loader import build_train_loader
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.datasets import register_visual_genome

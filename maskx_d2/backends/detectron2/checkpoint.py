@@ -11,6 +11,7 @@ from typing import IO
 from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -159,7 +160,29 @@ class KnownClasses:
     names: list[str]
     category_ids: list[int]
     with_masks: list[int]
-    """Indices of A, in the split that evaluation reports on."""
+    """Indices of the classes that it was trained with masks of."""
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> "KnownClasses | None":
+        """Those of the ``config.yaml`` of a run; None for a config that a person wrote, which has none."""
+        classes = cfg.MODEL.MASKX_CLASSES
+        if not classes.NAMES:
+            return None
+        if not are_classes(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS):
+            raise ValueError(
+                f"MODEL.MASKX_CLASSES has {len(classes.NAMES)} names, expected a category id for each, and "
+                "indices of those in TRAINED_WITH_MASKS"
+            )
+        return cls(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS)
+
+    def written_into(self, cfg: CfgNode) -> CfgNode:
+        """A copy of a config with these classes as MODEL.MASKX_CLASSES."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        classes = cfg.MODEL.MASKX_CLASSES
+        classes.NAMES, classes.CATEGORY_IDS = self.names, self.category_ids
+        classes.TRAINED_WITH_MASKS = self.with_masks
+        return cfg
 
 
 class ClassList:

@@ -43,9 +43,14 @@ def load_dataset(dataset_name: str) -> list[dict]:
     if dataset_name not in DatasetCatalog:
         raise ValueError(
             f"dataset {dataset_name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered: use a "
-            "registered name, or register it by DATASETS.REGISTER"
+            "registered name, or register it by DATASETS.MASKX_REGISTER"
         )
     return DatasetCatalog.get(dataset_name)
+
+
+def dataset_names(names: str | Sequence[str]) -> list[str]:
+    """Those of a LazyConfig, which may be one or several."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def check_same_classes(dataset_names: Sequence[str]) -> None:
@@ -58,7 +63,7 @@ def check_same_classes(dataset_names: Sequence[str]) -> None:
             number, a, b = different
             raise ValueError(
                 f"the datasets {first!r} and {name!r} have other classes, number {number + 1} is {a!r} and "
-                f"{b!r}: give both one class list, as the fourth item of their entries in DATASETS.REGISTER"
+                f"{b!r}: give both one class list, the fourth item of an entry in DATASETS.MASKX_REGISTER"
             )
 
 
@@ -93,11 +98,11 @@ def classes_with_masks_of(dataset_name: str, split: str) -> list[int]:
 
 
 def evaluated_classes_with_masks(cfg: CfgNode, dataset_name: str) -> list[int]:
-    """Contiguous indices of A in the split that evaluation reports on: see TEST.CLASS_SPLIT."""
+    """Contiguous indices of A in the split that evaluation reports on: see TEST.MASKX_CLASS_SPLIT."""
     check_has_keys(cfg)
     names = class_names(dataset_name)
-    if cfg.TEST.CLASS_SPLIT:
-        return _read_split("TEST.CLASS_SPLIT", cfg.TEST.CLASS_SPLIT, names)
+    if cfg.TEST.MASKX_CLASS_SPLIT:
+        return _read_split("TEST.MASKX_CLASS_SPLIT", cfg.TEST.MASKX_CLASS_SPLIT, names)
     return _read_split("DATASETS.CLASSES_WITH_MASKS", cfg.DATASETS.CLASSES_WITH_MASKS, names)
 
 

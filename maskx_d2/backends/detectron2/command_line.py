@@ -40,7 +40,7 @@ from maskx_d2.evaluation.run_files import (
     log_file,
     read_table,
 )
-from maskx_d2.runtime.configs import read_yaml
+from maskx_d2.runtime.configs import read_yaml, with_new_keys
 from maskx_d2.runtime.exit_status import one_sentence
 from maskx_d2.runtime.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
@@ -58,7 +58,7 @@ def read_config(config_file: str, overrides: list | None = None, *, with_dataset
 
     Args:
         config_file, overrides: see :func:`load_config`.
-        with_datasets: whether to register the datasets of DATASETS.REGISTER, whose files must be there.
+        with_datasets: whether to register the datasets of DATASETS.MASKX_REGISTER, whose files must exist.
     """
     cfg = load_config(config_file, overrides)
     if with_datasets:
@@ -116,7 +116,7 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     work = _evaluate if args.eval_only else _train
     try:
         with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
-            results = work(cfg, resume=args.resume)
+            results = work(cfg, args)
     except SystemExit as stopped:
         if stopped.code == 1:  # so verify_results() ends, which has said why to the log
             raise ValueError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
@@ -145,13 +145,16 @@ def _write_config(cfg: CfgNode, args: argparse.Namespace) -> None:
         write_text(path, cfg.dump())
 
 
-def _train(cfg: CfgNode, *, resume: bool) -> dict | None:
+def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     trainer = WatchedTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    if comm.is_main_process():
+        _write_config(trainer.known_classes().written_into(cfg), args)
+    trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    resume = args.resume
     model = WatchedTrainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=resume)
@@ -242,9 +245,9 @@ def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
     """The state of the optimizer, from which a run goes on, has these as they were."""
     if not config_file.is_file():
         return
-    solver = read_yaml(config_file).get("SOLVER")
+    solver = with_new_keys(read_yaml(config_file)).get("SOLVER")
     solver = solver if isinstance(solver, dict) else {}
-    for name in ("OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
+    for name in ("MASKX_OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
         if name in solver and solver[name] != cfg.SOLVER[name]:
             raise ValueError(
                 f"SOLVER.{name} is {cfg.SOLVER[name]}, but the run that --resume goes on with keeps "

@@ -1,4 +1,4 @@
-"""Config keys: their defaults, and the check of their values."""
+"""Reading a YAML config, and the check of its values."""
 
 import math
 from pathlib import Path
@@ -7,10 +7,10 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
+from maskx_d2.backends.detectron2.config_keys import add_maskx_config
 from maskx_d2.backends.detectron2.mask_rois import TRAIN_ROIS
-from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
-from maskx_d2.runtime.configs import check_yaml
+from maskx_d2.runtime.configs import RENAMED_KEYS, check_yaml, is_run_config, with_new_keys
 
 COUNTERPARTS = {
     "StandardROIHeads": "PartiallySupervisedROIHeads",
@@ -21,97 +21,6 @@ COUNTERPARTS = {
 
 OPTIMIZERS = ("SGD", "AdamW")
 TRUNKS = ("convs", *HOURGLASSES)
-
-
-def add_maskx_config(cfg: CfgNode) -> None:
-    """
-    Add the keys of this project to a Detectron2 config, with their defaults. Keys that are already there
-    keep their values.
-
-    Args:
-        cfg: as ``get_cfg()`` returns it.
-    """
-    # Classes whose masks are used in training: "all", "voc", "nonvoc", "coco", "E1_A20B60" ...
-    # "E5_A60B20", or the path of a text file with one class name a line. It takes masks away, it never
-    # adds any.
-    _add(cfg.DATASETS, "CLASSES_WITH_MASKS", "all")
-
-    # Datasets in COCO format to register under a name, each ["name", "annotations.json", "images/"]. A
-    # fourth item is a class list, an annotation file or a text file with one name a line, of which the
-    # dataset labels some: they are found by name, and the others are left out of the classification loss
-    # for its images.
-    _add(cfg.DATASETS, "REGISTER", [])
-
-    # Larger images cannot be read: a file of kilobytes may stand for gigabytes of pixels.
-    _add(cfg, "INPUT", CfgNode())
-    _add(cfg.INPUT, "MAX_MEGAPIXELS", MAX_MEGAPIXELS)
-
-    # How many images are drawn from each of DATASETS.TRAIN, against each other: [1, 1] draws as many from
-    # each of two. Empty for as many as they have.
-    _add(cfg.DATALOADER, "DATASET_RATIO", [])
-
-    # The split that evaluation reports AP on A and B for, with the values of
-    # DATASETS.CLASSES_WITH_MASKS, which it is where this is empty. An oracle trains on "all" and is
-    # reported on the split of the models it is compared with.
-    _add(cfg.TEST, "CLASS_SPLIT", "")
-
-    # How many of the checkpoints that are saved every SOLVER.CHECKPOINT_PERIOD iterations stay, the newest;
-    # 0 for all. Final weights stay in any case.
-    _add(cfg.SOLVER, "CHECKPOINTS_TO_KEEP", 2)
-
-    # "SGD" or "AdamW".
-    _add(cfg.SOLVER, "OPTIMIZER", "SGD")
-
-    # Whether inference regresses boxes for the pairs of proposal and class that are detected alone, instead
-    # of for all classes: the same detections, for many classes sooner. For this project's ROI heads.
-    _add(cfg.MODEL, "ROI_BOX_HEAD", CfgNode())
-    _add(cfg.MODEL.ROI_BOX_HEAD, "GATHERED_REGRESSION", False)
-
-    # ---- MaskXHead; the defaults are the paper's final model ----
-    head = cfg.MODEL.ROI_MASK_HEAD
-    # Where the mask weights of a class come from: "transfer" (Mask^X R-CNN), "agnostic" (the paper's
-    # baseline) or "class_specific" (its oracle).
-    _add(head, "PREDICTOR", "transfer")
-    # What the weight transfer function reads: the box predictor's weights "cls", "box" or "cls+box",
-    # or "file": a fixed table.
-    _add(head, "CLASS_EMBEDDING", "cls+box")
-    # For "file": a .npy file of shape (NUM_CLASSES, D).
-    _add(head, "CLASS_EMBEDDING_FILE", "")
-    # Whether the mask loss leaves the box predictor's weights alone.
-    _add(head, "STOP_GRAD", True)
-    # The weight transfer function.
-    _add(head, "TRANSFER", CfgNode())
-    _add(head.TRANSFER, "NUM_LAYERS", 2)
-    _add(head.TRANSFER, "HIDDEN_DIM", 256)
-    _add(head.TRANSFER, "ACTIVATION", "leaky_relu")
-    # Share of a class embedding that is zeroed in training. Not in the paper.
-    _add(head.TRANSFER, "EMBEDDING_DROPOUT", 0.0)
-    # The class-agnostic MLP branch; 0 layers for none.
-    _add(head, "MLP_BRANCH", CfgNode())
-    _add(head.MLP_BRANCH, "NUM_LAYERS", 1)
-    _add(head.MLP_BRANCH, "HIDDEN_DIM", 1024)
-    # Above 0, the reduced form for small heads: a 1x1 convolution to so many channels, before the
-    # deconvolution, in front of the layers.
-    _add(head.MLP_BRANCH, "REDUCED_CHANNELS", 0)
-
-    # ---- Beyond the paper, for MaskXHead with this project's ROI heads ----
-    # Losses for RoIs whose instance has a box and no mask; see maskx_d2/method/box_supervision.py. The
-    # weights of three of them, 0 for none, the iterations before them, and those after these in which they
-    # rise from zero. With SOLVER.REFERENCE_WORLD_SIZE the iterations are scaled as those of SOLVER are.
-    _add(head, "BOX_SUPERVISION", CfgNode())
-    _add(head.BOX_SUPERVISION, "PROJECTION", 0.0)
-    _add(head.BOX_SUPERVISION, "KNOWN_BACKGROUND", 0.0)
-    _add(head.BOX_SUPERVISION, "PAIRWISE", 0.0)
-    _add(head.BOX_SUPERVISION, "START", 0)
-    _add(head.BOX_SUPERVISION, "WARMUP", 0)
-    # The RoIs of the mask head in training: the sampled "proposals", the "ground_truth" boxes, or "both",
-    # and how many of an image at most, drawn at random; 0 for all positive ones. Where box and mask branch
-    # share their features (PartiallySupervisedRes5ROIHeads) they are "proposals".
-    _add(head, "TRAIN_ROIS", "proposals")
-    _add(head, "ROIS_PER_IMAGE", 0)
-    # What is before the deconvolution: NUM_CONV convolutions ("convs"), or "hourglass_20", "hourglass_52"
-    # or "hourglass_100" with n = CONV_DIM (64 in its paper), which needs NORM, and POOLER_RESOLUTION 32.
-    _add(head, "TRUNK", "convs")
 
 
 def check_has_keys(cfg: CfgNode) -> None:
@@ -128,7 +37,7 @@ def check_has_keys(cfg: CfgNode) -> None:
 
 def check_maskx_config(cfg: CfgNode) -> None:
     """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
-    _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
+    _one_of("SOLVER.MASKX_OPTIMIZER", cfg.SOLVER.MASKX_OPTIMIZER, OPTIMIZERS)
     _at_least("SOLVER.CHECKPOINTS_TO_KEEP", cfg.SOLVER.CHECKPOINTS_TO_KEEP, 0)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference != 0:
@@ -141,17 +50,17 @@ def check_maskx_config(cfg: CfgNode) -> None:
             "TEST.AUG.ENABLED is True, expected False with MODEL.KEYPOINT_ON: Detectron2 has it for boxes "
             "and masks alone"
         )
-    ratio = cfg.DATALOADER.DATASET_RATIO
+    ratio = cfg.DATALOADER.MASKX_DATASET_RATIO
     are_numbers = all(type(share) in (int, float) and 0 < share < math.inf for share in ratio)
     if ratio and (len(ratio) != len(cfg.DATASETS.TRAIN) or not are_numbers):
         raise ValueError(
-            f"DATALOADER.DATASET_RATIO is {ratio}, expected a positive number for each of the "
+            f"DATALOADER.MASKX_DATASET_RATIO is {ratio}, expected a positive number for each of the "
             f"{len(cfg.DATASETS.TRAIN)} datasets of DATASETS.TRAIN"
         )
     if ratio and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler': "
-            "DATALOADER.DATASET_RATIO has a sampler of its own"
+            "DATALOADER.MASKX_DATASET_RATIO has a sampler of its own"
         )
     if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION:
         _check_roi_heads(cfg, "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True")
@@ -162,7 +71,7 @@ def check_mask_head_config(cfg: CfgNode) -> None:
     """As :func:`check_maskx_config`, of the keys that the mask head and the ROI heads obey."""
     check_has_keys(cfg)
     head = cfg.MODEL.ROI_MASK_HEAD
-    _one_of("MODEL.ROI_MASK_HEAD.PREDICTOR", head.PREDICTOR, PREDICTORS)
+    _one_of("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", head.MASKX_PREDICTOR, PREDICTORS)
     _one_of("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", head.CLASS_EMBEDDING, (*EMBEDDING_KINDS, "file"))
     _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", head.TRANSFER.NUM_LAYERS, (1, 2, 3))
     _one_of("MODEL.ROI_MASK_HEAD.TRANSFER.ACTIVATION", head.TRANSFER.ACTIVATION, ACTIVATIONS)
@@ -173,7 +82,7 @@ def check_mask_head_config(cfg: CfgNode) -> None:
     _check_beyond_the_paper(cfg)
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all" and cfg.MODEL.MASK_ON:
         _check_roi_heads(cfg, f"DATASETS.CLASSES_WITH_MASKS is {cfg.DATASETS.CLASSES_WITH_MASKS!r}")
-    if head.PREDICTOR != "transfer":
+    if head.MASKX_PREDICTOR != "transfer":
         return
     if head.NAME == "MaskXHead" and head.CLASS_EMBEDDING != "file":
         _check_roi_heads(cfg, f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}")
@@ -249,16 +158,28 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     check_yaml(Path(config_file))
     cfg = get_cfg()
     add_maskx_config(cfg)
+    for old, new in RENAMED_KEYS.items():
+        cfg.register_renamed_key(old, new)
     try:
-        cfg.merge_from_file(config_file)
+        _merge_from_file(cfg, config_file)
     except (AssertionError, KeyError, yaml.YAMLError) as error:
-        raise ValueError(f"config {config_file}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"config {config_file}: {' '.join(str(error.args[0]).split())}") from error
     try:
         cfg.merge_from_list(overrides or [])
     except (AssertionError, KeyError) as error:
-        raise ValueError(f"config keys {overrides}: {error}") from error
+        raise ValueError(f"config keys {overrides}: {error.args[0]}") from error
     check_maskx_config(cfg)
     return cfg
+
+
+def _merge_from_file(cfg: CfgNode, config_file: str) -> None:
+    if yaml.compose(Path(config_file).read_text(encoding="utf-8")) is None:
+        return  # an empty file, at which Detectron2 stumbles
+    values = cfg.load_yaml_with_base(config_file)
+    if is_run_config(values):
+        cfg.merge_from_other_cfg(CfgNode(with_new_keys(values)))
+    else:
+        cfg.merge_from_file(config_file)
 
 
 def in_place_of(roi_heads: str) -> str:
@@ -279,11 +200,6 @@ def roi_heads_are(cfg: CfgNode, name: str) -> bool:
     roi_heads = cfg.MODEL.ROI_HEADS.NAME
     bases = ROI_HEADS_REGISTRY.get(roi_heads).__mro__ if roi_heads in ROI_HEADS_REGISTRY else ()
     return any(base.__name__ == name for base in bases)
-
-
-def _add(node: CfgNode, key: str, default) -> None:
-    if key not in node:
-        node[key] = default
 
 
 def _one_of(key: str, value, allowed: tuple) -> None:

@@ -17,7 +17,12 @@ from detectron2.data.transforms import Augmentation
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
-from maskx_d2.backends.detectron2.class_split import ClassHasMask, check_num_classes, check_same_classes
+from maskx_d2.backends.detectron2.class_split import (
+    ClassHasMask,
+    check_num_classes,
+    check_same_classes,
+    dataset_names,
+)
 from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.once_per_node import load_once_per_node
@@ -34,9 +39,9 @@ def build_train_loader(
     start_iter: int = 0,
 ):
     """
-    Detectron2's training loader, with :class:`PartiallySupervisedMapper`, with the datasets mixed by
-    DATALOADER.DATASET_RATIO, and without the masks that DATASETS.CLASSES_WITH_MASKS takes away: they are
-    dropped as the dataset is loaded.
+    Detectron2's training loader, with :class:`PartiallySupervisedMapper`, the datasets mixed by
+    DATALOADER.MASKX_DATASET_RATIO, and without the masks that DATASETS.CLASSES_WITH_MASKS takes away: they
+    are dropped as the dataset is loaded.
 
     Args:
         cfg: the config.
@@ -45,6 +50,9 @@ def build_train_loader(
         sampler: of indices of the dataset; that of the config if None.
         augmentations: in place of those of the config, for the mapper that is built here.
         start_iter: iterations done before, whose images are skipped.
+
+    Returns:
+        Detectron2's loader, which has as ``training_data`` the :class:`TrainingData` of its dataset.
 
     Raises:
         ValueError: the datasets' classes are not the model's, there is no mask to learn from, or both a
@@ -60,7 +68,7 @@ def build_train_loader(
     dataset, (sizes, training_data) = load_once_per_node(load, datasets=names)
     if start_iter == 0 and comm.is_main_process():
         logging.getLogger(__name__).info("Training on %s: %s", ", ".join(names), training_data)
-    ratio, seed = cfg.DATALOADER.DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
+    ratio, seed = cfg.DATALOADER.MASKX_DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
     if sampler is None and ratio and given is None:
         sampler = mixing_sampler(sizes, ratio, seed=seed)
     arguments = build_detection_train_loader.from_config(
@@ -76,7 +84,9 @@ def build_train_loader(
         # A generator of its own: drawing from torch's, the loader would shift the random numbers of the
         # iteration that it is started in. Another for each rank, whose workers would flip and scale alike.
         arguments["seed"] = (cfg.SEED + start_iter) * comm.get_world_size() + comm.get_rank()
-    return build_detection_train_loader(**arguments)
+    loader = build_detection_train_loader(**arguments)
+    loader.training_data = training_data
+    return loader
 
 
 def _mapper(
@@ -98,7 +108,7 @@ def _mapper(
 def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tuple[list[dict], list[int]]:
     """
     Detectron2's dicts of DATASETS.TRAIN with the masks that DATASETS.CLASSES_WITH_MASKS leaves, and with
-    DATALOADER.DATASET_RATIO how many there are of each dataset.
+    DATALOADER.MASKX_DATASET_RATIO how many there are of each dataset.
 
     Args:
         cfg: the config.
@@ -109,7 +119,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
     """
     names = cfg.DATASETS.TRAIN
     dataset, sizes = [], []
-    parts = [(name,) for name in names] if cfg.DATALOADER.DATASET_RATIO else [names]
+    parts = [(name,) for name in names] if cfg.DATALOADER.MASKX_DATASET_RATIO else [names]
     if given is not None:
         dataset, sizes, parts = _copied(given), [len(given)], []
     for together in parts:
@@ -200,13 +210,19 @@ def mixing_sampler(
     return RepeatFactorTrainingSampler(torch.cat(repeat_factors), seed=seed)
 
 
-def load_without_masks(dataset_name: str, split: str) -> list[dict]:
+def load_without_masks(names: str | Sequence[str], *, split: str, **options) -> list[dict]:
     """
-    For LazyConfig: Detectron2's dicts of a registered dataset, images without annotations left out,
-    without the masks that a split (see DATASETS.CLASSES_WITH_MASKS) takes away.
+    For LazyConfig: ``get_detection_dataset_dicts`` without the masks that a split takes away.
+
+    Args:
+        names: of a registered dataset, or of several of the same classes.
+        split: a value of DATASETS.CLASSES_WITH_MASKS.
+        options: see Detectron2's ``get_detection_dataset_dicts``.
     """
-    dataset = get_detection_dataset_dicts(dataset_name)
-    remove_masks(dataset, ClassHasMask(dataset_name, split)())
+    names = dataset_names(names)
+    check_same_classes(names)
+    dataset = get_detection_dataset_dicts(names, **options)
+    remove_masks(dataset, ClassHasMask(names[0], split)())
     return dataset
 
 

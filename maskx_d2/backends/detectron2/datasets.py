@@ -27,25 +27,25 @@ from maskx_d2.data.visual_genome import SPLITS, check_finished
 
 def register_datasets(cfg: CfgNode) -> None:
     """
-    Register the COCO-format datasets of DATASETS.REGISTER that are not registered yet.
+    Register the COCO-format datasets of DATASETS.MASKX_REGISTER that are not registered yet.
 
     Raises:
         FileNotFoundError: an annotation file, image folder or class list does not exist.
         ValueError: an entry is not what it should be, or its name stands for other files already.
     """
-    for entry in cfg.DATASETS.REGISTER:
+    for entry in cfg.DATASETS.MASKX_REGISTER:
         is_list = isinstance(entry, list | tuple) and all(isinstance(item, str) for item in entry)
         if not is_list or len(entry) not in (3, 4):
             raise ValueError(
-                f"DATASETS.REGISTER has the entry {entry!r}, expected "
+                f"DATASETS.MASKX_REGISTER has the entry {entry!r}, expected "
                 "[name, annotation file, image folder] or [name, annotation file, image folder, class list]"
             )
         name, json_file, image_root, *class_list = entry
         for file in (json_file, *class_list):
             if not Path(file).is_file():
-                raise FileNotFoundError(f"DATASETS.REGISTER: {file} of {name!r} is not a file")
+                raise FileNotFoundError(f"DATASETS.MASKX_REGISTER: {file} of {name!r} is not a file")
         if not Path(image_root).is_dir():
-            raise FileNotFoundError(f"DATASETS.REGISTER: {image_root} of {name!r} is not a folder")
+            raise FileNotFoundError(f"DATASETS.MASKX_REGISTER: {image_root} of {name!r} is not a folder")
         if name not in DatasetCatalog:
             load = partial(_load_dataset, name, json_file, image_root, *class_list)
             DatasetCatalog.register(name, load)
@@ -55,7 +55,7 @@ def register_datasets(cfg: CfgNode) -> None:
         registered = (metadata.get("json_file"), metadata.get("image_root"))
         if registered != (json_file, image_root):
             raise ValueError(
-                f"DATASETS.REGISTER: {name!r} is registered already, with {registered[0]}: choose "
+                f"DATASETS.MASKX_REGISTER: {name!r} is registered already, with {registered[0]}: choose "
                 "another name"
             )
 
@@ -110,7 +110,7 @@ def _must_be_there(json_file: str, where_from: str) -> None:
 
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
     """With the classes that the file has, or with those of a list that has them too."""
-    file = read_coco_file(Path(json_file))
+    file = read_coco_file(Path(json_file), needs_annotations=False)
     classes, indices = file.class_names, list(range(len(file.categories)))
     if class_list is not None:
         classes = read_class_names(Path(class_list))
@@ -134,7 +134,7 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
         raise ValueError(
             f"annotation file {json_file} has {len(found)} classes, of which {differing} are not those of "
             f"the list of {len(expected)} that {name!r} is registered with: register it by "
-            "DATASETS.REGISTER under another name"
+            "DATASETS.MASKX_REGISTER under another name"
         )
     return _records(name, json_file, file, image_root)
 

@@ -34,7 +34,8 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
     has ``{"bbox"|"segm": {"A"|"B"|"all"|...: {metric: value}}}``, null where there is no ground truth.
     Instances without a mask are ignored in the evaluation of masks, which is left out if none has one.
 
-    On a dataset that labels some of the model's classes, detections of the others are passed over.
+    On a dataset that labels some of the model's classes, detections of the others are skipped. Of a file
+    without annotations, as COCO's test-dev, the detections are written and nothing is evaluated.
     """
 
     def __init__(self, dataset_name: str, *, classes_with_masks: Sequence[int], **kwargs):
@@ -45,7 +46,8 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             kwargs: see ``COCOEvaluator``.
         """
         super().__init__(dataset_name, **kwargs)
-        complete_annotations(self._coco_api)
+        if self._do_evaluation:
+            complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
         # So that its own evaluation asks for them by the method below.
         self._given_tasks, self._tasks = self._tasks, None
@@ -55,9 +57,9 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
 
     def _go_by_own_classes(self) -> None:
         """Instead of those of the list that the model has, which may be more and in another order."""
-        category_ids = sorted(self._coco_api.cats)
+        category_ids = sorted(getattr(self._coco_api, "cats", ()))
         model_index = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
-        if not all(category_id in model_index for category_id in category_ids):
+        if not category_ids or not all(category_id in model_index for category_id in category_ids):
             return
         own_index = {model_index[category_id]: i for i, category_id in enumerate(category_ids)}
         if list(own_index) == list(range(len(self._metadata.get("thing_classes", model_index)))):

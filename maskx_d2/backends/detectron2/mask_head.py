@@ -99,10 +99,10 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             trunk_channels = ret["hourglass"].out_channels
         ret["box_supervision"] = build_box_supervision(cfg)
         table = None
-        if head.PREDICTOR == "transfer" and head.CLASS_EMBEDDING == "file":
+        if head.MASKX_PREDICTOR == "transfer" and head.CLASS_EMBEDDING == "file":
             table = read_embedding_table(head.CLASS_EMBEDDING_FILE, num_classes)
         ret["predictor"] = build_mask_predictor(
-            head.PREDICTOR,
+            head.MASKX_PREDICTOR,
             num_classes=num_classes,
             in_channels=ret["conv_dims"][-1],
             mask_side=2 * input_shape.height,

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.engine import DefaultPredictor
+from detectron2.config import CfgNode, instantiate
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, ResizeShortestEdge
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import GeneralizedRCNN, detector_postprocess
+from detectron2.modeling import GeneralizedRCNN, build_model, detector_postprocess
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import Transform
+from omegaconf import DictConfig
 from PIL import Image
+from torch import nn
 
 from maskx_d2.backends.detectron2.checkpoint import (
     Checkpointer,
@@ -24,6 +26,7 @@ from maskx_d2.backends.detectron2.class_split import (
     category_ids,
     check_num_classes,
     class_names,
+    dataset_names,
     evaluated_classes_with_masks,
 )
 from maskx_d2.backends.detectron2.datasets import register_datasets
@@ -36,37 +39,86 @@ from maskx_d2.method import expected_iou
 class Detectron2Detector(Detector):
     """See :class:`maskx_d2.inference.detector.Detector`."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classes: KnownClasses,
+        augmentations: Sequence[Augmentation],
+        image_format: str,
+    ):
         """
         Args:
-            cfg: the config, with MODEL.WEIGHTS. Where these do not say which classes they know, they are
-                those of DATASETS.TEST[0].
+            model: a meta-architecture of Detectron2 with its weights.
+            classes: that it knows.
+            augmentations: what resizes an image for it.
+            image_format: ``"RGB"`` or ``"BGR"``.
         """
-        check_weights(cfg.MODEL.WEIGHTS)
-        classes = classes_of_weights(cfg.MODEL.WEIGHTS) or _classes_of_dataset(cfg)
-        if len(classes.names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the checkpoint "
-                f"{cfg.MODEL.WEIGHTS} knows {len(classes.names)} classes"
-            )
+        self._model = model.eval()
+        self._augmentations = AugmentationList(augmentations)
+        self._image_format = image_format
         self._category_ids = classes.category_ids
         self.style = ClassStyle(
             names=dict(zip(classes.category_ids, classes.names, strict=True)),
             with_masks=frozenset(classes.category_ids[i] for i in classes.with_masks),
         )
-        without_weights = cfg.clone()
-        without_weights.defrost()
-        without_weights.MODEL.WEIGHTS = ""
-        self._predictor = DefaultPredictor(without_weights)
-        Checkpointer(self._predictor.model).load(cfg.MODEL.WEIGHTS)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Detectron2Detector":
+        """
+        Args:
+            cfg: a YAML config, with MODEL.WEIGHTS. If neither these nor the config have the classes, they
+                are those of DATASETS.TEST[0].
+        """
+        weights = cfg.MODEL.WEIGHTS
+        check_weights(weights)
+        classes = classes_of_weights(weights) or _classes_of_config(cfg) or _classes_of_dataset(cfg)
+        if len(classes.names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the checkpoint "
+                f"{weights} knows {len(classes.names)} classes"
+            )
+        model = build_model(cfg)
+        Checkpointer(model).load(weights)
+        side, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        return cls(
+            model,
+            classes=classes,
+            augmentations=[ResizeShortestEdge([side, side], longest)],
+            image_format=cfg.INPUT.FORMAT,
+        )
+
+    @classmethod
+    def from_lazy_config(cls, config: DictConfig, weights: str) -> "Detectron2Detector":
+        """
+        Args:
+            config: a LazyConfig with ``model`` and ``dataloader``. Classes that the weights do not have are
+                those of its test dataset.
+            weights: see :func:`check_weights`.
+        """
+        for name in ("model", "dataloader"):
+            if name not in config:
+                raise ValueError(f"the LazyConfig has no {name!r}, expected one with model and dataloader")
+        check_weights(weights)
+        classes = classes_of_weights(weights) or _classes_of_lazy_config(config, weights)
+        model = instantiate(config.model)
+        Checkpointer(model).load(weights)
+        mapper = config.dataloader.test.mapper
+        detector = cls(
+            model,
+            classes=classes,
+            augmentations=instantiate(mapper.augmentations),
+            image_format=mapper.image_format,
+        )
+        return detector.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def to(self, device: str) -> "Detectron2Detector":
-        self._predictor.model.to(device)
+        self._model.to(device)
         return self
 
     @torch.no_grad()
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
-        found = self._predictor.model([self._input(image)[0] for image in images])
+        found = self._model([self._input(image)[0] for image in images])
         results = [
             instances_to_coco_json(of_image["instances"].to("cpu"), image_id)
             for of_image, image_id in zip(found, image_ids, strict=True)
@@ -79,7 +131,7 @@ class Detectron2Detector(Detector):
     def masks_in_boxes(
         self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
     ) -> list[list[PredictedMask | None]]:
-        model = self._predictor.model
+        model = self._model
         if not isinstance(model, GeneralizedRCNN) or not getattr(model.roi_heads, "mask_on", True):
             raise ValueError(
                 f"the model is a {type(model).__name__} without a mask head, expected a GeneralizedRCNN "
@@ -106,11 +158,27 @@ class Detectron2Detector(Detector):
     def _input(self, image: Image.Image) -> tuple[dict, Transform]:
         """What the model reads, and how the image was resized: as Detectron2's ``DefaultPredictor``."""
         pixels = np.asarray(image)
-        if self._predictor.input_format == "BGR":
-            pixels = pixels[:, :, ::-1]
-        resize = self._predictor.aug.get_transform(pixels)
-        pixels = np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1), dtype=np.float32)
+        given = AugInput(pixels[:, :, ::-1] if self._image_format == "BGR" else pixels)
+        resize = self._augmentations(given)
+        pixels = np.ascontiguousarray(given.image.transpose(2, 0, 1), dtype=np.float32)
         return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}, resize
+
+
+def _classes_of_config(cfg: CfgNode) -> KnownClasses | None:
+    classes = KnownClasses.of_config(cfg)
+    if classes is not None:
+        check_classes_of_weights(cfg.MODEL.WEIGHTS, classes.names)
+    return classes
+
+
+def _classes_of_lazy_config(config: DictConfig, weights: str) -> KnownClasses:
+    """With masks are those of the split of :func:`partially_supervise`; without one, all."""
+    (name, *_) = dataset_names(config.dataloader.test.dataset.names)
+    names = class_names(name)
+    check_classes_of_weights(weights, names)
+    class_has_mask = config.model.roi_heads.get("get_class_has_mask")
+    with_masks = [True] * len(names) if class_has_mask is None else instantiate(class_has_mask)()
+    return KnownClasses(names, category_ids(name), [i for i, has_mask in enumerate(with_masks) if has_mask])
 
 
 def _classes_of_dataset(cfg: CfgNode) -> KnownClasses:

@@ -80,19 +80,20 @@ def convert_checkpoint(
         categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
         write_json(class_list, {"images": [], "annotations": [], "categories": categories})
         name = f"classes of {output.resolve()}"
-        cfg.DATASETS.REGISTER = [[name, str(class_list.resolve()), str(output.resolve())]]
-        cfg.DATASETS.TEST, cfg.TEST.CLASS_SPLIT = (name,), "all"
-    cfg.TEST.CLASS_SPLIT = classes_with_masks or cfg.TEST.CLASS_SPLIT
+        cfg.DATASETS.MASKX_REGISTER = [[name, str(class_list.resolve()), str(output.resolve())]]
+        cfg.DATASETS.TEST, cfg.TEST.MASKX_CLASS_SPLIT = (name,), "all"
+    cfg.TEST.MASKX_CLASS_SPLIT = classes_with_masks or cfg.TEST.MASKX_CLASS_SPLIT
+    known = _known_classes(cfg, names)
     with replacing(weights) as temporary, temporary.open("wb") as file:
-        torch.save({"model": state, ClassList.KEY: asdict(_known_classes(cfg, names))}, file)
-    write_text(config, cfg.dump())
+        torch.save({"model": state, ClassList.KEY: asdict(known)}, file)
+    write_text(config, known.written_into(cfg).dump())
     return config
 
 
 def _known_classes(cfg: CfgNode, names: list[str]) -> KnownClasses:
-    own = cfg.DATASETS.REGISTER or not cfg.DATASETS.TEST
+    own = cfg.DATASETS.MASKX_REGISTER or not cfg.DATASETS.TEST
     ids = list(range(1, 1 + len(names))) if own else category_ids(cfg.DATASETS.TEST[0])
-    split = cfg.TEST.CLASS_SPLIT or cfg.DATASETS.CLASSES_WITH_MASKS
+    split = cfg.TEST.MASKX_CLASS_SPLIT or cfg.DATASETS.CLASSES_WITH_MASKS
     return KnownClasses(names, ids, split_indices(split, names))
 
 

@@ -22,8 +22,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader
 
-from maskx_d2.backends.detectron2.checkpoint import Checkpointer, ClassList, check_before_loading
+from maskx_d2.backends.detectron2.checkpoint import (
+    Checkpointer,
+    ClassList,
+    KnownClasses,
+    check_before_loading,
+)
 from maskx_d2.backends.detectron2.class_split import (
+    ClassHasMask,
     category_ids,
     check_num_classes,
     class_names,
@@ -52,16 +58,27 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         self._deferred_signals = DeferredSignals()
         super().__init__(scale_to(cfg, comm.get_world_size()))
-        train = cfg.DATASETS.TRAIN[0]
         classes = ClassList(
-            partial(class_names, train),
+            partial(class_names, cfg.DATASETS.TRAIN[0]),
             folder=cfg.OUTPUT_DIR,
             more=lambda: {
-                "category_ids": category_ids(train),
-                "with_masks": evaluated_classes_with_masks(cfg, train),
+                "category_ids": category_ids(cfg.DATASETS.TRAIN[0]),
+                "with_masks": self._trained_with_masks(),
             },
         )
         self.checkpointer.add_checkpointable(ClassList.KEY, classes)
+
+    def known_classes(self) -> KnownClasses:
+        """The classes of the model, as its checkpoints have them."""
+        return KnownClasses(**self.checkpointer.checkpointables[ClassList.KEY].state_dict())
+
+    def _trained_with_masks(self) -> list[int]:
+        training_data = getattr(self._trainer.data_loader, "training_data", None)
+        if training_data is not None:
+            return list(training_data.trained_with_masks)
+        # Of the loader of a subclass only the split is known.
+        has_mask = ClassHasMask(self.cfg.DATASETS.TRAIN[0], self.cfg.DATASETS.CLASSES_WITH_MASKS)()
+        return [index for index, is_in_a in enumerate(has_mask) if is_in_a]
 
     def resume_or_load(self, resume: bool = True) -> None:
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
@@ -109,7 +126,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        if cfg.SOLVER.OPTIMIZER == "SGD":
+        if cfg.SOLVER.MASKX_OPTIMIZER == "SGD":
             return build_optimizer(cfg, model)
         parameters = get_default_optimizer_params(
             model,

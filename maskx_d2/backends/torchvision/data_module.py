@@ -141,6 +141,11 @@ class CocoDataModule(LightningDataModule):
         return self._training[1].num_masks > 0
 
     @property
+    def trained_with_masks(self) -> list[int]:
+        """Contiguous indices of the classes that have a mask to train with."""
+        return list(self._training[1].trained_with_masks)
+
+    @property
     def evaluated_with_masks(self) -> list[int]:
         """Contiguous indices of A in the split that evaluation reports on."""
         return class_splits.classes_with_masks(self.class_split or self.split, self.class_names)

@@ -31,7 +31,7 @@ class TorchvisionDetector(Detector):
         self._category_ids = classes.category_ids
         self.style = ClassStyle(
             names=dict(zip(classes.category_ids, classes.class_names, strict=True)),
-            with_masks=frozenset(classes.category_ids[i] for i in classes.classes_with_masks),
+            with_masks=frozenset(classes.category_ids[i] for i in module.trained_with_masks),
         )
 
     def to(self, device: str) -> "TorchvisionDetector":

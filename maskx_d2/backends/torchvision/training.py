@@ -35,6 +35,7 @@ from maskx_d2.runtime.checkpoints import (
 from maskx_d2.runtime.once_per_node import all_gather
 
 # Where torchvision's names of the losses are not those of Detectron2, under which both backends log them.
+TRAINED_WITH_MASKS = "trained_with_masks"  # in a checkpoint
 _LOSS_NAMES = {
     "loss_classifier": "loss_cls",
     "loss_objectness": "loss_rpn_cls",
@@ -67,7 +68,7 @@ class TrainingModule(LightningModule):
         Args:
             class_names: names of the K classes.
             category_ids: category id of each class.
-            classes_with_masks: indices of the classes of A.
+            classes_with_masks: indices of the classes of A, in the split that evaluation reports on.
             detector: for stage-wise training, the checkpoint of the first stage, or a state dict of
                 torchvision's Faster R-CNN: its detector is frozen, and only the mask branch is trained.
             optimizer: SGD (momentum 0.9) or AdamW.
@@ -96,6 +97,8 @@ class TrainingModule(LightningModule):
                     f"detector is {detector!r}, but predictor is None: there is nothing to train on it"
                 )
             self.model.freeze_detector()
+        self.trained_with_masks = list(classes_with_masks)
+        """Indices of the classes that it was trained with masks of; in a checkpoint beside the weights."""
         self._results: dict[int, list[dict]] = {}
         self._weights_are_saved = False
 
@@ -112,6 +115,13 @@ class TrainingModule(LightningModule):
         options = check_model(path, checkpoint)
         module = cls(**options)
         module.load_state_dict(checkpoint["state_dict"])
+        trained_with_masks = checkpoint.get(TRAINED_WITH_MASKS, module.trained_with_masks)
+        if not are_classes(module.hparams.class_names, module.hparams.category_ids, trained_with_masks):
+            raise ValueError(
+                f"checkpoint {path} has {TRAINED_WITH_MASKS} {shown(trained_with_masks)}, expected indices "
+                f"of its {len(module.hparams.class_names)} classes"
+            )
+        module.trained_with_masks = list(trained_with_masks)
         return module
 
     # ---- Training ----
@@ -124,10 +134,15 @@ class TrainingModule(LightningModule):
                 f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
                 f"{data.split!r} leaves, expected one at least to learn masks from"
             )
+        if learns_masks and data is not None:
+            self.trained_with_masks = data.trained_with_masks
         resumes = self.trainer.ckpt_path is not None
         if stage == "fit" and self.hparams.detector is not None and not resumes:
             classes = list(self.hparams.class_names)
             load_detector_weights(self.model, self.hparams.detector, class_names=classes)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint[TRAINED_WITH_MASKS] = list(self.trained_with_masks)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         path = self.trainer.ckpt_path

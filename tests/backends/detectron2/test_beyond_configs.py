@@ -33,7 +33,7 @@ def test_it_is_what_its_name_says_and_builds(name):
     solver, head = cfg.SOLVER, cfg.MODEL.ROI_MASK_HEAD
     assert (solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH, solver.BASE_LR) == schedule
     assert cfg.MODEL.META_ARCHITECTURE == meta_architecture
-    assert (head.PREDICTOR, head.TRUNK) == (predictor, trunk)
+    assert (head.MASKX_PREDICTOR, head.TRUNK) == (predictor, trunk)
     assert cfg.DATASETS.CLASSES_WITH_MASKS == "voc"
     assert cfg.OUTPUT_DIR == f"output/beyond/{name}"
     assert head.TRANSFER.EMBEDDING_DROPOUT == (0.5 if predictor == "transfer" else 0)

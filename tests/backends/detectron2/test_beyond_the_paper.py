@@ -172,7 +172,7 @@ def test_it_trains_the_weight_transfer_on_classes_without_masks():
 
 @pytest.mark.parametrize("predictor", ["agnostic", "class_specific"])
 def test_it_works_with_every_predictor(predictor):
-    model = build(*ALL_LOSSES, "MODEL.ROI_MASK_HEAD.PREDICTOR", predictor)
+    model = build(*ALL_LOSSES, "MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", predictor)
     assert all(tiny.losses(model, mixed_batch())[name] > 0 for name in NAMES)
 
 
@@ -340,7 +340,7 @@ HOURGLASS = [
 
 @pytest.mark.parametrize("predictor", ["transfer", "agnostic", "class_specific"])
 def test_an_hourglass_trains_and_infers_masks_of_64_cells_with_every_predictor(predictor):
-    model = build(*HOURGLASS, "MODEL.ROI_MASK_HEAD.PREDICTOR", predictor)
+    model = build(*HOURGLASS, "MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", predictor)
     head = model.roi_heads.mask_head
     assert head.mask_logits(torch.randn(2, 16, 32, 32), torch.tensor([0, 1])).shape == (2, 64, 64)
     losses = tiny.losses(model, mixed_batch())

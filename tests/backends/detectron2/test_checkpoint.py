@@ -78,7 +78,7 @@ def test_training_evaluation_and_prediction_check_first(tmp_path, shapes_dataset
         with pytest.raises(ValueError, match="is refused"):
             train_or_evaluate(args)
     with pytest.raises(ValueError, match="is refused"):
-        Detectron2Detector(cfg)
+        Detectron2Detector.from_config(cfg)
     assert not marker.exists()
 
 
@@ -211,7 +211,7 @@ def test_weights_that_are_not_finite_are_refused_by_all_that_use_them(tmp_path, 
     (tmp_path / "config.yaml").write_text(cfg.dump())
     message = "model.pth: roi_heads.box_predictor.bbox_pred.bias has numbers that are NaN or infinite"
     with pytest.raises(ValueError, match=message):
-        Detectron2Detector(cfg)
+        Detectron2Detector.from_config(cfg)
     args = Namespace(config_file=str(tmp_path / "config.yaml"), opts=[], eval_only=True, resume=False)
     with pytest.raises(ValueError, match=message):
         train_or_evaluate(args)

@@ -100,7 +100,7 @@ def test_the_model_is_the_experiments_and_builds(name, tmp_path):
     if expected["predictor"]:
         assert head.NAME == "MaskXHead"
         settings = {
-            "predictor": head.PREDICTOR,
+            "predictor": head.MASKX_PREDICTOR,
             "mlp": head.MLP_BRANCH.NUM_LAYERS,
             "embedding": head.CLASS_EMBEDDING,
             "layers": head.TRANSFER.NUM_LAYERS,
@@ -110,7 +110,7 @@ def test_the_model_is_the_experiments_and_builds(name, tmp_path):
         assert settings == {key: expected[key] for key in settings}
         oracle = expected["predictor"] == "class_specific"
         assert cfg.DATASETS.CLASSES_WITH_MASKS == ("all" if oracle else "voc")
-        assert cfg.TEST.CLASS_SPLIT == ("voc" if oracle else "")
+        assert cfg.TEST.MASKX_CLASS_SPLIT == ("voc" if oracle else "")
     else:
         # The oracle is Detectron2's own, untouched.
         assert (head.NAME, cfg.MODEL.ROI_HEADS.NAME) == ("MaskRCNNConvUpsampleHead", "StandardROIHeads")

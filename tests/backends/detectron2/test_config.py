@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from detectron2.modeling import build_model
 from maskx_d2 import add_maskx_config, build_train_loader
 from maskx_d2.backends.detectron2 import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.config import load_config
+from maskx_d2.backends.detectron2.config_keys import KEYS, keys_as_markdown
 from maskx_d2.runtime.configs import config_file
 
 from . import tiny
@@ -55,6 +57,37 @@ def test_components_say_how_to_add_the_keys_that_they_miss(name, mask_head):
             build()
 
 
+def test_the_keys_of_other_projects_stay_theirs():
+    """Detic has SOLVER.OPTIMIZER and DATALOADER.DATASET_RATIO, of other values; both orders."""
+    for add_theirs_first in (True, False):
+        cfg = get_cfg()
+        for is_theirs in (add_theirs_first, not add_theirs_first):
+            if is_theirs:
+                cfg.SOLVER.OPTIMIZER, cfg.DATALOADER.DATASET_RATIO = "ADAMW", [4, 1]
+            else:
+                add_maskx_config(cfg)
+        cfg.merge_from_list(["SOLVER.OPTIMIZER", "SGD", "DATALOADER.DATASET_RATIO", "[1, 2]"])
+        assert (cfg.SOLVER.OPTIMIZER, cfg.DATALOADER.DATASET_RATIO) == ("SGD", [1, 2])
+        assert (cfg.SOLVER.MASKX_OPTIMIZER, cfg.DATALOADER.MASKX_DATASET_RATIO) == ("SGD", [])
+
+
+def test_the_table_in_the_docs_has_every_key_with_its_default():
+    added, plain = get_cfg(), get_cfg()
+    add_maskx_config(added)
+    own = leaves(added).keys() - leaves(plain).keys()
+    assert own == {key.name for key in KEYS}
+    assert all(leaves(added)[key.name] == key.default for key in KEYS)
+    page = (Path(__file__).parents[3] / "docs" / "config-keys.md").read_text()
+    assert keys_as_markdown() in page, "write it: python -m maskx_d2.backends.detectron2.config_keys"
+
+
+def leaves(node, prefix=""):
+    found = {}
+    for name, value in node.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {prefix + name: value}
+    return found
+
+
 def test_keys_can_be_added_to_a_config_that_has_none():
     cfg = get_cfg()
     add_maskx_config(cfg)
@@ -67,8 +100,8 @@ def test_keys_can_be_added_to_a_config_that_has_none():
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("SOLVER.OPTIMIZER", "Adam", "'SGD', 'AdamW'"),
-        ("MODEL.ROI_MASK_HEAD.PREDICTOR", "maskx", "'transfer', 'agnostic', 'class_specific'"),
+        ("SOLVER.MASKX_OPTIMIZER", "Adam", "'SGD', 'AdamW'"),
+        ("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", "maskx", "'transfer', 'agnostic', 'class_specific'"),
         ("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "glove", "'cls', 'box', 'cls[+]box', 'file'"),
         ("MODEL.ROI_MASK_HEAD.TRANSFER.NUM_LAYERS", 4, "1, 2, 3"),
         ("MODEL.ROI_MASK_HEAD.TRANSFER.ACTIVATION", "gelu", "'leaky_relu', 'relu'"),
@@ -86,8 +119,8 @@ def test_a_value_that_is_not_allowed_is_an_error_with_key_value_and_what_is(key,
 def test_building_a_model_checks_the_keys_too():
     cfg = tiny.model_config()
     cfg.defrost()
-    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "maskx"
-    with pytest.raises(ValueError, match=r"MODEL.ROI_MASK_HEAD.PREDICTOR is 'maskx', expected one of"):
+    cfg.MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR = "maskx"
+    with pytest.raises(ValueError, match=r"ROI_MASK_HEAD.MASKX_PREDICTOR is 'maskx', expected one of"):
         tiny.build(cfg)
 
 
@@ -97,7 +130,7 @@ def test_box_embeddings_with_class_agnostic_regression_name_both_keys(embedding)
     with pytest.raises(ValueError, match=r"ROI_MASK_HEAD.CLASS_EMBEDDING.*CLS_AGNOSTIC_BBOX_REG True"):
         load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", embedding])
     load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "cls"])
-    load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.PREDICTOR", "agnostic"])
+    load_config(MAIN_CONFIG, [*overrides, "MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", "agnostic"])
 
 
 def test_class_embedding_file_must_be_given():

@@ -156,7 +156,7 @@ def test_number_of_classes_must_be_the_datasets(shapes_dataset, tmp_path):
         build_train_loader(cfg)
 
 
-@pytest.mark.parametrize("key", ["DATASETS.CLASSES_WITH_MASKS", "TEST.CLASS_SPLIT"])
+@pytest.mark.parametrize("key", ["DATASETS.CLASSES_WITH_MASKS", "TEST.MASKX_CLASS_SPLIT"])
 def test_errors_of_a_split_name_the_key(shapes_dataset, tmp_path, key):
     (tmp_path / "wrong.txt").write_text("purple cow\n")
     for split, error, message in (
@@ -180,7 +180,13 @@ def mixed(shapes_dataset, tmp_path, ratio, **keys):
     cfg = tiny.data_config(
         shapes_dataset,
         tmp_path,
-        *("DATASETS.TRAIN", ("shapes_train", "shapes_test"), "DATALOADER.DATASET_RATIO", ratio, *overrides),
+        *(
+            "DATASETS.TRAIN",
+            ("shapes_train", "shapes_test"),
+            "DATALOADER.MASKX_DATASET_RATIO",
+            ratio,
+            *overrides,
+        ),
     )
     dataset, sizes = load_training_data(cfg)
     return dataset, mixing_sampler(sizes, ratio, seed=cfg.SEED)
@@ -207,7 +213,7 @@ def test_a_mixed_loader_starts_later_where_it_would_be_and_removes_masks_of_both
     cfg = tiny.data_config(
         shapes_dataset,
         tmp_path,
-        *("DATASETS.TRAIN", ("shapes_train", "shapes_test"), "DATALOADER.DATASET_RATIO", [1, 1]),
+        *("DATASETS.TRAIN", ("shapes_train", "shapes_test"), "DATALOADER.MASKX_DATASET_RATIO", [1, 1]),
     )
     loader = build_train_loader(cfg)
     assert image_ids(build_train_loader(cfg, start_iter=5), 7) == image_ids(loader, 12)[5:]
@@ -221,7 +227,7 @@ def test_a_mixed_loader_starts_later_where_it_would_be_and_removes_masks_of_both
 
 @pytest.mark.parametrize("ratio", [[1], [1, 0], [1, 1, 1], ["a", 1], [True, 1], [1, float("inf")]])
 def test_a_ratio_that_does_not_fit_the_datasets_is_an_error(shapes_dataset, tmp_path, ratio):
-    with pytest.raises(ValueError, match=r"DATALOADER.DATASET_RATIO is .* each of the 2 datasets"):
+    with pytest.raises(ValueError, match=r"DATALOADER.MASKX_DATASET_RATIO is .* each of the 2 datasets"):
         mixed(shapes_dataset, tmp_path, ratio)
 
 
@@ -240,7 +246,7 @@ def partly_labelled(shapes_dataset, tmp_path, *overrides):
     (tmp_path / "list.txt").write_text("\n".join(names))
     files = shapes_dataset.train_json, shapes_dataset.train_images, tmp_path / "list.txt"
     return tiny.model_config(
-        *("DATASETS.REGISTER", [["mine", *map(str, files)]]),
+        *("DATASETS.MASKX_REGISTER", [["mine", *map(str, files)]]),
         *("DATASETS.TRAIN", ("mine",), "MODEL.ROI_HEADS.NUM_CLASSES", 34, "SEED", 0),
         *("DATASETS.CLASSES_WITH_MASKS", str(shapes_dataset.split_file), "SOLVER.IMS_PER_BATCH", 2),
         *overrides,
@@ -255,9 +261,9 @@ def test_datasets_of_other_classes_are_not_trained_on_together(shapes_dataset, t
     cfg = tiny.data_config(shapes_dataset, tmp_path)
     cfg.defrost()
     files = shapes_dataset.test_json, shapes_dataset.test_images, tmp_path / "list.txt"
-    cfg.DATASETS.REGISTER = [["mine", *map(str, files)]]
+    cfg.DATASETS.MASKX_REGISTER = [["mine", *map(str, files)]]
     register_datasets(cfg)
-    cfg.DATASETS.TRAIN, cfg.DATALOADER.DATASET_RATIO = ("shapes_train", "mine"), ratio
+    cfg.DATASETS.TRAIN, cfg.DATALOADER.MASKX_DATASET_RATIO = ("shapes_train", "mine"), ratio
     with pytest.raises(ValueError, match=r"other classes|different metadata 'thing_classes'"):
         build_train_loader(cfg)
 
@@ -293,7 +299,7 @@ def test_images_say_which_classes_are_labelled_where_not_all_are(shapes_dataset,
 def first_image(path, num_classes=2):
     """What training sees of the first image of tests/data/awkward.py."""
     overrides = [
-        *("DATASETS.REGISTER", [["mine", str(path), str(path.parent)]], "DATASETS.TRAIN", ("mine",)),
+        *("DATASETS.MASKX_REGISTER", [["mine", str(path), str(path.parent)]], "DATASETS.TRAIN", ("mine",)),
         *("MODEL.ROI_HEADS.NUM_CLASSES", num_classes),
         *("SEED", 0, "INPUT.RANDOM_FLIP", "none", "SOLVER.IMS_PER_BATCH", 1),
         *("INPUT.MIN_SIZE_TRAIN", (awkward.HEIGHT,)),

@@ -44,11 +44,11 @@ def register(*entry):
 def register_entry(entry):
     cfg = tiny.model_config()
     cfg.defrost()
-    cfg.DATASETS.REGISTER = [entry]
+    cfg.DATASETS.MASKX_REGISTER = [entry]
     register_datasets(cfg)
 
 
-# ---- DATASETS.REGISTER ----
+# ---- DATASETS.MASKX_REGISTER ----
 
 
 def test_datasets_are_registered_once_and_not_over_others(shapes_dataset):
@@ -183,7 +183,7 @@ def test_other_classes_than_the_registered_are_an_error_that_says_how_to_go_on(d
     names[100] = "gnu"
     genome_json(datasets_folder / "visual_genome" / "vg3k_val.json", names)
     with pytest.raises(
-        ValueError, match=r"vg3k_val.json has 3001 classes, of which 1 are .* DATASETS.REGISTER"
+        ValueError, match=r"vg3k_val.json has 3001 classes, of which 1 are .* DATASETS.MASKX_REGISTER"
     ):
         DatasetCatalog.get("vg3k_val")
 

@@ -7,15 +7,18 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.structures import Boxes, Instances
 
+from maskx_d2.backends.detectron2 import Trainer, command_line
 from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator
 from maskx_d2.data.coco_json import read_coco
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 
 from ...evaluation import synthetic
 from ...evaluation.test_average_precision import index, pycocotools_precision, with_ties
+from . import tiny
 
 GROUP_A = [1, 4]
 IDS = {
@@ -225,3 +228,38 @@ def test_on_a_dataset_that_labels_some_classes_detections_of_the_others_are_pass
         for name in ("own", "among")
     ]
     assert written[0] == written[1]
+
+
+def test_a_file_without_annotations_gives_the_results_of_detectron2s_evaluator(shapes_dataset, tmp_path):
+    """As COCO's test-dev, whose results are for a server."""
+    content = json.loads((shapes_dataset.root / "annotations" / "test.json").read_text())
+    del content["annotations"]
+    (tmp_path / "test-dev.json").write_text(json.dumps(content))
+    entry = ["test_dev", str(tmp_path / "test-dev.json"), str(shapes_dataset.test_images)]
+    options = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    cfg = tiny.data_config(
+        shapes_dataset,
+        tmp_path / "run",
+        *options,
+        "DATASETS.MASKX_REGISTER",
+        [entry],
+        "DATASETS.TEST",
+        ("test_dev",),
+    )
+    try:
+        model = tiny.build(cfg).eval()
+        command_line.check_evaluation(cfg)
+        assert Trainer.test(cfg, model) == {}
+        inference_on_dataset(
+            model,
+            Trainer.build_test_loader(cfg, "test_dev"),
+            COCOEvaluator("test_dev", tasks=("bbox", "segm"), output_dir=str(tmp_path / "stock")),
+        )
+    finally:
+        tiny.forget("test_dev")
+    name = "coco_instances_results.json"
+    found, expected = (
+        json.loads((folder / name).read_text())
+        for folder in (tmp_path / "run" / "inference", tmp_path / "stock")
+    )
+    assert found == expected and len(found) > 0

@@ -119,7 +119,7 @@ def test_training_on_a_detector_without_weights_is_an_error():
 def test_other_roi_heads_and_a_missing_mask_head_are_errors():
     for overrides, message in (
         (
-            ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_MASK_HEAD.PREDICTOR", "agnostic"],
+            ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", "agnostic"],
             "needs 'PartiallySupervisedROIHeads'",
         ),
         (["MODEL.MASK_ON", False], "MODEL.MASK_ON is False"),

@@ -65,7 +65,7 @@ def test_stop_grad_keeps_the_mask_loss_off_the_box_predictor(stop_grad):
 def test_a_batch_without_any_mask_gives_every_mask_parameter_a_zero_gradient(predictor, norm):
     model = tiny.build(
         tiny.model_config(
-            *("MODEL.ROI_MASK_HEAD.PREDICTOR", predictor),
+            *("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", predictor),
             *("MODEL.ROI_MASK_HEAD.NORM", norm, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32),
         )
     )
@@ -259,3 +259,16 @@ def test_a_box_predictor_of_another_width_is_an_error():
     box_predictor = tiny.build(tiny.model_config()).roi_heads.box_predictor
     with pytest.raises(ValueError, match=r"embeddings of width 65, but those of the box predictor have 60"):
         head.connect_box_predictor(box_predictor)
+
+
+@pytest.mark.parametrize("predictor", ["transfer", "agnostic", "class_specific"])
+def test_layers_returns_the_logits_of_all_classes_as_detectron2s_mask_head(predictor):
+    model = tiny.build(tiny.model_config("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", predictor)).eval()
+    head, features = model.roi_heads.mask_head, torch.randn(3, 16, 14, 14)
+    with torch.no_grad():
+        logits = head.layers(features)
+        num_classes = 1 if predictor == "agnostic" else tiny.NUM_CLASSES
+        assert logits.shape == (3, num_classes, 28, 28)
+        for index in range(num_classes):
+            expected = head.mask_logits(features, torch.full((3,), index))
+            torch.testing.assert_close(logits[:, index], expected)

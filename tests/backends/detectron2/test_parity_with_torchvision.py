@@ -25,7 +25,7 @@ class Given(nn.Module):
 
 def detectron2_model(predictor, reduced_channels):
     cfg = tiny.model_config(
-        *("MODEL.ROI_MASK_HEAD.PREDICTOR", predictor),
+        *("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", predictor),
         *("MODEL.ROI_MASK_HEAD.MLP_BRANCH.REDUCED_CHANNELS", reduced_channels),
         *tiny.ALL_LEVELS,
         # As torchvision pools: without the half-pixel shift of ROIAlignV2.

@@ -280,14 +280,14 @@ def test_a_mask_head_whose_embeddings_nothing_connects_says_which_roi_heads_it_n
         cfg.MODEL.ROI_MASK_HEAD[key] = value
     with pytest.raises(ValueError, match=message):
         build_model(cfg)
-    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "agnostic"
+    cfg.MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR = "agnostic"
     build_model(cfg)
 
 
 def test_a_split_that_nothing_obeys_is_an_error():
     cfg = stock_config("cascade")
     add_maskx_config(cfg)
-    cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "MaskXHead", "agnostic"
+    cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR = "MaskXHead", "agnostic"
     cfg.DATASETS.CLASSES_WITH_MASKS = "voc"
     with pytest.raises(ValueError, match=r"CLASSES_WITH_MASKS is 'voc'.* 'PartiallySupervisedCascadeROI"):
         build_model(cfg)
@@ -295,7 +295,7 @@ def test_a_split_that_nothing_obeys_is_an_error():
 
 def test_keys_of_other_projects_are_theirs():
     cfg = partially_supervised(stock_config("FPN"))
-    cfg.SOLVER.OPTIMIZER, cfg.DATALOADER.DATASET_RATIO = "ADAMW", [1, 2, 3]
+    cfg.SOLVER.MASKX_OPTIMIZER, cfg.DATALOADER.MASKX_DATASET_RATIO = "ADAMW", [1, 2, 3]
     build_model(cfg)
 
 

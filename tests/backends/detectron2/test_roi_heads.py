@@ -2,7 +2,10 @@ import functools
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.structures import Keypoints, PolygonMasks
+
+from maskx_d2.backends.detectron2 import PartiallySupervisedROIHeads
 
 from ...waits import Waits
 from . import tiny
@@ -12,7 +15,7 @@ STOCK = [
     *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
 ]
 CLASS_SPECIFIC = [
-    *("MODEL.ROI_MASK_HEAD.PREDICTOR", "class_specific"),
+    *("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", "class_specific"),
     *("MODEL.ROI_MASK_HEAD.MLP_BRANCH.NUM_LAYERS", 0),
 ]
 
@@ -146,6 +149,38 @@ def test_box_losses_see_instances_without_masks(has_mask):
     found = tiny.losses(ours, tiny.batch(tiny.instances([1, 2], has_mask)))
     for name, value in tiny.losses(stock, tiny.batch(tiny.instances([1, 2]))).items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_box_predictor_in_eval_mode_has_its_losses_all_the_same(gathered):
+    model = tiny.build(tiny.model_config("MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION", gathered))
+    batch = tiny.batch(tiny.instances([0, 3], [True, False]))
+    expected = tiny.losses(model, batch)
+    assert {"loss_cls", "loss_box_reg", "loss_mask"} <= expected.keys()
+    train = model.train
+    model.train = lambda: train() and model.roi_heads.box_predictor.eval()
+    found = tiny.losses(model, batch)
+    assert not model.roi_heads.box_predictor.training
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_frozen_detector_is_an_argument_of_the_roi_heads():
+    cfg = tiny.model_config()
+    heads = build_roi_heads_with(cfg, detector_is_frozen=True)
+    assert heads.detector_is_frozen and heads.training
+    model = tiny.build(cfg)
+    heads.load_state_dict(model.roi_heads.state_dict())
+    model.roi_heads = heads
+    losses = tiny.losses(model, tiny.batch(tiny.instances([0, 3], [True, False])))
+    assert {name for name in losses if not name.startswith("loss_rpn")} == {"loss_mask"}
+
+
+def build_roi_heads_with(cfg, **options):
+    shapes = {"p2": ShapeSpec(channels=16, stride=4)}
+    arguments = PartiallySupervisedROIHeads.from_config(cfg, shapes)
+    return PartiallySupervisedROIHeads(**{**arguments, **options})
 
 
 def test_number_of_rois_with_masks_is_logged():

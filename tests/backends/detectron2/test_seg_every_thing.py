@@ -148,7 +148,7 @@ def test_classes_of_visual_genome_have_their_names_and_colours(tmp_path):
     from maskx_d2.backends.detectron2.predict import Detectron2Detector
 
     options = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "INPUT.MIN_SIZE_TEST", 64]
-    detector = Detectron2Detector(read_config(str(out / "config.yaml"), options))
+    detector = Detectron2Detector.from_config(read_config(str(out / "config.yaml"), options))
     assert len(detector.style.names) == 3001 and len(detector.style.with_masks) == 80
     assert "person" in {detector.style.names[i] for i in detector.style.with_masks}
 

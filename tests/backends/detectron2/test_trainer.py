@@ -21,7 +21,7 @@ ONLY_LOSSES = [
     (),
     "SOLVER.BASE_LR",
     0.001,
-    "SOLVER.OPTIMIZER",
+    "SOLVER.MASKX_OPTIMIZER",
     "SGD",
     "SOLVER.WARMUP_ITERS",
     5,
@@ -120,7 +120,7 @@ def test_optimizer_holds_what_is_trained_and_clips(shapes_dataset, tmp_path, nam
     cfg = tiny.data_config(
         shapes_dataset,
         tmp_path,
-        *("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", 0.03, "SOLVER.WEIGHT_DECAY_NORM", 0.0),
+        *("SOLVER.MASKX_OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", 0.03, "SOLVER.WEIGHT_DECAY_NORM", 0.0),
         *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5),
         *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
     )
@@ -143,7 +143,7 @@ def test_evaluator_reports_on_the_split_of_the_test_if_there_is_one(shapes_datas
     assert isinstance(evaluator, PartiallySupervisedEvaluator)
     assert len(evaluator.classes_with_masks) == 32
     cfg.defrost()
-    cfg.TEST.CLASS_SPLIT = str(shapes_dataset.split_file)
+    cfg.TEST.MASKX_CLASS_SPLIT = str(shapes_dataset.split_file)
     assert len(Trainer.build_evaluator(cfg, "shapes_test").classes_with_masks) == 24
 
 

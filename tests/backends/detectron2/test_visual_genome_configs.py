@@ -71,7 +71,7 @@ def test_the_stages_are_trained_on_visual_genome_then_on_coco():
     assert stage_2.DATASETS.TRAIN == ("coco_2017_train_vg3k",) and stage_2.MODEL.MASK_ON
     mixed = config("maskx_end_to_end_R_50_FPN")
     assert mixed.DATASETS.TRAIN == ("coco_2017_train_vg3k", "vg3k_train")
-    assert mixed.DATALOADER.DATASET_RATIO == [1, 1]
+    assert mixed.DATALOADER.MASKX_DATASET_RATIO == [1, 1]
 
 
 @pytest.mark.parametrize("name", NAMES)

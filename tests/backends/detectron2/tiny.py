@@ -49,7 +49,7 @@ def data_config(dataset, output, *overrides) -> CfgNode:
             *_SMALL,
             *("MODEL.ROI_HEADS.NUM_CLASSES", 32),
             *("OUTPUT_DIR", str(output), "SEED", 1, "SOLVER.IMS_PER_BATCH", 2),
-            *("DATASETS.REGISTER", registrations(dataset)),
+            *("DATASETS.MASKX_REGISTER", registrations(dataset)),
             *("DATASETS.CLASSES_WITH_MASKS", str(dataset.split_file)),
             *overrides,
         ],

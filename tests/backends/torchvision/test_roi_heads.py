@@ -157,6 +157,17 @@ def test_stage_wise_training_samples_positive_rois_of_instances_with_masks_alone
     assert losses["loss_mask"].item() == 0 and len(seen[1]) == 0
 
 
+def test_a_box_predictor_in_eval_mode_has_its_losses_all_the_same():
+    model = tiny.build()
+    targets = [tiny.target([1, 2], [True, False])]
+    expected = tiny.losses(model, targets)
+    train = model.train
+    model.train = lambda: train() and model.roi_heads.box_predictor.eval()
+    found = tiny.losses(model, targets)
+    assert not model.roi_heads.box_predictor.training and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_frozen_detector_stays_in_eval_mode():
     model = tiny.build()
     model.freeze_detector()

@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import nn
 
+import maskx_d2
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
 from maskx_d2.backends.torchvision.training import TrainingModule, load_detector_weights
 from maskx_d2.commands import main as cli
@@ -583,3 +584,30 @@ def test_users_mistakes_end_with_one_sentence(finished, dataset, tmp_path, capsy
             cli.main(command(dataset, tmp_path / "out", *options)[3:])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_classes_trained_with_masks_are_those_of_the_training_and_not_of_the_evaluation(tmp_path):
+    dataset = shapes.generate(tmp_path / "data", num_train=6, num_test=2, seed=0)
+    content = json.loads((dataset.root / "annotations" / "train_all_masks.json").read_text())
+    with_masks = sorted({a["category_id"] - 1 for a in content["annotations"] if a.get("segmentation")})
+    options = {
+        "data.train_json": dataset.root / "annotations" / "train_all_masks.json",
+        "data.train_images": dataset.root / "train",
+        "data.val_json": dataset.root / "annotations" / "test.json",
+        "data.val_images": dataset.root / "test",
+        "data.class_split": dataset.split_file,
+        "data.num_workers": 0,
+        "data.batch_size": 2,
+        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.max_steps": 1,
+    } | {f"model.{name}": value for name, value in OPTIONS.items()}
+    assert cli.main(["torchvision", "fit", *(f"--{k}={v}" for k, v in options.items())]) in (None, 0)
+    checkpoint = torch.load(tmp_path / "run" / "model_final.ckpt", weights_only=True)
+    assert checkpoint["trained_with_masks"] == with_masks
+    assert len(checkpoint["hyper_parameters"]["classes_with_masks"]) == 24
+    detector = maskx_d2.load_detector(tmp_path / "run" / "model_final.ckpt")
+    assert detector.style.with_masks == {i + 1 for i in with_masks}
+    checkpoint["trained_with_masks"] = [32]
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(ValueError, match=r"changed.ckpt has trained_with_masks .*, expected indices of"):
+        maskx_d2.load_detector(tmp_path / "changed.ckpt")

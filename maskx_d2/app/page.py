@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskx_d2.app.results import COLUMNS, SIDES, Choice, choose, coco_json, picture, summary, table
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_json, write_png
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.data.printable import in_markdown, printable
@@ -113,7 +114,7 @@ def page(
             own.mkdir(exist_ok=True)
             try:
                 new = _see(models, Path(path), own, max_megapixels)
-            except (FileNotFoundError, ValueError) as error:
+            except InputError as error:
                 return None, in_markdown(str(error).replace(path, Path(path).name))
             width, height = new.size
             return new, f"**{in_markdown(new.name)}**, {width} x {height} pixels"
@@ -182,7 +183,7 @@ def serve(
         )
     except (OSError, OverflowError) as error:
         ports = "7860 and those after it are" if port is None else f"{port} is"
-        raise OSError(f"port {ports} not free on {address}, expected one that is: --port") from error
+        raise InputError(f"port {ports} not free on {address}, expected one that is: --port") from error
     # Outside of all that Gradio puts around it, which allows other origins.
     blocks.app.middleware_stack = _OwnPagesAlone(blocks.app.middleware_stack, address=address)
     print(f"http://{address}:{blocks.server_port} (Ctrl-C ends it)", flush=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.inference.detector import Detector
 from maskx_d2.runtime.optional_packages import need_detectron2
 
@@ -23,7 +24,7 @@ def load_detector(
     """
     weights = str(weights)
     if "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"--weights {weights} is not a file")
+        raise MissingFileError(f"--weights {weights} is not a file")
     if config_file is not None:
         need_detectron2("a model with a config file")
         from maskx_d2.backends.detectron2.predict import Detectron2Detector
@@ -37,11 +38,11 @@ def load_detector(
         overrides = [*overrides, "MODEL.WEIGHTS", weights]
         return Detectron2Detector.from_config(read_config(str(config_file), overrides, with_datasets=False))
     if not weights.endswith(".ckpt"):
-        raise ValueError(
+        raise InputError(
             f"--weights {weights} is no .ckpt of the torchvision backend, expected --config-file too"
         )
     if overrides:
-        raise ValueError("--opts are config keys, expected --config-file too")
+        raise InputError("--opts are config keys, expected --config-file too")
     from maskx_d2.backends.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(weights))

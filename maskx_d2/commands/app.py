@@ -12,6 +12,7 @@ from maskx_d2.commands.options import (
     add_model_options,
     at_least,
 )
+from maskx_d2.data.errors import InputError
 from maskx_d2.runtime.optional_packages import need_gradio
 
 _NUM_EXAMPLES = 6
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     }
     for (weights, config_file), option in files.items():
         if weights is None and config_file is not None:
-            raise ValueError(f"{option} is given without the weights of its model")
+            raise InputError(f"{option} is given without the weights of its model")
     images = args.images
     models = [(weights, config_file) for weights, config_file in files if weights is not None]
     if args.weights is None:
@@ -84,7 +85,7 @@ def _demo_model() -> tuple[str, str | None]:
 
     folder = best_model(DEMO_FOLDER)
     if folder is None:
-        raise ValueError(
+        raise InputError(
             f"--weights is not given, and {DEMO_FOLDER} has no demo: run maskx demo, whose best model is "
             "shown then"
         )

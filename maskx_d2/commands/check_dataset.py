@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from maskx_d2.commands.options import add_input, add_max_megapixels
+from maskx_d2.data.errors import MissingFileError
 from maskx_d2.runtime.exit_status import FOUND_ERRORS
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
 
     if not args.images.is_dir():
-        raise FileNotFoundError(f"image folder {args.images} is not a folder")
+        raise MissingFileError(f"image folder {args.images} is not a folder")
     content = read_json(args.annotations)
     bar = partial(tqdm, total=len(content["images"]), unit="image", file=sys.stderr)
     of_images = find_image_problems(content, args.images, max_megapixels=args.max_megapixels, progress=bar)

@@ -10,6 +10,7 @@ from maskx_d2.commands.options import (
     at_least,
     from_0_to_1,
 )
+from maskx_d2.data.errors import InputError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -66,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
     from maskx_d2.evaluation.report import html_report
 
     if args.images_root is not None and not args.images_root.is_dir():
-        raise ValueError(f"--images-root {args.images_root} is not a folder")
+        raise InputError(f"--images-root {args.images_root} is not a folder")
     if bool(args.runs) == bool(args.group):
-        raise ValueError("give runs, or groups of them by --group, one of the two")
+        raise InputError("give runs, or groups of them by --group, one of the two")
     if args.group:
         names = [name for name, _ in args.group]
         if len(set(names)) < len(names):
-            raise ValueError(f"--group is given twice with one of the names {', '.join(names)}")
+            raise InputError(f"--group is given twice with one of the names {', '.join(names)}")
         comparison = compare_groups(dict(args.group), baseline=args.baseline)
     else:
         comparison = compare_runs(args.runs, baseline=args.baseline and Path(args.baseline))

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.printable import printable
 from maskx_d2.runtime.exit_status import FOUND_ERRORS
 
@@ -27,7 +28,7 @@ def refuse_addresses(*paths: str) -> None:
 
     for path in paths:
         if is_address(path):
-            raise ValueError(f"{path} is an address, which takes --ray")
+            raise InputError(f"{path} is an address, which takes --ray")
 
 
 def exit_if_skipped(failed: list[str]) -> None:

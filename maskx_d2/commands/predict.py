@@ -20,6 +20,7 @@ from maskx_d2.commands.options import (
     at_least,
     from_0_to_1,
 )
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.printable import printable
 from maskx_d2.runtime.optional_packages import need_ray
 
@@ -89,7 +90,7 @@ def _predict(args: argparse.Namespace) -> None:
     images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
     for name, count in Counter(video.stem for video in videos).items():
         if count > 1:
-            raise ValueError(f"{count} videos are named {name!r}, expected one: give them an --output each")
+            raise InputError(f"{count} videos are named {name!r}, expected one: give them an --output each")
     detector = load(args)
     options = {
         "model": identity(args),
@@ -146,10 +147,10 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
     not_of_ray = {"--top": args.top, "--merge": args.merge, "--every": args.every != 1 or None}
     for option, value in not_of_ray.items():
         if value is not None:
-            raise ValueError(f"{option} is of pictures and videos, which --ray does not make")
+            raise InputError(f"{option} is of pictures and videos, which --ray does not make")
     for path in args.images:
         if path.lower().endswith(VIDEO_SUFFIXES):
-            raise ValueError(f"{path} is a video, expected images with --ray")
+            raise InputError(f"{path} is a video, expected images with --ray")
     images = find_images(args.images, recursive=args.recursive)
     unread = predict_on_ray(
         load(args),

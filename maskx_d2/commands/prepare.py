@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from maskx_d2.commands.options import add_input, add_output_folder, at_least
+from maskx_d2.data.errors import InputError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -65,7 +66,7 @@ def run_shapes(args: argparse.Namespace) -> None:
     from maskx_d2.runtime.lock import is_empty
 
     if not is_empty(args.output):
-        raise ValueError(f"--output {args.output} is there already, expected a new or an empty folder")
+        raise InputError(f"--output {args.output} is there already, expected a new or an empty folder")
     dataset = shapes.generate(
         args.output,
         num_train=args.train,

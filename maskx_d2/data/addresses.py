@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from PIL import Image
 
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, read_image_from
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _top_of(address: str) -> "tuple[FileSystem, str]":
     try:
         return FileSystem.from_uri(address)
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{address} is no address that pyarrow can read: {error}") from error
+        raise InputError(f"{address} is no address that pyarrow can read: {error}") from error
 
 
 def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) -> list[str]:
@@ -81,19 +82,19 @@ def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) ->
         if found.type == FileType.File:
             return [address]
         if found.type != FileType.Directory:
-            raise FileNotFoundError(f"{address} is neither an image nor a folder")
+            raise MissingFileError(f"{address} is neither an image nor a folder")
         below = files.get_file_info(FileSelector(inside, recursive=recursive))
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{address} cannot be read: {error}") from error
+        raise InputError(f"{address} cannot be read: {error}") from error
     names = sorted(
         info.path
         for info in below
         if info.type == FileType.File and info.path.lower().endswith(tuple(suffixes))
     )
     if not names:
-        raise FileNotFoundError(f"{address} holds no image, expected files ending in {', '.join(suffixes)}")
+        raise MissingFileError(f"{address} holds no image, expected files ending in {', '.join(suffixes)}")
     return [file_in(address, name.removeprefix(inside).lstrip("/")) for name in names]
 
 
@@ -111,6 +112,6 @@ def read_image_at(address: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> Im
         with files.open_input_file(inside) as file:
             return read_image_from(file, name=address, max_megapixels=max_megapixels)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"image {address} does not exist") from error
+        raise MissingFileError(f"image {address} does not exist") from error
     except OSError as error:
-        raise ValueError(f"{address} cannot be read: {error}") from error
+        raise InputError(f"{address} cannot be read: {error}") from error

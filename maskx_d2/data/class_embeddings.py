@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from maskx_d2.data.class_names import name_of_synset
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import replacing
 
 
@@ -27,7 +28,7 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
         ValueError: it is in another format, or words are missing in it: they are named.
     """
     if not vectors.is_file():
-        raise FileNotFoundError(f"word vectors {vectors} are not a file")
+        raise MissingFileError(f"word vectors {vectors} are not a file")
     words_of = _words(class_names)
     wanted = {word for words in words_of for word in words}
     found: dict[str, np.ndarray] = {}
@@ -39,23 +40,23 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
             try:
                 found[word] = np.array(numbers.split(), dtype=np.float32)
             except ValueError as error:
-                raise ValueError(
+                raise InputError(
                     f"word vectors {vectors}: line {number} is {line[:40]!r}, expected a word and numbers"
                 ) from error
             if not np.isfinite(found[word]).all():
-                raise ValueError(f"word vectors {vectors}: line {number} has numbers that are not finite")
+                raise InputError(f"word vectors {vectors}: line {number} has numbers that are not finite")
             if len(found) == len(wanted):
                 break
     missing = sorted(wanted - set(found))
     if missing:
         of_names = [n for n, words in zip(class_names, words_of, strict=True) if set(words) & set(missing)]
-        raise ValueError(
+        raise InputError(
             f"word vectors {vectors} have no {', '.join(map(repr, missing))}, which {len(of_names)} class "
             f"names need: {', '.join(map(repr, of_names[:5]))}{', ...' if len(of_names) > 5 else ''}"
         )
     sizes = {len(vector) for vector in found.values()}
     if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
+        raise InputError(
             f"word vectors {vectors} have lines of {' and '.join(map(str, sorted(sizes)))} numbers, "
             "expected the same on all"
         )

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from maskx_d2.data.coco_file import read_coco_file
+from maskx_d2.data.errors import InputError, MissingFileError
 
 _SENSE = re.compile(r"\.[a-z]\.\d+$")  # part of speech and number
 _CLASS_LISTS = Path(__file__).parent / "class_lists"
@@ -45,10 +46,10 @@ def read_class_names(path: Path | None) -> list[str]:
     if path.suffix.lower() == ".json":
         return read_coco_file(path).class_names
     if not path.is_file():
-        raise FileNotFoundError(f"class names {path} are not a file")
+        raise MissingFileError(f"class names {path} are not a file")
     names = read_names(path)
     if not names:
-        raise ValueError(f"class names {path} are empty, expected one a line")
+        raise InputError(f"class names {path} are empty, expected one a line")
     return names
 
 
@@ -57,7 +58,7 @@ def read_names(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+        raise InputError(f"{path} is not text in UTF-8: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -90,7 +91,7 @@ def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) ->
     index_of = {name: i for i, name in reversed(list(enumerate(class_list)))}
     missing = [name for name in names if name not in index_of]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{what} names {', '.join(map(repr, missing[:5]))}"
             f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}, "
             f"which the dataset's {len(class_list)} classes do not include: "

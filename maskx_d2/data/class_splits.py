@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 
 from maskx_d2.data.class_names import coco_class_names, indices_in, read_names, voc_class_names
 from maskx_d2.data.coco_json import class_names as class_names_of
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.printable import printable
 
 # Name -> number of classes with masks, in the order in which the original code draws them.
@@ -56,7 +57,7 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
         what = f"split file {split}"
         names = read_names(Path(split))
     else:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"class split {split!r} is neither a file nor one of all, voc, nonvoc, coco, "
             f"{NAMED_SPLITS[4]} ... {NAMED_SPLITS[-1]}"
         )
@@ -64,9 +65,9 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
     if split == "nonvoc":
         indices = sorted(set(range(num_classes)) - set(indices))
     if not indices:
-        raise ValueError(f"{what} gives masks to no class, expected one at least")
+        raise InputError(f"{what} gives masks to no class, expected one at least")
     if len(indices) == num_classes:
-        raise ValueError(
+        raise InputError(
             f"{what} gives masks to all {num_classes} classes, which leaves none with boxes only: use 'all'"
         )
     return indices
@@ -112,5 +113,5 @@ def _random_split(name: str) -> list[int]:
 def _indices_of(names: Sequence[str], class_names: Sequence[str], what: str) -> list[int]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"{what} names {', '.join(map(repr, twice))} twice")
+        raise InputError(f"{what} names {', '.join(map(repr, twice))} twice")
     return sorted(indices_in(class_names, names, what=what))

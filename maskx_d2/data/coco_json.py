@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
 from maskx_d2.data.coco_problems import MIN_POLYGON, PARTS, find_problems
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import load_json
 
 
@@ -30,7 +31,7 @@ def read_json(path: Path, *, needs_annotations: bool = True) -> dict:
     for part in PARTS:
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise ValueError(f"annotation file {path} has no list {part!r}, expected {', '.join(PARTS)}")
+            raise InputError(f"annotation file {path} has no list {part!r}, expected {', '.join(PARTS)}")
     return content
 
 
@@ -50,7 +51,7 @@ def read_checked_json(path: Path, *, needs_annotations: bool = True) -> dict:
     if errors:
         first = errors[0]
         more = f" ({len(errors) - 1} more: maskx check-dataset lists them)" if len(errors) > 1 else ""
-        raise ValueError(f"annotation file {path}: {first.where} {first.detail}{more}")
+        raise InputError(f"annotation file {path}: {first.where} {first.detail}{more}")
     return content
 
 

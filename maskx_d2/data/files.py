@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from maskx_d2.data.errors import InputError, MissingFileError
+
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -48,7 +50,7 @@ def check_replaceable(path: Path) -> None:
     """
     check_no_link(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a file or nothing")
+        raise InputError(f"{path} is a folder, expected a file or nothing")
 
 
 def check_no_link(path: Path) -> None:
@@ -57,9 +59,9 @@ def check_no_link(path: Path) -> None:
         ValueError: ``path`` is a device, a pipe or a link, and not a file, a folder or nothing.
     """
     if path.is_symlink():
-        raise ValueError(f"{path} is a link, expected a file or nothing: give the place that it leads to")
+        raise InputError(f"{path} is a link, expected a file or nothing: give the place that it leads to")
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError(f"{path} is a device or a pipe, expected a file or nothing")
+        raise InputError(f"{path} is a device or a pipe, expected a file or nothing")
 
 
 def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -70,7 +72,7 @@ def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     kept = {real_path(path) for path in inputs}
     for path in outputs:
         if real_path(path) in kept:
-            raise ValueError(f"what is made of {path} would overwrite it: give another --output")
+            raise InputError(f"what is made of {path} would overwrite it: give another --output")
 
 
 def real_path(path: str | Path) -> Path:
@@ -106,13 +108,13 @@ def load_json(path: Path, *, what: str):
         ValueError: it is not JSON, or none that Python can read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} is not a file")
+        raise MissingFileError(f"{what} {path} is not a file")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:
-        raise ValueError(f"{what} {path} is nested too deep, expected a few levels") from error
+        raise InputError(f"{what} {path} is nested too deep, expected a few levels") from error
     except ValueError as error:  # of JSON, of its encoding, and of numbers of thousands of digits
-        raise ValueError(f"{what} {path} is not JSON: {error}") from error
+        raise InputError(f"{what} {path} is not JSON: {error}") from error
 
 
 def file_digest(path: Path) -> str:

@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
+from maskx_d2.data.errors import InputError, MissingFileError
+
 MAX_MEGAPIXELS = 50.0
 """Of an image, where nothing else is said: a file of kilobytes may stand for gigabytes of pixels."""
 
@@ -82,7 +84,7 @@ def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterato
     """
     # Unlike pathlib's these answer for names too that no file can have. A pipe would be waited for.
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"image {path} {'is not a file' if os.path.exists(path) else 'does not exist'}"
         )
     with _opened(path, path, max_megapixels) as image:
@@ -100,7 +102,7 @@ def check_size(size: tuple[int, int], max_megapixels: float) -> None:
     """
     width, height = size
     if width * height > max_megapixels * 1e6:
-        raise ValueError(
+        raise InputError(
             f"it has {width} x {height} pixels, expected at most {max_megapixels:g} megapixels: "
             "--max-megapixels, in training data.max_megapixels or INPUT.MAX_MEGAPIXELS, allows more"
         )
@@ -133,7 +135,7 @@ def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
         more = f" ({len(absent) - 1} more)" if len(absent) > 1 else ""
-        raise FileNotFoundError(f"image {absent[0]}{of and f' of {of}'} does not exist{more}")
+        raise MissingFileError(f"image {absent[0]}{of and f' of {of}'} does not exist{more}")
 
 
 @contextlib.contextmanager
@@ -145,7 +147,7 @@ def _opened(file: BinaryIO | Path, name: object, max_megapixels: float) -> Itera
             yield image
     except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
+        raise InputError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -155,10 +157,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _check(image: Image.Image) -> None:
     if image.mode == "F" or image.mode.startswith("I"):
         bits = 16 if image.mode.startswith("I;16") else 32
-        raise ValueError(f"its pixels have {bits} bits, expected 8: scale them by the range that they use")
+        raise InputError(f"its pixels have {bits} bits, expected 8: scale them by the range that they use")
     shorter, longer = sorted(image.size)
     if longer > _MAX_RATIO * shorter:
-        raise ValueError(
+        raise InputError(
             f"it has {image.width} x {image.height} pixels, expected a longer side of at most {_MAX_RATIO} "
             "times the shorter one"
         )

@@ -9,6 +9,8 @@ from reprlib import repr as shown
 import numpy as np
 import pycocotools.mask as mask_util
 
+from maskx_d2.data.errors import InputError
+
 MAX_PIXELS = 178_956_970
 """Of an image: Pillow reads no larger ones."""
 
@@ -51,17 +53,17 @@ def check_rle(rle: Mapping) -> None:
     """
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(counts, str | bytes | list) or not isinstance(size, list | tuple) or len(size) != 2:
-        raise ValueError("has RLE without counts and size")
+        raise InputError("has RLE without counts and size")
     if not is_image_size(*size):
-        raise ValueError(f"has RLE of the size {shown(size)}, expected [height, width] in pixels")
+        raise InputError(f"has RLE of the size {shown(size)}, expected [height, width] in pixels")
     if isinstance(counts, str | bytes):
         runs = _decompressed(counts)
     elif all(map(_is_run, counts)):
         runs = counts
     else:
-        raise ValueError("has RLE whose counts are not whole numbers of 0 or more")
+        raise InputError("has RLE whose counts are not whole numbers of 0 or more")
     if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        raise ValueError(f"has RLE whose counts do not add up to {size[0]} x {size[1]} pixels")
+        raise InputError(f"has RLE whose counts do not add up to {size[0]} x {size[1]} pixels")
 
 
 def is_image_size(height, width) -> bool:
@@ -85,13 +87,13 @@ def _decompressed(counts: str | bytes) -> list[int]:
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
-        raise ValueError("has compressed RLE with characters that no RLE has") from error
+        raise InputError("has compressed RLE with characters that no RLE has") from error
     runs: list[int] = []
     value = shift = 0
     for byte in data:
         code = byte - 48
         if not 0 <= code < 64 or shift > 30:
-            raise ValueError("has compressed RLE with characters that no RLE has")
+            raise InputError("has compressed RLE with characters that no RLE has")
         value |= (code & 0x1F) << shift
         shift += 5
         if code & 0x20:
@@ -101,5 +103,5 @@ def _decompressed(counts: str | bytes) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("has compressed RLE that is cut off")
+        raise InputError("has compressed RLE that is cut off")
     return runs

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from maskx_d2.data.class_names import coco_class_names, name_of_synset
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing
 
 SPLITS = ("train", "val", "test")
@@ -113,7 +114,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
     view of them.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
+        raise MissingFileError(f"{path} is not a file")
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:
@@ -124,7 +125,7 @@ def _decode(path: Path, kind: type[_Record]) -> _Record:
     try:
         return msgspec.json.decode(_mapped(path), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not what Visual Genome and COCO have: {error}") from error
+        raise InputError(f"{path} is not what Visual Genome and COCO have: {error}") from error
 
 
 # ---- What is counted ----
@@ -213,11 +214,11 @@ def _read_objects(
             image = decoder.decode(raw)
         except (msgspec.DecodeError, RecursionError) as error:
             where = f"image number {len(seen) + 1} of {path}"
-            raise ValueError(f"{where} is not what Visual Genome has: {error}") from error
+            raise InputError(f"{where} is not what Visual Genome has: {error}") from error
         known = image.image_id in image_ids
         summary.unknown_images += not known
         if image.image_id in seen:
-            raise ValueError(f"{path} has the image {image.image_id} twice, expected once")
+            raise InputError(f"{path} has the image {image.image_id} twice, expected once")
         seen.add(image.image_id)
         for item in image.objects:
             summary.objects += 1
@@ -251,7 +252,7 @@ def _most_frequent(synsets: Sequence[str], counts: Sequence[int], num_classes: i
     """Numbers of the most frequent synsets, ties in order of first appearance."""
     order = sorted(range(len(synsets)), key=lambda i: -counts[i])
     if len(order) < num_classes:
-        raise ValueError(
+        raise InputError(
             f"there are {len(order)} synsets, expected at least the {num_classes} of --num-classes"
         )
     return order[:num_classes]
@@ -306,11 +307,11 @@ def convert_visual_genome(
     summary = Summary()
     images = _decode(image_data, list[_ImageRecord])
     if not images:
-        raise ValueError(f"{image_data} has no image, expected those of Visual Genome")
+        raise InputError(f"{image_data} has no image, expected those of Visual Genome")
     coco_ids = {image.id for image in _decode(coco_val, _CocoFile).images}
     image_ids = {image.image_id for image in images}
     if len(image_ids) != len(images):
-        raise ValueError(
+        raise InputError(
             f"{image_data} has {len(images) - len(image_ids)} image ids twice, expected each once"
         )
     columns, synsets, counts = _read_objects(objects, image_ids, summary, progress)
@@ -347,7 +348,7 @@ def check_finished(folder: Path) -> None:
             so that they may be of two conversions.
     """
     if (folder / _UNFINISHED).exists():
-        raise ValueError(
+        raise InputError(
             f"{folder / _UNFINISHED} says that the files beside it may not belong together: run maskx "
             "prepare vg3k again"
         )

@@ -12,6 +12,7 @@ from typing import Protocol
 from PIL import Image
 from tqdm import tqdm
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import load_json, write_json, write_png
 from maskx_d2.demo import shapes
 from maskx_d2.demo.generated_dataset import GeneratedDataset
@@ -239,7 +240,7 @@ def _prepare(output: Path) -> None:
     """Leave nothing of an earlier demo, and touch nothing else."""
     marker = output / _MARKER
     if not marker.exists() and not is_empty(output):
-        raise ValueError(f"{output} holds other things than an earlier demo: give a new folder by --output")
+        raise InputError(f"{output} holds other things than an earlier demo: give a new folder by --output")
     output.mkdir(parents=True, exist_ok=True)
     marker.touch()
     parts = [output / part for part in ("dataset", "stage1", *ROWS, "pictures")]

@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskx_d2.data.coco_json import ignored_without_mask, index_coco
+from maskx_d2.data.errors import InputError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AREAS = {"APs": 1, "APm": 2, "APl": 3}
@@ -101,7 +102,7 @@ def class_precisions(
     found = _by_class(results, image_ids)
     unknown = next((r["image_id"] for r in results if r["image_id"] not in ground_truth.imgs), None)
     if unknown is not None:
-        raise ValueError(f"a detection has image_id {unknown}, which no image of the ground truth has")
+        raise InputError(f"a detection has image_id {unknown}, which no image of the ground truth has")
     category_ids = sorted(ground_truth.cats)
     options = COCOeval(iouType=iou_type).params
     thresholds, areas = (len(options.iouThrs), len(options.recThrs)), len(options.areaRng)

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import real_path
 from maskx_d2.data.printable import in_markdown
 from maskx_d2.evaluation.average_precision import METRICS
@@ -84,7 +85,7 @@ def compare_runs(folders: Sequence[Path], *, baseline: Path | None = None) -> Co
         ValueError: two runs cannot be compared, and why.
     """
     if baseline is not None and real_path(baseline) not in [real_path(folder) for folder in folders]:
-        raise ValueError(f"the baseline {baseline} is not among the runs {', '.join(map(str, folders))}")
+        raise InputError(f"the baseline {baseline} is not among the runs {', '.join(map(str, folders))}")
     runs = {title: read_run(folder) for title, folder in _titles(folders).items()}
     first, *others = runs.values()
     for run in others:
@@ -106,12 +107,12 @@ def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None
         ValueError: groups are of other sizes, or two runs cannot be compared, and why.
     """
     if baseline is not None and baseline not in groups:
-        raise ValueError(f"the baseline {baseline} is not among the groups {', '.join(groups)}")
+        raise InputError(f"the baseline {baseline} is not among the groups {', '.join(groups)}")
     _check_once([folder for folders in groups.values() for folder in folders])
     sizes = {title: len(folders) for title, folders in groups.items()}
     if len(set(sizes.values())) > 1:
         numbers = ", ".join(f"{title} {size}" for title, size in sizes.items())
-        raise ValueError(f"groups have other numbers of runs ({numbers}), expected as many in each")
+        raise InputError(f"groups have other numbers of runs ({numbers}), expected as many in each")
     of_seeds = [
         {title: read_run(folder) for title, folder in zip(groups, folders, strict=True)}
         for folders in zip(*groups.values(), strict=True)
@@ -137,14 +138,14 @@ def _check_once(folders: Sequence[Path]) -> None:
     resolved = [real_path(folder) for folder in folders]
     twice = [str(folder) for i, folder in enumerate(folders) if resolved[i] in resolved[:i]]
     if twice:
-        raise ValueError(f"the run {twice[0]} is given twice")
+        raise InputError(f"the run {twice[0]} is given twice")
 
 
 def _check_comparable(first: Run, run: Run) -> None:
     _check_same_split(first, run)
     a, b = first.evaluation, run.evaluation
     if a.annotations_sha256 != b.annotations_sha256:
-        raise ValueError(
+        raise InputError(
             f"{first.folder} and {run.folder} cannot be compared: they were evaluated on other data, "
             f"{a.annotations} and {b.annotations}"
         )
@@ -155,13 +156,13 @@ def _check_same_split(first: Run, run: Run) -> None:
     a, b = first.evaluation, run.evaluation
     both = f"{first.folder} and {run.folder} cannot be compared"
     if (a.class_names, a.category_ids) != (b.class_names, b.category_ids):
-        raise ValueError(
+        raise InputError(
             f"{both}: they were evaluated on other classes, {a.annotations} and {b.annotations}"
         )
     if a.with_masks != b.with_masks:
         other = sorted(set(a.with_masks) ^ set(b.with_masks))
         names = ", ".join(a.class_names[i] for i in other[:5]) + (", ..." if len(other) > 5 else "")
-        raise ValueError(
+        raise InputError(
             f"{both}: they report on other splits, which differ in {len(other)} classes ({names}); "
             "TEST.MASKX_CLASS_SPLIT, on torchvision data.class_split, sets the split that a run reports on"
         )

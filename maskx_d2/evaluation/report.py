@@ -12,6 +12,7 @@ import jinja2
 from PIL import Image
 
 from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import file_digest, real_path
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.data.printable import printable
@@ -149,7 +150,7 @@ def _pictures(
     for record in images[:num_images]:
         path = root / record["file_name"]
         if not real_path(path).is_relative_to(real_path(root)):
-            raise ValueError(
+            raise InputError(
                 f"image {path} of {annotations} is outside of {root}, where the images should be: to show "
                 "it, give the folder that it is in by --images-root"
             )
@@ -171,9 +172,9 @@ def _check_masks(detections: Sequence[Mapping], picture: Image.Image, run: Path)
         try:
             check_rle(mask)
         except ValueError as error:
-            raise ValueError(f"{run}: a detection of {DETECTIONS_FILE} {error}") from error
+            raise InputError(f"{run}: a detection of {DETECTIONS_FILE} {error}") from error
         if tuple(mask["size"]) != (picture.height, picture.width):
-            raise ValueError(
+            raise InputError(
                 f"{run}: a mask of {DETECTIONS_FILE} is of size {mask['size']}, expected "
                 f"[{picture.height}, {picture.width}], that of its image"
             )

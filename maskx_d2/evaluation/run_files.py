@@ -12,6 +12,7 @@ import numpy as np
 from tabulate import tabulate
 from typing_extensions import NotRequired
 
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_no_link, file_digest, load_json, write_json
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, frequency_thirds
 from maskx_d2.evaluation.tables import Results, group_table
@@ -181,7 +182,7 @@ class Run:
         known = set(self.evaluation.category_ids)
         unknown = next((d["category_id"] for d in found if d["category_id"] not in known), None)
         if unknown is not None:
-            raise ValueError(f"{path} has category_id {unknown}, which is not among those evaluated")
+            raise InputError(f"{path} has category_id {unknown}, which is not among those evaluated")
         return found
 
     def metrics(self) -> list[dict[str, float]]:
@@ -211,7 +212,7 @@ def read_run(folder: Path) -> Run:
     path = folder / EVALUATION_FOLDER / EVALUATION_FILE
     check_no_link(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} has no {path.relative_to(folder)}, expected the output of a run that was evaluated"
         )
     evaluation = _decode(path, Evaluation)
@@ -219,12 +220,12 @@ def read_run(folder: Path) -> Run:
     lists = {"category_ids": evaluation.category_ids, **evaluation.by_class}
     for name, values in lists.items():
         if len(values) != num_classes:
-            raise ValueError(f"{path} has {len(values)} {name} of {num_classes} classes, expected as many")
+            raise InputError(f"{path} has {len(values)} {name} of {num_classes} classes, expected as many")
     indices = evaluation.with_masks
     if len(set(indices)) != len(indices) or not set(indices) <= set(range(num_classes)):
-        raise ValueError(f"{path} has with_masks that are no indices of its {num_classes} classes")
+        raise InputError(f"{path} has with_masks that are no indices of its {num_classes} classes")
     if len(set(evaluation.category_ids)) != num_classes:
-        raise ValueError(f"{path} has category_ids twice, expected each once")
+        raise InputError(f"{path} has category_ids twice, expected each once")
     return Run(folder, evaluation)
 
 
@@ -233,4 +234,4 @@ def _decode(path: Path, kind: type[_Content]) -> _Content:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "JSON" if type(error) is msgspec.DecodeError else "what an evaluation writes"
-        raise ValueError(f"{path} is not {what}: {error}") from error
+        raise InputError(f"{path} is not {what}: {error}") from error

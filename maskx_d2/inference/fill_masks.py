@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from maskx_d2.data.addresses import file_in, is_address
 from maskx_d2.data.coco_json import category_names, index_coco, polygons_with_area, read_checked_json
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
@@ -76,7 +77,7 @@ def fill_masks(
     check_keeps_inputs([output], [annotations])
     check_replaceable(output)
     if not is_address(images) and not Path(images).is_dir():
-        raise FileNotFoundError(f"image folder {images} is not a folder")
+        raise MissingFileError(f"image folder {images} is not a folder")
     content = read_checked_json(annotations)
     filled = Filled()
     wanted = _wanted(content, _model_categories(content, detector.style), filled, also_replace=also_replace)
@@ -87,7 +88,7 @@ def fill_masks(
         masks: dict[int, PredictedMask | None] = {}
         for done in journal.done:
             if twice := masks.keys() & done.masks.keys():
-                raise ValueError(f"{journal.path} has masks of annotation {min(twice)} twice: delete it")
+                raise InputError(f"{journal.path} has masks of annotation {min(twice)} twice: delete it")
             masks |= _checked(done, wanted, journal.path)
         todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
         of_images = _by_image(todo, str(images))
@@ -99,7 +100,7 @@ def fill_masks(
                 journal.append(found)
                 masks |= found.masks
         if not masks and of_images and len(filled.passed_over) == len(of_images):
-            raise ValueError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
+            raise InputError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
         if also_replace:
             _measure(content, masks, wanted, filled)
         _write_into(wanted, masks, filled, form=form, min_score=min_score)
@@ -128,7 +129,7 @@ def _model_categories(content: dict, style: ClassStyle) -> dict[int, int]:
     pairs = zip(content["categories"], names, strict=True)
     known = {category["id"]: of_model[name] for category, name in pairs if name in of_model}
     if not known:
-        raise ValueError(
+        raise InputError(
             f"the model knows no category of the annotation file: its classes are {_few(of_model)}, "
             f"the file's {_few(names)}"
         )
@@ -174,16 +175,16 @@ def _checked(
 ) -> dict[int, PredictedMask | None]:
     for annotation_id, mask in done.masks.items():
         if annotation_id not in wanted:
-            raise ValueError(
+            raise InputError(
                 f"{journal} has a mask of annotation {annotation_id}, which needs none: delete it"
             )
         if mask is not None:
             if not 0 <= mask.score <= 1:
-                raise ValueError(f"{journal} has a mask of score {mask.score}, expected 0 to 1: delete it")
+                raise InputError(f"{journal} has a mask of score {mask.score}, expected 0 to 1: delete it")
             check_rle(mask.rle)
             image = wanted[annotation_id].image
             if mask.rle["size"] != [image["height"], image["width"]]:
-                raise ValueError(f"{journal} has a mask of another size than that of its image: delete it")
+                raise InputError(f"{journal} has a mask of another size than that of its image: delete it")
     return done.masks
 
 

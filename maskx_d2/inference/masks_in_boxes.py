@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from PIL import Image
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead, size_difference
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
 
@@ -89,8 +90,8 @@ def masks_in_images(
         try:
             image = read()
             if difference := size_difference(image.size, size):
-                raise ValueError(f"{of_image.path} {difference}")
-        except (FileNotFoundError, ValueError) as error:
+                raise InputError(f"{of_image.path} {difference}")
+        except InputError as error:
             yield UnreadImage(str(error), len(of_image.annotation_ids))
             continue
         for start in range(0, len(of_image.annotation_ids), _MOST_AT_ONCE):

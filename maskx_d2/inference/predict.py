@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from PIL import Image
 
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
 from maskx_d2.data.rle import check_rle
@@ -48,14 +49,14 @@ def find_images(
             inside = path.rglob("*") if recursive else path.iterdir()
             found = sorted(p for p in inside if p.suffix.lower() in suffixes and not p.is_dir())
             if not found:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{path} holds no image, expected files ending in {', '.join(suffixes)}"
                 )
             images += found
         elif path.is_file():
             images.append(path)
         else:
-            raise FileNotFoundError(f"{path} is neither an image nor a folder")
+            raise MissingFileError(f"{path} is neither an image nor a folder")
     return images
 
 
@@ -92,12 +93,12 @@ class FoundObjects(msgspec.Struct):
         for found in self.detections:
             if found.image_id != image_id or found.category_id not in category_ids:
                 ids = f"image_id {found.image_id} and category_id {found.category_id}"
-                raise ValueError(f"a detection of {ids} in image {image_id}")
+                raise InputError(f"a detection of {ids} in image {image_id}")
             mask = found.segmentation
             if isinstance(mask, _Rle):
                 check_rle(msgspec.structs.asdict(mask))
                 if size is not None and mask.size != list(size):
-                    raise ValueError(f"a mask of size {mask.size}, expected {list(size)}")
+                    raise InputError(f"a mask of size {mask.size}, expected {list(size)}")
 
 
 class _Done(msgspec.Struct):
@@ -185,7 +186,7 @@ def predict(
                     *(images[place], len(found), len(shown), picture_paths[place]),
                 )
         if len(unread) == len(images):
-            raise ValueError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
+            raise InputError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
         _write_results(json_path, journal)
         journal.delete()
     return json_path
@@ -216,7 +217,7 @@ def _read(
     for place, (path, reading) in zip(images, ahead, strict=True):
         try:
             image = reading.result()
-        except (FileNotFoundError, ValueError) as error:
+        except InputError as error:
             if passed_over is None:
                 raise
             passed_over(path, error)

@@ -27,6 +27,7 @@ from maskx_d2.data.addresses import (
     is_address,
     read_image_at,
 )
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.inference import predict
 from maskx_d2.inference.detector import Detector
@@ -189,7 +190,7 @@ def _check_reachable(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
-            raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
+            raise InputError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def _pipeline(
@@ -217,7 +218,7 @@ def _read(row: dict) -> dict:
     pixels, error = np.zeros((1, 1, 3), np.uint8), ""
     try:
         pixels = np.asarray(read_image_at(row["path"], max_megapixels=row["max_megapixels"]))
-    except (FileNotFoundError, ValueError) as reason:
+    except InputError as reason:
         error = str(reason)
     return {**row, "pixels": pixels, "error": error}
 
@@ -270,7 +271,7 @@ class _FindMasks:
 
 def _image(pixels: np.ndarray, error: str) -> Image.Image:
     if error:
-        raise ValueError(error)
+        raise InputError(error)
     return Image.fromarray(pixels)
 
 
@@ -280,7 +281,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
     there = files.get_file_info(FileSelector(folder, allow_not_found=True))
     for info in there:
         if info.type != FileType.File or not info.base_name.endswith((".parquet", _UNFINISHED)):
-            raise ValueError(f"{info.path} is in the way of what is found: give another --output")
+            raise InputError(f"{info.path} is in the way of what is found: give another --output")
     if not (resume and any(info.base_name == _UNFINISHED for info in there)):
         for info in there:
             files.delete_file(info.path)
@@ -290,7 +291,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
         return set()
     with files.open_input_file(unfinished) as file:
         if file.read() != work:
-            raise ValueError(f"{folder} is of other work than this: give another --output")
+            raise InputError(f"{folder} is of other work than this: give another --output")
     done, wanted = set(), set(ids)
     for info in there:
         if info.base_name != _UNFINISHED:
@@ -301,7 +302,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
                 files.delete_file(info.path)
                 continue
             if not wanted.issuperset(found) or len(done) + len(found) != len(done.union(found)):
-                raise ValueError(f"{info.path} has images twice, or others than these: delete it")
+                raise InputError(f"{info.path} has images twice, or others than these: delete it")
             done.update(found)
     return done
 
@@ -315,6 +316,6 @@ def _finish(files: FileSystem, folder: str, num_images: int) -> list[str]:
     unread = errors["error"].to_pylist()
     if len(unread) == num_images:
         files.delete_dir_contents(folder)
-        raise ValueError(f"none of {num_images} images can be read: {unread[0]}")
+        raise InputError(f"none of {num_images} images can be read: {unread[0]}")
     files.delete_file(f"{folder}/{_UNFINISHED}")
     return unread

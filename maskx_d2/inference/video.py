@@ -12,6 +12,7 @@ import av
 import msgspec
 from PIL import Image
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, replacing
 from maskx_d2.data.images import MAX_MEGAPIXELS, check_size
 from maskx_d2.evaluation.merging import readable_detections
@@ -146,15 +147,15 @@ def _open(path: Path, max_megapixels: float) -> Iterator[tuple[Iterator[Frame], 
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a video: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read as a video: {error.strerror}") from error
     with container:
         if not container.streams.video:
-            raise ValueError(f"{path} cannot be read as a video: it has no picture")
+            raise InputError(f"{path} cannot be read as a video: it has no picture")
         stream = container.streams.video[0]
         try:
             check_size((stream.width, stream.height), max_megapixels)
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read as a video: {error}") from error
+            raise InputError(f"{path} cannot be read as a video: {error}") from error
         stream.thread_type = "AUTO"
         yield _frames(path, container, stream), stream.average_rate or _USUAL_RATE, stream.frames
 
@@ -169,11 +170,11 @@ def _frames(path: Path, container, stream) -> Iterator[Frame]:
             yield Frame(number, frame.time if frame.time is not None else 0.0, image)
             number += 1
     except av.FFmpegError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read as a video behind frame {number}: {error.strerror}"
         ) from error
     if number == 0:
-        raise ValueError(f"{path} has no frame, expected a video")
+        raise InputError(f"{path} has no frame, expected a video")
 
 
 @contextmanager

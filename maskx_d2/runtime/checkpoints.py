@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from maskx_d2.data.class_names import first_difference
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.runtime.pickles import Pickle, RefusedPickle, StandIn
 
 # Bytes of a number in each kind of storage.
@@ -34,14 +35,14 @@ def read_checkpoint(path: str | Path) -> dict:
             more memory than its size allows.
     """
     if "://" in str(path):
-        raise ValueError(f"checkpoint {path} is an address, expected a file: download it")
+        raise InputError(f"checkpoint {path} is an address, expected a file: download it")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path} is not a file")
+        raise MissingFileError(f"checkpoint {path} is not a file")
     try:
         is_zip = zipfile.is_zipfile(path)  # as PyTorch has written them since 1.6
         (_check_zip if is_zip else _check_pickles)(Path(path))
     except RefusedPickle as error:
-        raise ValueError(f"checkpoint {path} is refused: {error}") from error
+        raise InputError(f"checkpoint {path} is refused: {error}") from error
     except Exception as error:  # whatever a file that is no checkpoint makes the unpickler stumble over
         raise _no_checkpoint(path) from error
     try:
@@ -49,12 +50,12 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:
         raise _no_checkpoint(path) from error
     if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
+        raise InputError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
     return content
 
 
-def _no_checkpoint(path: str | Path) -> ValueError:
-    return ValueError(f"checkpoint {path} is refused: it is nothing that PyTorch writes")
+def _no_checkpoint(path: str | Path) -> InputError:
+    return InputError(f"checkpoint {path} is refused: it is nothing that PyTorch writes")
 
 
 def _check_zip(path: Path) -> None:
@@ -159,7 +160,7 @@ def check_finite(path: str | Path, state: Mapping[str, object]) -> None:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {path}: {name} has numbers that are NaN or infinite, expected weights of a "
                 "training that has not diverged"
             )
@@ -179,7 +180,7 @@ def check_state(path: str | Path, found: Mapping, expected: Mapping[str, Tensor]
         tensor = found.get(name)
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else "nothing"
         if shape != tuple(value.shape):
-            raise ValueError(f"{path} has {shape} for {name}, expected {tuple(value.shape)}")
+            raise InputError(f"{path} has {shape} for {name}, expected {tuple(value.shape)}")
 
 
 def check_classes(path: str | Path, found: Sequence[str], expected: Sequence[str]) -> None:
@@ -193,11 +194,11 @@ def check_classes(path: str | Path, found: Sequence[str], expected: Sequence[str
             is named.
     """
     if len(found) != len(expected):
-        raise ValueError(f"checkpoint {path} knows {len(found)} classes, expected {len(expected)}")
+        raise InputError(f"checkpoint {path} knows {len(found)} classes, expected {len(expected)}")
     different = first_difference(found, expected)
     if different is not None:
         number, a, b = different
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} knows other classes: number {number + 1} is {a!r}, expected {b!r}"
         )
 

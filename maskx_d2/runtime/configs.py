@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from maskx_d2.data.errors import InputError, MissingFileError
+
 _MOST_NODES = 100_000
 
 RENAMED_KEYS = {
@@ -28,7 +30,7 @@ def config_file(name: str) -> Path:
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"no config {name!r} in {package.parent / 'configs'}")
+    raise MissingFileError(f"no config {name!r} in {package.parent / 'configs'}")
 
 
 def check_yaml(path: Path) -> None:
@@ -44,18 +46,18 @@ def check_yaml(path: Path) -> None:
         # Anchors stand for one node here, however often they are named.
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode | None):
-            raise ValueError(f"config {path} is no config, expected keys with their values")
+            raise InputError(f"config {path} is no config, expected keys with their values")
         size = 0 if root is None else _num_nodes(root, {})
         for base in _bases(root):
             if not (path.parent / base).is_file():
-                raise FileNotFoundError(f"config {path} names _BASE_ {base}, which is not a file")
+                raise MissingFileError(f"config {path} names _BASE_ {base}, which is not a file")
             check_yaml(path.parent / base)
     except RecursionError as error:
-        raise ValueError(f"config {path} is nested too deep, or within itself") from error
+        raise InputError(f"config {path} is nested too deep, or within itself") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
     if size > _MOST_NODES:
-        raise ValueError(
+        raise InputError(
             f"config {path} stands for {size:.1g} values, expected at most {_MOST_NODES:,}: its anchors "
             "repeat one another"
         )
@@ -72,7 +74,7 @@ def read_yaml(path: Path) -> dict:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"config {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
 
 
 def is_run_config(values: dict) -> bool:

@@ -12,20 +12,21 @@ import time
 import traceback
 from collections.abc import Iterator
 
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.printable import printable
 
 FOUND_ERRORS = 1
 """The command did what it was asked for, and some of what it was given is broken."""
 
 MISTAKE = 2
-"""The user's, in options or files."""
+"""The user's, in options or files: see :class:`maskx_d2.data.errors.InputError`."""
 
 FAULT = 3
 """Nothing that was foreseen: of the program, or of what it runs on."""
 
 _LONGEST = 2000  # characters of a sentence
 _SECONDS_TOGETHER = 1
-_FORESEEN = (ValueError, OSError, FloatingPointError)
+_FROM_SYSTEM = re.compile(r"\[Errno \d+\] .+: ['\"]")  # an OSError that names a file
 _WORKER_GONE = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)")
 _FROM_OTHER_PROCESS = re.compile(r"^Traceback \(most recent call last\)|^Original Traceback", re.MULTILINE)
 
@@ -51,7 +52,7 @@ def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
             if show_traceback:
                 traceback.print_exc()
             kind, sentence = _kind_and_sentence(error)
-            foreseen = issubclass(getattr(builtins, kind, type(error)), _FORESEEN)
+            foreseen = _is_foreseen(kind, sentence)
             if _WORKER_GONE.search(sentence):
                 sentence += (
                     " It loaded images. Where memory is short, fewer need less: --data.num_workers, "
@@ -64,6 +65,16 @@ def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
                 sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
             print(f"{program}: {sentence}", file=sys.stderr)
             sys.exit(MISTAKE if foreseen else FAULT)
+
+
+def _is_foreseen(kind: str, sentence: str) -> bool:
+    """
+    Whether the user can mend it: an :class:`InputError`, a file that the system refuses (a full disk,
+    permissions), or a loss that is not finite. By name, for an error may come from another process.
+    """
+    if issubclass(getattr(builtins, kind, Exception), OSError):
+        return _FROM_SYSTEM.match(sentence) is not None
+    return kind in (InputError.__name__, MissingFileError.__name__, FloatingPointError.__name__)
 
 
 def _kind_and_sentence(error: Exception) -> tuple[str, str]:

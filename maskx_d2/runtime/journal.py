@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import check_replaceable
 
 
@@ -48,9 +49,9 @@ class Journal:
             except ValueError as error:  # msgspec's errors too
                 raise self.refusal(error) from error
 
-    def refusal(self, reason: object) -> ValueError:
+    def refusal(self, reason: object) -> InputError:
         """The error for a file that a command cannot have written."""
-        return ValueError(f"{self.path} is not what this command writes: {reason}; delete it")
+        return InputError(f"{self.path} is not what this command writes: {reason}; delete it")
 
     def delete(self) -> None:
         """When all is done, and where it belongs."""
@@ -83,10 +84,10 @@ def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
                 if length:
                     done.append(decode(line))
                 elif line != first:
-                    raise ValueError("its first line is another")
+                    raise InputError("its first line is another")
                 length += len(line)
         except ValueError as error:  # msgspec's errors too
-            raise ValueError(
+            raise InputError(
                 f"{path} is of other work than this: delete it, or give another --output"
             ) from error
         file.truncate(length)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import check_replaceable
 from maskx_d2.data.printable import printable
 
@@ -93,7 +94,7 @@ def _hold(path: Path, output: Path) -> int:
         except (BlockingIOError, PermissionError):
             holder = printable(os.pread(file, 300, 0).decode("utf-8", "replace")) or "another process"
             os.close(file)
-            raise ValueError(
+            raise InputError(
                 f"{output} is being written to by {holder}: wait for it, or give another output"
             ) from None
         except OSError:

@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from maskx_d2.data.errors import InputError
+
 _INSTALL_RAY = "pip install 'ray[data]>=2.50'"
 _INSTALL_GRADIO = "pip install 'gradio>=6,<7'"
 _INSTALL_DETECTRON2 = (
@@ -16,7 +18,7 @@ def need_ray(what: str) -> None:
         ValueError: Ray Data, which ``what`` needs, is not installed.
     """
     if not (find_spec("ray") and find_spec("pyarrow")):
-        raise ValueError(f"{what} needs Ray Data, which is not installed: {_INSTALL_RAY}")
+        raise InputError(f"{what} needs Ray Data, which is not installed: {_INSTALL_RAY}")
 
 
 def need_gradio(what: str) -> None:
@@ -25,7 +27,7 @@ def need_gradio(what: str) -> None:
         ValueError: Gradio, which ``what`` needs, is not installed.
     """
     if not find_spec("gradio"):
-        raise ValueError(f"{what} needs Gradio, which is not installed: {_INSTALL_GRADIO}")
+        raise InputError(f"{what} needs Gradio, which is not installed: {_INSTALL_GRADIO}")
 
 
 def has_detectron2() -> bool:
@@ -39,4 +41,4 @@ def need_detectron2(what: str) -> None:
         ValueError: Detectron2, which ``what`` needs, is not installed.
     """
     if not has_detectron2():
-        raise ValueError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")
+        raise InputError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")

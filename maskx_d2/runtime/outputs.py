@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from maskx_d2.data.addresses import is_address
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import check_no_link, check_replaceable, real_path
 from maskx_d2.runtime.lock import locked_file, locked_folder
 
@@ -60,7 +61,7 @@ class OutputFolder:
             ValueError: it is not a folder, or one of its files is a link, a pipe or a device.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is not a folder")
+            raise InputError(f"{self.path} is not a folder")
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if any(fnmatch.fnmatchcase(path.name, name) for name in self.names):
                 check_replaceable(path)
@@ -112,14 +113,14 @@ def check_outputs(
             if path.is_dir():
                 _check_is_no_image(output, path)
             elif output.replaces(real_path(path)):
-                raise ValueError(f"what is made of {path} would overwrite it: give another output")
+                raise InputError(f"what is made of {path} would overwrite it: give another output")
         output.check()
 
 
 def _check_is_no_image(output: OutputFile | OutputFolder, folder: Path) -> None:
     is_image = isinstance(output, OutputFile) and output.path.suffix.lower() in (*_PICTURES, *_VIDEOS)
     if is_image and real_path(output.path).is_relative_to(real_path(folder)):
-        raise ValueError(f"{output.path} would be among the images of {folder}: give another output")
+        raise InputError(f"{output.path} would be among the images of {folder}: give another output")
 
 
 def named_files(value: object, *, folder: Path | None = None) -> list[Path]:

@@ -66,7 +66,7 @@ def test_runs_on_other_data_splits_or_classes_are_refused_with_the_reason(tmp_pa
         (other_data, r"they were evaluated on other data, .*truth.json and .*truth.json"),
         (
             other_split,
-            r"they report on other splits, which differ in 2 classes \(class 9, class 10\); TEST.CLASS",
+            r"they report on other splits, which differ in 2 classes \(class 9, class 10\); TEST.MASKX_C",
         ),
         (other_classes, r"they were evaluated on other classes"),
     ):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from maskx_d2.commands import main as cli
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.runtime import interrupt
 from maskx_d2.runtime.exit_status import one_sentence
 
@@ -28,14 +29,22 @@ def ends(capsys, error, *, show_traceback=False):
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
-        (ValueError("a is 3, expected 4"), 2, "maskx: a is 3, expected 4"),
+        (InputError("a is 3, expected 4"), 2, "maskx: a is 3, expected 4"),
+        (MissingFileError("x is not a file"), 2, "maskx: x is not a file"),
         (FileNotFoundError(2, "No such file", "x"), 2, "maskx: [Errno 2] No such file: 'x'"),
-        (FloatingPointError("the loss is not finite"), 2, "maskx: the loss is not finite"),
-        (ValueError("two\nlines \x1b[31m"), 2, r"maskx: two\nlines \x1b[31m"),
+        (OSError("no host"), 3, "maskx: OSError: no host (--traceback as the first option shows where)"),
         (
-            ValueError(
-                "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
-                "last):\n  File ...\nValueError: annotation 7 has no box\n"
+            ValueError("operands could not be broadcast together"),
+            3,
+            "maskx: ValueError: operands could not be broadcast together "
+            "(--traceback as the first option shows where)",
+        ),
+        (FloatingPointError("the loss is not finite"), 2, "maskx: the loss is not finite"),
+        (InputError("two\nlines \x1b[31m"), 2, r"maskx: two\nlines \x1b[31m"),
+        (
+            InputError(
+                "Caught InputError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+                "last):\n  File ...\nmaskx_d2.data.errors.InputError: annotation 7 has no box\n"
             ),
             2,
             "maskx: annotation 7 has no box",
@@ -48,7 +57,7 @@ def ends(capsys, error, *, show_traceback=False):
         (
             RuntimeError(
                 "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):"
-                "\n  File ...\nValueError: SEED is x, expected a number\n"
+                "\n  File ...\nmaskx_d2.data.errors.InputError: SEED is x, expected a number\n"
             ),
             2,
             "maskx: SEED is x, expected a number",
@@ -311,5 +320,5 @@ def test_other_programs_keep_their_ctrl_c():
 
 
 def test_a_very_long_error_is_cut(capsys):
-    _, printed = ends(capsys, ValueError("a" * 100_000 + "b"))
+    _, printed = ends(capsys, InputError("a" * 100_000 + "b"))
     assert len(printed) < 2100 and printed.startswith("maskx: aaa") and printed.endswith("aab\n")

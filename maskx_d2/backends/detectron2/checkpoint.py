@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_replaceable, replacing
 from maskx_d2.runtime.checkpoints import are_classes, check_classes, check_finite, read_checkpoint
 from maskx_d2.runtime.pickles import read_array_pickle
@@ -48,11 +49,11 @@ class Checkpointer(DetectionCheckpointer):
         """
         name = self._last.read_text(encoding="utf-8", errors="replace").strip()
         if name != Path(name).name or not name.endswith(".pth") or not name.isprintable():
-            raise ValueError(f"{self._last} names {name[:200]!r}, expected a .pth file in its own folder")
+            raise InputError(f"{self._last} names {name[:200]!r}, expected a .pth file in its own folder")
         path = Path(self.save_dir, name)
         check_replaceable(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{self._last} names {name!r}, which is not there")
+            raise MissingFileError(f"{self._last} names {name!r}, which is not there")
         return str(path)
 
     @property
@@ -62,7 +63,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict:
         content = _blobs(Path(filename)) if filename.endswith(".pkl") else super()._load_file(filename)
         if not isinstance(content["model"], dict):
-            raise ValueError(f"checkpoint {filename} has no weights in 'model', expected names and tensors")
+            raise InputError(f"checkpoint {filename} has no weights in 'model', expected names and tensors")
         check_finite(filename, content["model"])
         return content
 
@@ -97,9 +98,9 @@ def check_weights(path: str) -> None:
     path = _without_query(path)
     if "://" not in path:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"MODEL.WEIGHTS: checkpoint {path} is not a file")
+            raise MissingFileError(f"MODEL.WEIGHTS: checkpoint {path} is not a file")
         if Path(path).stat().st_size == 0:
-            raise ValueError(f"checkpoint {path} is empty")
+            raise InputError(f"checkpoint {path} is empty")
     local = Path(PathManager.get_local_path(path))
     if path.endswith(".pkl"):
         read_pickle(local)
@@ -116,13 +117,13 @@ def read_pickle(path: Path) -> dict:
         ValueError: it is no pickle, or holds something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} is not a file")
+        raise MissingFileError(f"checkpoint {path} is not a file")
     try:
         content = read_array_pickle(path)
     except Exception as error:  # whatever a file that is no pickle makes the unpickler stumble over
-        raise ValueError(f"checkpoint {path} is refused: {error}") from error
+        raise InputError(f"checkpoint {path} is refused: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
+        raise InputError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
     return content
 
 
@@ -169,7 +170,7 @@ class KnownClasses:
         if not classes.NAMES:
             return None
         if not are_classes(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS):
-            raise ValueError(
+            raise InputError(
                 f"MODEL.MASKX_CLASSES has {len(classes.NAMES)} names, expected a category id for each, and "
                 "indices of those in TRAINED_WITH_MASKS"
             )
@@ -234,7 +235,7 @@ def classes_of_weights(path: str) -> KnownClasses | None:
     known = KnownClasses(**state)
     if not are_classes(known.names, known.category_ids, known.with_masks):
         name = _without_query(path)
-        raise ValueError(f"checkpoint {name} does not say which classes it knows, expected names and ids")
+        raise InputError(f"checkpoint {name} does not say which classes it knows, expected names and ids")
     return known
 
 

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.data.class_names import first_difference
 from maskx_d2.data.class_splits import classes_with_masks
+from maskx_d2.data.errors import InputError
 
 
 def class_names(dataset_name: str) -> list[str]:
@@ -41,7 +42,7 @@ def load_dataset(dataset_name: str) -> list[dict]:
         ValueError: there is none of this name.
     """
     if dataset_name not in DatasetCatalog:
-        raise ValueError(
+        raise InputError(
             f"dataset {dataset_name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered: use a "
             "registered name, or register it by DATASETS.MASKX_REGISTER"
         )
@@ -61,7 +62,7 @@ def check_same_classes(dataset_names: Sequence[str]) -> None:
         different = first_difference(expected, class_names(name))
         if different is not None:
             number, a, b = different
-            raise ValueError(
+            raise InputError(
                 f"the datasets {first!r} and {name!r} have other classes, number {number + 1} is {a!r} and "
                 f"{b!r}: give both one class list, the fourth item of an entry in DATASETS.MASKX_REGISTER"
             )
@@ -71,7 +72,7 @@ def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:
     """Raise ValueError unless the model has as many classes as the dataset."""
     found = len(class_names(dataset_name))
     if found != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the dataset "
             f"{dataset_name!r} has {found} classes"
         )
@@ -109,5 +110,5 @@ def evaluated_classes_with_masks(cfg: CfgNode, dataset_name: str) -> list[int]:
 def _read_split(key: str, split: str, names: list[str]) -> list[int]:
     try:
         return classes_with_masks(split, names)
-    except (ValueError, FileNotFoundError) as error:
+    except InputError as error:
         raise type(error)(f"{key} is {split!r}: {error}") from error

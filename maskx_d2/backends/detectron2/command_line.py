@@ -30,6 +30,7 @@ from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.backends.detectron2.once_per_node import once_per_node
 from maskx_d2.backends.detectron2.progress import ProgressBar, Watched
 from maskx_d2.backends.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder, scale_to
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import real_path, write_text
 from maskx_d2.data.images import check_images_exist
 from maskx_d2.evaluation.run_files import (
@@ -119,7 +120,7 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
             results = work(cfg, args)
     except SystemExit as stopped:
         if stopped.code == 1:  # so verify_results() ends, which has said why to the log
-            raise ValueError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
+            raise InputError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
         raise
     if is_main:
         print(_report(cfg))
@@ -227,7 +228,7 @@ def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     if earlier and resume:
         _check_not_overruled(cfg, folder / "config.yaml")
     elif earlier and not overwrite:
-        raise ValueError(
+        raise InputError(
             f"OUTPUT_DIR {folder} holds {earlier[0].name} of an earlier run: go on with it by --resume, "
             "give another OUTPUT_DIR, or --overwrite"
         )
@@ -249,7 +250,7 @@ def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
     solver = solver if isinstance(solver, dict) else {}
     for name in ("MASKX_OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
         if name in solver and solver[name] != cfg.SOLVER[name]:
-            raise ValueError(
+            raise InputError(
                 f"SOLVER.{name} is {cfg.SOLVER[name]}, but the run that --resume goes on with keeps "
                 f"{solver[name]}: leave it so, or start a new run"
             )

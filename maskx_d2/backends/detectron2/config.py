@@ -9,6 +9,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
 from maskx_d2.backends.detectron2.config_keys import add_maskx_config
 from maskx_d2.backends.detectron2.mask_rois import TRAIN_ROIS
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
 from maskx_d2.runtime.configs import RENAMED_KEYS, check_yaml, is_run_config, with_new_keys
 
@@ -29,7 +30,7 @@ def check_has_keys(cfg: CfgNode) -> None:
         ValueError: the config has none of the keys of this project.
     """
     if "CLASSES_WITH_MASKS" not in cfg.DATASETS:
-        raise ValueError(
+        raise InputError(
             "the config has no DATASETS.CLASSES_WITH_MASKS, which this project's components read: call "
             "maskx_d2.add_maskx_config(cfg) after get_cfg()"
         )
@@ -41,24 +42,24 @@ def check_maskx_config(cfg: CfgNode) -> None:
     _at_least("SOLVER.CHECKPOINTS_TO_KEEP", cfg.SOLVER.CHECKPOINTS_TO_KEEP, 0)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference != 0:
-        raise ValueError(
+        raise InputError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 for a batch of your own"
         )
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(
+        raise InputError(
             "TEST.AUG.ENABLED is True, expected False with MODEL.KEYPOINT_ON: Detectron2 has it for boxes "
             "and masks alone"
         )
     ratio = cfg.DATALOADER.MASKX_DATASET_RATIO
     are_numbers = all(type(share) in (int, float) and 0 < share < math.inf for share in ratio)
     if ratio and (len(ratio) != len(cfg.DATASETS.TRAIN) or not are_numbers):
-        raise ValueError(
+        raise InputError(
             f"DATALOADER.MASKX_DATASET_RATIO is {ratio}, expected a positive number for each of the "
             f"{len(cfg.DATASETS.TRAIN)} datasets of DATASETS.TRAIN"
         )
     if ratio and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ValueError(
+        raise InputError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler': "
             "DATALOADER.MASKX_DATASET_RATIO has a sampler of its own"
         )
@@ -87,13 +88,13 @@ def check_mask_head_config(cfg: CfgNode) -> None:
     if head.NAME == "MaskXHead" and head.CLASS_EMBEDDING != "file":
         _check_roi_heads(cfg, f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}")
     if head.CLASS_EMBEDDING == "file" and not head.CLASS_EMBEDDING_FILE:
-        raise ValueError(
+        raise InputError(
             "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is 'file', but "
             "MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is empty: give a .npy file of shape "
             f"({cfg.MODEL.ROI_HEADS.NUM_CLASSES}, D)"
         )
     if "box" in head.CLASS_EMBEDDING and cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}, but with "
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True the box predictor has no regression weights "
             "of a class: use 'cls' or class-specific regression"
@@ -104,14 +105,14 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
     prefix, head = "MODEL.ROI_MASK_HEAD", cfg.MODEL.ROI_MASK_HEAD
     dropout = head.TRANSFER.EMBEDDING_DROPOUT
     if not 0 <= dropout < 1:
-        raise ValueError(
+        raise InputError(
             f"{prefix}.TRANSFER.EMBEDDING_DROPOUT is {dropout}, expected 0 or more and less than 1"
         )
     _one_of(f"{prefix}.TRAIN_ROIS", head.TRAIN_ROIS, TRAIN_ROIS)
     _at_least(f"{prefix}.ROIS_PER_IMAGE", head.ROIS_PER_IMAGE, 0)
     _one_of(f"{prefix}.TRUNK", head.TRUNK, TRUNKS)
     if head.TRUNK != "convs" and not head.NORM:
-        raise ValueError(
+        raise InputError(
             f"{prefix}.NORM is '', expected a normalisation with {prefix}.TRUNK {head.TRUNK!r}"
         )
     weights = ("PROJECTION", "KNOWN_BACKGROUND", "PAIRWISE")
@@ -121,7 +122,7 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
     used = {key: weight for key, weight in used.items() if weight > 0}
     for key in used:
         if head.TRAIN_ROIS == "ground_truth" and not key.endswith("KNOWN_BACKGROUND"):
-            raise ValueError(
+            raise InputError(
                 f"{prefix}.TRAIN_ROIS is 'ground_truth', expected 'proposals' or 'both' with {key}: where "
                 "a RoI is the box itself, that loss has nothing to say"
             )
@@ -132,7 +133,7 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
     for key, value in used.items():
         _check_roi_heads(cfg, f"{key} is {value!r}")
     if head.TRAIN_ROIS != "proposals" and roi_heads_are(cfg, "Res5ROIHeads"):
-        raise ValueError(
+        raise InputError(
             f"{prefix}.TRAIN_ROIS is {head.TRAIN_ROIS!r}, expected 'proposals' with MODEL.ROI_HEADS.NAME "
             f"{cfg.MODEL.ROI_HEADS.NAME!r}, where box and mask branch share their features"
         )
@@ -154,7 +155,7 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
         ValueError: a key does not exist, or its value is not allowed.
     """
     if not Path(config_file).is_file():
-        raise FileNotFoundError(f"config {config_file!r} is not a file")
+        raise MissingFileError(f"config {config_file!r} is not a file")
     check_yaml(Path(config_file))
     cfg = get_cfg()
     add_maskx_config(cfg)
@@ -163,11 +164,11 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     try:
         _merge_from_file(cfg, config_file)
     except (AssertionError, KeyError, yaml.YAMLError) as error:
-        raise ValueError(f"config {config_file}: {' '.join(str(error.args[0]).split())}") from error
+        raise InputError(f"config {config_file}: {' '.join(str(error.args[0]).split())}") from error
     try:
         cfg.merge_from_list(overrides or [])
     except (AssertionError, KeyError) as error:
-        raise ValueError(f"config keys {overrides}: {error.args[0]}") from error
+        raise InputError(f"config keys {overrides}: {error.args[0]}") from error
     check_maskx_config(cfg)
     return cfg
 
@@ -191,7 +192,7 @@ def _check_roi_heads(cfg: CfgNode, why: str) -> None:
     """Raise ValueError unless they are of this project, which ``why`` needs."""
     name = cfg.MODEL.ROI_HEADS.NAME
     if not roi_heads_are(cfg, "PartialSupervision"):
-        raise ValueError(f"{why}, but MODEL.ROI_HEADS.NAME is {name!r}, expected {in_place_of(name)!r}")
+        raise InputError(f"{why}, but MODEL.ROI_HEADS.NAME is {name!r}, expected {in_place_of(name)!r}")
 
 
 def roi_heads_are(cfg: CfgNode, name: str) -> bool:
@@ -204,9 +205,9 @@ def roi_heads_are(cfg: CfgNode, name: str) -> bool:
 
 def _one_of(key: str, value, allowed: tuple) -> None:
     if value not in allowed:
-        raise ValueError(f"{key} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{key} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
 def _at_least(key: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{key} is {value!r}, expected {least} or more")
+        raise InputError(f"{key} is {value!r}, expected {least} or more")

@@ -26,6 +26,7 @@ from maskx_d2.backends.detectron2.class_split import (
 from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.once_per_node import load_once_per_node
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.training_data import TrainingData
 
 
@@ -101,7 +102,7 @@ def _mapper(
         own = {} if augmentations is None else {"augmentations": list(augmentations)}
         return kind(cfg, is_train=is_train, **own)
     if augmentations is not None:
-        raise ValueError("a mapper and augmentations are given, expected one of them: a mapper has its own")
+        raise InputError("a mapper and augmentations are given, expected one of them: a mapper has its own")
     return mapper
 
 
@@ -135,7 +136,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         remove_masks(dataset, ClassHasMask(names[0], cfg.DATASETS.CLASSES_WITH_MASKS)())
     if cfg.MODEL.MASK_ON and not has_masks(dataset):
-        raise ValueError(
+        raise InputError(
             f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
             f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
         )

@@ -17,6 +17,7 @@ from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses, unpac
 from maskx_d2.backends.detectron2.partial_bit_masks import PartialBitMasks
 from maskx_d2.backends.detectron2.partial_supervision import PartialSupervision
 from maskx_d2.data.coco_problems import are_keypoints
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, open_image
 from maskx_d2.data.rle import check_rle
 
@@ -79,7 +80,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         try:
             result = super().__call__(dataset_dict)
         except (OSError, SyntaxError) as error:  # as Pillow has them
-            raise ValueError(f"{file_name} cannot be read as an image: {error}") from error
+            raise InputError(f"{file_name} cannot be read as an image: {error}") from error
         if "instances" in result and "labelled_classes" in result:
             instances, packed = result["instances"], result.pop("labelled_classes")
             instances.gt_labelled_classes = self._unpack(packed, file_name, len(instances))
@@ -91,25 +92,25 @@ class PartiallySupervisedMapper(DatasetMapper):
         try:
             check_rle(rle)
         except ValueError as error:
-            raise ValueError(f"an annotation of {file_name} {error}") from error
+            raise InputError(f"an annotation of {file_name} {error}") from error
 
     def _check_keypoints(self, keypoints: object, file_name: str) -> None:
         number = self.num_keypoints
         if are_keypoints(keypoints) and number in (None, len(keypoints) // 3):
             return
         expected = "x, y and visibility of each" + (f" of {number}" if number is not None else "")
-        raise ValueError(
+        raise InputError(
             f"{file_name} has an annotation with the keypoints {shown(keypoints)}, expected {expected}"
         )
 
     def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
         if self.expected_roi_heads is not None:
-            raise ValueError(
+            raise InputError(
                 f"{file_name} is of a dataset that does not label all classes, which MODEL.ROI_HEADS.NAME "
                 f"must be {self.expected_roi_heads!r} for"
             )
         if self.num_classes is None:
-            raise ValueError(
+            raise InputError(
                 f"{file_name} is of a dataset that does not label all classes: the mapper needs num_classes"
             )
         return LabelledClasses(unpack_classes(packed, self.num_classes), num_instances)
@@ -125,7 +126,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         annotations = [a for a in dataset_dict.pop("annotations") if not a.get("iscrowd", 0)]
         has_mask = [bool(annotation.get("segmentation")) for annotation in annotations]
         if self.expected_roi_heads is not None and not all(has_mask):
-            raise ValueError(
+            raise InputError(
                 f"{file_name} has {has_mask.count(False)} annotations without segmentation, which "
                 f"MODEL.ROI_HEADS.NAME must be {self.expected_roi_heads!r} for"
             )
@@ -133,7 +134,7 @@ class PartiallySupervisedMapper(DatasetMapper):
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
             if self.instance_mask_format == "polygon" and isinstance(annotation.get("segmentation"), dict):
-                raise ValueError(
+                raise InputError(
                     f"{file_name} has an annotation whose segmentation is RLE, but INPUT.MASK_FORMAT is "
                     "'polygon': use 'bitmask'"
                 )

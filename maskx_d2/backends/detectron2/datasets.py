@@ -21,6 +21,7 @@ from maskx_d2.data.class_names import (
 )
 from maskx_d2.data.coco_file import Annotation, CocoFile, read_coco_file
 from maskx_d2.data.coco_problems import are_keypoints
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.rle import compressed
 from maskx_d2.data.visual_genome import SPLITS, check_finished
 
@@ -36,16 +37,16 @@ def register_datasets(cfg: CfgNode) -> None:
     for entry in cfg.DATASETS.MASKX_REGISTER:
         is_list = isinstance(entry, list | tuple) and all(isinstance(item, str) for item in entry)
         if not is_list or len(entry) not in (3, 4):
-            raise ValueError(
+            raise InputError(
                 f"DATASETS.MASKX_REGISTER has the entry {entry!r}, expected "
                 "[name, annotation file, image folder] or [name, annotation file, image folder, class list]"
             )
         name, json_file, image_root, *class_list = entry
         for file in (json_file, *class_list):
             if not Path(file).is_file():
-                raise FileNotFoundError(f"DATASETS.MASKX_REGISTER: {file} of {name!r} is not a file")
+                raise MissingFileError(f"DATASETS.MASKX_REGISTER: {file} of {name!r} is not a file")
         if not Path(image_root).is_dir():
-            raise FileNotFoundError(f"DATASETS.MASKX_REGISTER: {image_root} of {name!r} is not a folder")
+            raise MissingFileError(f"DATASETS.MASKX_REGISTER: {image_root} of {name!r} is not a folder")
         if name not in DatasetCatalog:
             load = partial(_load_dataset, name, json_file, image_root, *class_list)
             DatasetCatalog.register(name, load)
@@ -54,7 +55,7 @@ def register_datasets(cfg: CfgNode) -> None:
         metadata = MetadataCatalog.get(name)
         registered = (metadata.get("json_file"), metadata.get("image_root"))
         if registered != (json_file, image_root):
-            raise ValueError(
+            raise InputError(
                 f"DATASETS.MASKX_REGISTER: {name!r} is registered already, with {registered[0]}: choose "
                 "another name"
             )
@@ -105,7 +106,7 @@ def register_visual_genome() -> None:
 
 def _must_be_there(json_file: str, where_from: str) -> None:
     if not Path(json_file).is_file():
-        raise FileNotFoundError(f"annotation file {json_file} is not a file: {where_from}")
+        raise MissingFileError(f"annotation file {json_file} is not a file: {where_from}")
 
 
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
@@ -131,7 +132,7 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
     found = [name_of_synset(category["name"]) for category in file.categories]
     if found != expected:
         differing = sum(a != b for a, b in zip(found, expected, strict=False))
-        raise ValueError(
+        raise InputError(
             f"annotation file {json_file} has {len(found)} classes, of which {differing} are not those of "
             f"the list of {len(expected)} that {name!r} is registered with: register it by "
             "DATASETS.MASKX_REGISTER under another name"
@@ -143,7 +144,7 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
     _must_be_there(json_file, "datasets/README.md tells where it comes from")
     file = read_coco_file(Path(json_file))
     if file.class_names != coco_class_names():
-        raise ValueError(f"annotation file {json_file} has other classes, expected COCO's 80")
+        raise InputError(f"annotation file {json_file} has other classes, expected COCO's 80")
     return _records(name, json_file, file, image_root)
 
 
@@ -175,7 +176,7 @@ def _records(name: str, json_file: str, file: CocoFile, image_root: str) -> list
 
 def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str) -> dict:
     if annotation.ignore:
-        raise ValueError(
+        raise InputError(
             f"annotation file {json_file}: annotation {annotation.id} has ignore {annotation.ignore!r}, "
             "expected none or 0: Detectron2 has no such instances, iscrowd is for regions to ignore"
         )

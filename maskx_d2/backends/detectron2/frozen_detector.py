@@ -8,6 +8,7 @@ from torch import nn
 
 from maskx_d2.backends.detectron2.config import in_place_of
 from maskx_d2.backends.detectron2.partial_supervision import PartialSupervision
+from maskx_d2.data.errors import InputError
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,12 +31,12 @@ class FrozenDetectorRCNN(GeneralizedRCNN):
         super().__init__(**kwargs)
         if not isinstance(self.roi_heads, PartialSupervision):
             name = type(self.roi_heads).__name__
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_HEADS.NAME is {name!r}, but MODEL.META_ARCHITECTURE 'FrozenDetectorRCNN' needs "
                 f"{in_place_of(name)!r}"
             )
         if not self.roi_heads.mask_on:
-            raise ValueError(
+            raise InputError(
                 "MODEL.MASK_ON is False, but MODEL.META_ARCHITECTURE 'FrozenDetectorRCNN' trains the "
                 "mask head"
             )
@@ -58,7 +59,7 @@ class FrozenDetectorRCNN(GeneralizedRCNN):
     def forward(self, batched_inputs: list[dict]):
         """See ``GeneralizedRCNN.forward``; in training the only loss is ``loss_mask``."""
         if self.training and self._missing_weights:
-            raise ValueError(
+            raise InputError(
                 "MODEL.META_ARCHITECTURE 'FrozenDetectorRCNN' trains the mask head of a trained "
                 f"detector, but MODEL.WEIGHTS holds no weights for {len(self._missing_weights)} of its "
                 f"parameters, {self._missing_weights[0]} among them: give the checkpoint of stage 1"

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskx_d2.data.errors import InputError
+
 
 class ImageField:
     """
@@ -53,7 +55,7 @@ class ImageField:
             both = (first.value, field.value)
             are_tensors = all(isinstance(value, Tensor) for value in both)
             if both[0] is not both[1] and not (are_tensors and torch.equal(*both)):
-                raise ValueError(
+                raise InputError(
                     f"a {type(first).__name__} is one for all instances of an image, expected no instances "
                     "of images that differ in it"
                 )

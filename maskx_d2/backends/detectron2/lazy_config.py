@@ -23,6 +23,7 @@ from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator
 from maskx_d2.backends.detectron2.mask_head import MaskXHead
 from maskx_d2.backends.detectron2.roi_crops import ToRGB
 from maskx_d2.backends.detectron2.roi_heads import side_behind_res5
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.method import BoxSupervision, Hourglass, build_mask_predictor
 
@@ -42,7 +43,7 @@ def load_lazy_config(path: str | Path, overrides: Sequence = ()) -> DictConfig:
         FileNotFoundError: there is no such file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config {str(path)!r} is not a file")
+        raise MissingFileError(f"config {str(path)!r} is not a file")
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
     return LazyConfig.apply_overrides(
         LazyConfig.load(str(path)), [f"{key}={value}" for key, value in pairs]
@@ -88,11 +89,11 @@ def partially_supervise(
     heads, train = model.roi_heads, dataloader.train
     if heads._target_ not in _ROI_HEADS:
         expected = ", ".join(kind.__name__ for kind in _ROI_HEADS)
-        raise ValueError(f"model.roi_heads is a {heads._target_}, expected one of {expected}")
+        raise InputError(f"model.roi_heads is a {heads._target_}, expected one of {expected}")
     is_shared = heads._target_ is Res5ROIHeads
     test_dataset, *others = dataset_names(dataloader.test.dataset.names)
     if others:
-        raise ValueError(
+        raise InputError(
             f"dataloader.test.dataset.names are {[test_dataset, *others]}, expected one: Detectron2's "
             "evaluator is for one dataset"
         )
@@ -147,7 +148,7 @@ def partially_supervise(
 def _use_hourglass(heads: DictConfig, name: str, channels: int, norm: str) -> None:
     head, old = heads.mask_head, heads.mask_head.input_shape
     if "mask_pooler" not in heads:
-        raise ValueError(
+        raise InputError(
             f"trunk is {name!r}, expected 'convs' where box and mask branch share their features"
         )
     heads.mask_pooler.output_size = HOURGLASS_SIDE

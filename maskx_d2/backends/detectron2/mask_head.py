@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskx_d2.backends.detectron2.config import check_mask_head_config, roi_heads_are
 from maskx_d2.backends.detectron2.roi_crops import average_to_cells, covered_cells
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
     BoxPredictorWeights,
@@ -64,7 +65,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         """
         if hourglass is not None:
             if len(conv_dims) != 1:
-                raise ValueError(f"conv_dims is {conv_dims}, expected one number with an hourglass")
+                raise InputError(f"conv_dims is {conv_dims}, expected one number with an hourglass")
             hourglass.check_side(input_shape.height)
             input_shape = ShapeSpec(
                 channels=hourglass.out_channels, height=input_shape.height, width=input_shape.width
@@ -81,7 +82,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         check_mask_head_config(cfg)
         head = cfg.MODEL.ROI_MASK_HEAD
         if not isinstance(input_shape, ShapeSpec):
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}, but MaskXHead needs a pooler"
             )
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -132,7 +133,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         found = sum(t.shape[1] for t in embeddings.tensors())
         expected = self.predictor.transfer[0].in_features
         if found != expected:
-            raise ValueError(
+            raise InputError(
                 f"the weight transfer function reads class embeddings of width {expected}, but those of "
                 f"the box predictor have {found}"
             )
@@ -260,7 +261,7 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
         (``num_classes``, D) float32.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING_FILE is {path!r}, which is not a file: "
             "maskx embeddings writes one"
         )
@@ -268,17 +269,17 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
         # Mapped, so that a header cannot ask for memory that the file has not.
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # whatever a file that is none makes NumPy stumble over
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     if not isinstance(table, np.ndarray):
-        raise ValueError(f"{path} holds several arrays, expected a .npy file of one")
+        raise InputError(f"{path} holds several arrays, expected a .npy file of one")
     if table.ndim != 2 or len(table) != num_classes or not np.issubdtype(table.dtype, np.number):
-        raise ValueError(
+        raise InputError(
             f"{path} holds {table.dtype} of shape {table.shape}, expected numbers of shape "
             f"({num_classes}, D) for MODEL.ROI_HEADS.NUM_CLASSES {num_classes}"
         )
     numbers = torch.from_numpy(np.array(table, np.float32))
     if not numbers.isfinite().all():
-        raise ValueError(f"{path} has numbers that are NaN or infinite")
+        raise InputError(f"{path} has numbers that are NaN or infinite")
     return numbers
 
 

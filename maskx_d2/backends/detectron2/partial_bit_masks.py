@@ -8,6 +8,8 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 
+from maskx_d2.data.errors import InputError
+
 
 class PartialBitMasks(BitMasks):
     """
@@ -70,7 +72,7 @@ class PartialBitMasks(BitMasks):
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """See ``BitMasks``."""
         if len(boxes) != len(self):
-            raise ValueError(f"there are {len(boxes)} boxes, expected one for each of {len(self)} masks")
+            raise InputError(f"there are {len(boxes)} boxes, expected one for each of {len(self)} masks")
         if len(self.masks) == 0:
             return self.masks.new_zeros(len(self), mask_size, mask_size)
         # RoIAlign takes the RoIs of many images. The masks are its images.

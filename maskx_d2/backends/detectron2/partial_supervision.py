@@ -26,6 +26,7 @@ from maskx_d2.backends.detectron2.mask_rois import (
     select_mask_rois,
 )
 from maskx_d2.backends.detectron2.roi_crops import ToRGB
+from maskx_d2.data.errors import InputError
 
 
 class PartialSupervision(ROIHeads):
@@ -67,7 +68,7 @@ class PartialSupervision(ROIHeads):
         """
         super().__init__(**kwargs)
         if train_rois not in TRAIN_ROIS or rois_per_image < 0:
-            raise ValueError(
+            raise InputError(
                 f"train_rois is {train_rois!r} and rois_per_image {rois_per_image}, expected one of "
                 f"{TRAIN_ROIS} and 0 or more"
             )
@@ -86,7 +87,7 @@ class PartialSupervision(ROIHeads):
         self._masks_learn_from_boxes = supervision is not None
         self._needs_colours = supervision is not None and supervision.needs_colours
         if self._needs_colours and to_rgb is None:
-            raise ValueError("to_rgb is None, expected ToRGB for the pairwise loss of the box supervision")
+            raise InputError("to_rgb is None, expected ToRGB for the pairwise loss of the box supervision")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
@@ -177,7 +178,7 @@ class PartialSupervision(ROIHeads):
             return
         for predictor in self.box_predictors:
             if not isinstance(predictor, PartiallyLabelledFastRCNNOutputLayers):
-                raise ValueError(
+                raise InputError(
                     f"box_predictor is a {type(predictor).__name__}, expected a "
                     "PartiallyLabelledFastRCNNOutputLayers for images that are labelled in part"
                 )
@@ -204,7 +205,7 @@ def _for_partial_labels(cfg: CfgNode, predictor):
     gathered = cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION
     if type(predictor) is not FastRCNNOutputLayers:
         if gathered and not isinstance(predictor, GatheredFastRCNNOutputLayers):
-            raise ValueError(
+            raise InputError(
                 "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True, but the box predictor is a "
                 f"{type(predictor).__name__}, expected Detectron2's FastRCNNOutputLayers"
             )

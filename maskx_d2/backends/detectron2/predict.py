@@ -30,6 +30,7 @@ from maskx_d2.backends.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.backends.detectron2.datasets import register_datasets
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
@@ -74,7 +75,7 @@ class Detectron2Detector(Detector):
         check_weights(weights)
         classes = classes_of_weights(weights) or _classes_of_config(cfg) or _classes_of_dataset(cfg)
         if len(classes.names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the checkpoint "
                 f"{weights} knows {len(classes.names)} classes"
             )
@@ -98,7 +99,7 @@ class Detectron2Detector(Detector):
         """
         for name in ("model", "dataloader"):
             if name not in config:
-                raise ValueError(f"the LazyConfig has no {name!r}, expected one with model and dataloader")
+                raise InputError(f"the LazyConfig has no {name!r}, expected one with model and dataloader")
         check_weights(weights)
         classes = classes_of_weights(weights) or _classes_of_lazy_config(config, weights)
         model = instantiate(config.model)
@@ -133,7 +134,7 @@ class Detectron2Detector(Detector):
     ) -> list[list[PredictedMask | None]]:
         model = self._model
         if not isinstance(model, GeneralizedRCNN) or not getattr(model.roi_heads, "mask_on", True):
-            raise ValueError(
+            raise InputError(
                 f"the model is a {type(model).__name__} without a mask head, expected a GeneralizedRCNN "
                 "with one"
             )
@@ -186,7 +187,7 @@ def _classes_of_dataset(cfg: CfgNode) -> KnownClasses:
     register_datasets(cfg)
     datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not datasets:
-        raise ValueError("DATASETS.TEST is empty, expected the dataset whose classes the model knows")
+        raise InputError("DATASETS.TEST is empty, expected the dataset whose classes the model knows")
     check_num_classes(cfg, datasets[0])
     names = class_names(datasets[0])
     check_classes_of_weights(cfg.MODEL.WEIGHTS, names)

@@ -8,6 +8,8 @@ from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from detectron2.structures.boxes import pairwise_intersection
 from torch import Tensor
 
+from maskx_d2.data.errors import InputError
+
 
 class ToRGB:
     """Turns an image that Detectron2 has normalised for a model back into colours."""
@@ -19,7 +21,7 @@ class ToRGB:
             image_format: as in INPUT.FORMAT, ``"RGB"`` or ``"BGR"``.
         """
         if image_format not in ("RGB", "BGR"):
-            raise ValueError(
+            raise InputError(
                 f"INPUT.FORMAT is {image_format!r}, expected 'RGB' or 'BGR' for colours of images"
             )
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std

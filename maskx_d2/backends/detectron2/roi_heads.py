@@ -14,6 +14,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from maskx_d2.backends.detectron2.partial_supervision import PartialSupervision
+from maskx_d2.data.errors import InputError
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -74,7 +75,7 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         """
         super().__init__(**kwargs)
         if self.train_rois != "proposals":
-            raise ValueError(
+            raise InputError(
                 f"train_rois is {self.train_rois!r}, expected 'proposals' where box and mask branch share "
                 "their features"
             )

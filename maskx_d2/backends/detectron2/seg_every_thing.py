@@ -17,6 +17,7 @@ from maskx_d2.backends.detectron2.class_split import category_ids, class_names
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.data.class_names import read_class_names
 from maskx_d2.data.class_splits import classes_with_masks as split_indices
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_json, write_text
 from maskx_d2.runtime.configs import config_file
 
@@ -105,7 +106,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
         isinstance(name, str) and isinstance(blob, np.ndarray | np.generic | int | float)
         for name, blob in blobs.items()
     ):
-        raise ValueError(f"checkpoint {path} has no 'blobs', expected one of Caffe2's Detectron")
+        raise InputError(f"checkpoint {path} has no 'blobs', expected one of Caffe2's Detectron")
     cut = {name.removesuffix(_BACKUP): blob for name, blob in blobs.items() if name.endswith(_BACKUP)}
     blobs = {name: blob for name, blob in {**blobs, **cut}.items() if not _UNUSED.fullmatch(name)}
     settings = content.get("cfg")
@@ -116,7 +117,7 @@ def _config(path: Path, blobs: dict[str, np.ndarray], settings: str) -> CfgNode:
     """For the sizes of the blobs."""
     blocks = _count(blobs, r"res4_\d+_branch2a_w")
     if blocks not in _DEPTHS:
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} has {blocks} blocks in res4, expected one of {', '.join(map(str, _DEPTHS))}"
         )
     num_classes, feature_dim = blobs["cls_score_w"].shape[0] - 1, blobs["fc7_w"].shape[0]
@@ -124,7 +125,7 @@ def _config(path: Path, blobs: dict[str, np.ndarray], settings: str) -> CfgNode:
     embeddings = {feature_dim: "cls", 4 * feature_dim: "box", 5 * feature_dim: "cls+box"}
     hidden_dim, embedding_dim = np.atleast_2d(blobs[first]).shape[:2]
     if embedding_dim not in embeddings:
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} has a weight transfer function of embeddings of {embedding_dim} numbers, "
             f"expected one of {', '.join(map(str, embeddings))}: weights of its box predictor"
         )
@@ -171,11 +172,11 @@ def _class_names(cfg: CfgNode, classes: Path | None) -> list[str]:
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if classes is None:
         if num_classes not in _DATASETS:
-            raise ValueError(f"the model has {num_classes} classes, expected --classes with their names")
+            raise InputError(f"the model has {num_classes} classes, expected --classes with their names")
         return class_names(_DATASETS[num_classes])
     names = read_class_names(classes)
     if len(names) != num_classes:
-        raise ValueError(f"{classes} has {len(names)} classes, expected the model's {num_classes}")
+        raise InputError(f"{classes} has {len(names)} classes, expected the model's {num_classes}")
     return names
 
 
@@ -239,4 +240,4 @@ def _check_blobs(
         if names
     ]
     if said:
-        raise ValueError(f"checkpoint {path} has not the blobs of seg_every_thing; {'; '.join(said)}")
+        raise InputError(f"checkpoint {path} has not the blobs of seg_every_thing; {'; '.join(said)}")

@@ -23,6 +23,7 @@ from maskx_d2.backends.torchvision.callbacks import (
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.model import option_defaults
 from maskx_d2.backends.torchvision.training import TrainingModule, check_model, training_defaults
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import real_path
 from maskx_d2.evaluation.run_files import EVALUATION_FILES, RUN_FILES, contents, log_file
 from maskx_d2.runtime.checkpoints import read_checkpoint
@@ -97,15 +98,15 @@ class CommandLine(LightningCLI):
     def _check_checkpoint(self, config: Namespace) -> None:
         if config.ckpt_path is None:
             if self.config.subcommand == "validate":
-                raise ValueError("--ckpt_path is not given, expected the checkpoint to evaluate")
+                raise InputError("--ckpt_path is not given, expected the checkpoint to evaluate")
             return
         config.weights_only = True
         # Before Lightning makes a model by what is in it.
         checkpoint = read_checkpoint(config.ckpt_path)
         if "pytorch-lightning_version" not in checkpoint:
-            raise ValueError(f"--ckpt_path {config.ckpt_path} is of no run of this backend")
+            raise InputError(f"--ckpt_path {config.ckpt_path} is of no run of this backend")
         if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
-            raise ValueError(
+            raise InputError(
                 f"--ckpt_path {config.ckpt_path} holds weights alone, expected last.ckpt, with the state "
                 "of its training"
             )
@@ -140,7 +141,7 @@ def _check_not_overruled(options: dict, of_checkpoint: dict) -> None:
             continue
         given, kept = _plain(value), _plain(of_checkpoint[name])
         if given not in (kept, _plain(defaults[name])):
-            raise ValueError(
+            raise InputError(
                 f"--model.{name} is {given!r}, but the checkpoint goes on with {kept!r}: leave it out, or "
                 "start a new run"
             )
@@ -156,7 +157,7 @@ def _check_folder(folder: Path, checkpoint: str | None) -> None:
     earlier = checkpoints_of_run(folder)
     if not earlier or (checkpoint is not None and real_path(checkpoint).parent == real_path(folder)):
         return
-    raise ValueError(
+    raise InputError(
         f"{folder} holds {earlier[0].name} of an earlier run: go on with it by --ckpt_path "
         f"{folder / 'last.ckpt'}, give another --trainer.default_root_dir, or --overwrite=true"
     )
@@ -176,7 +177,7 @@ def main(arguments: list[str]) -> None:
     try:
         _run(arguments)
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def _run(arguments: list[str]) -> None:

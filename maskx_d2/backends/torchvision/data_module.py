@@ -20,6 +20,7 @@ from maskx_d2.backends.torchvision.dataset import (
 from maskx_d2.data import class_splits
 from maskx_d2.data.coco_file import CocoFile, read_categories, read_coco_file
 from maskx_d2.data.coco_json import category_names, read_coco
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, check_images_exist
 from maskx_d2.data.records import Records
 from maskx_d2.data.training_data import TrainingData
@@ -97,7 +98,7 @@ class CocoDataModule(LightningDataModule):
         def load() -> tuple[Records, None]:
             file = read_coco_file(Path(self.val_json))
             if self.class_names != file.class_names:
-                raise ValueError(f"the categories of {self.val_json} are not those of {self.train_json}")
+                raise InputError(f"the categories of {self.val_json} are not those of {self.train_json}")
             check_images_exist(Path(self.val_images) / image.file_name for image in file.images)
             return read_records(file), None
 
@@ -153,7 +154,7 @@ class CocoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset, _ = self._training
         if len(dataset) == 0:
-            raise ValueError(f"{self.train_json} has no image with an object, expected one at least")
+            raise InputError(f"{self.train_json} has no image with an object, expected one at least")
         trainer = self.trainer
         images_done = trainer.global_step * trainer.accumulate_grad_batches * self.batch_size
         sampler = ShuffledStream(

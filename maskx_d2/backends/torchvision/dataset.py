@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from maskx_d2.backends.torchvision.roi_heads import Target
 from maskx_d2.data.coco_file import Annotation, CocoFile, Image
+from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
 from maskx_d2.data.records import Records
 from maskx_d2.data.rle import compressed
@@ -72,7 +73,7 @@ class PartiallySupervisedCoco(Dataset):
             max_megapixels: larger images cannot be read.
         """
         if not image_root.is_dir():
-            raise FileNotFoundError(f"image folder {image_root} is not a folder")
+            raise MissingFileError(f"image folder {image_root} is not a folder")
         self.image_root = image_root
         self.transforms = transforms
         self.max_megapixels = max_megapixels
@@ -88,7 +89,7 @@ class PartiallySupervisedCoco(Dataset):
         image = v2.functional.to_image(read_image(path, max_megapixels=self.max_megapixels))
         height, width = image.shape[-2:]
         if difference := size_difference((width, height), msgspec.structs.asdict(record.image)):
-            raise ValueError(f"{path} {difference}")
+            raise InputError(f"{path} {difference}")
         boxes = torch.from_numpy(record.boxes)
         boxes[:, 2:] += boxes[:, :2]
         masks = np.zeros((len(boxes), height, width), dtype=np.uint8)

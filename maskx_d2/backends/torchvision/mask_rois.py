@@ -7,6 +7,8 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import roi_align
 
+from maskx_d2.data.errors import InputError
+
 Target = dict[str, Tensor]
 TRAIN_ROIS = ("proposals", "ground_truth", "both")
 
@@ -128,17 +130,17 @@ def has_mask(target: Target) -> Tensor:
     """
     num_boxes = len(target["boxes"])
     if "masks" in target and len(target["masks"]) != num_boxes:
-        raise ValueError(
+        raise InputError(
             f"a target has {len(target['masks'])} masks, expected one for each of its {num_boxes} boxes"
         )
     if "has_mask" not in target:
         return torch.full((num_boxes,), "masks" in target, device=target["boxes"].device)
     given = target["has_mask"]
     if given.dtype != torch.bool or given.shape != (num_boxes,):
-        raise ValueError(
+        raise InputError(
             f"has_mask of a target is {given.dtype} of shape {tuple(given.shape)}, "
             f"expected torch.bool of shape ({num_boxes},)"
         )
     if "masks" not in target and given.any():
-        raise ValueError("a target has has_mask, but no masks, expected masks where has_mask is true")
+        raise InputError("a target has has_mask, but no masks, expected masks where has_mask is true")
     return given

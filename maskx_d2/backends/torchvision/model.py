@@ -21,6 +21,7 @@ from typing_extensions import TypedDict, Unpack
 
 from maskx_d2.backends.torchvision.ranges import check_ranges
 from maskx_d2.backends.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
+from maskx_d2.data.errors import InputError
 from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor, expected_iou
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -230,7 +231,7 @@ def maskx_rcnn_resnet_fpn(
     _one_of("depth", depth, DEPTHS)
     _one_of("trunk", trunk, TRUNKS)
     if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}, expected the background and one class at least")
+        raise InputError(f"num_classes is {num_classes}, expected the background and one class at least")
     backbone = _backbone(
         depth=depth,
         weights=weights_backbone,
@@ -243,7 +244,7 @@ def maskx_rcnn_resnet_fpn(
         sizes = tuple(tuple(of_level) for of_level in anchor_sizes)
         num_levels = len(returned_layers) + 1
         if len(sizes) != num_levels:
-            raise ValueError(
+            raise InputError(
                 f"anchor_sizes has {len(sizes)} entries, expected one for each of the {num_levels} FPN "
                 "levels"
             )
@@ -302,9 +303,9 @@ def _box_supervision(options: dict[str, float], train_rois: str) -> BoxSupervisi
     try:
         supervision = BoxSupervision(**options)
     except TypeError as error:
-        raise ValueError(f"box_supervision is {options}: {error}") from error
+        raise InputError(f"box_supervision is {options}: {error}") from error
     if not supervision.weights:
-        raise ValueError(f"box_supervision is {options}, expected a weight above 0 or None")
+        raise InputError(f"box_supervision is {options}, expected a weight above 0 or None")
     supervision.check_rois(train_rois)
     return supervision
 
@@ -369,4 +370,4 @@ def _initialize_box_branch(box_head: TwoMLPHead, box_predictor: FastRCNNPredicto
 
 def _one_of(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from maskx_d2.backends.torchvision.detections import binary_masks, coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN
 from maskx_d2.backends.torchvision.training import TrainingModule
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
@@ -51,7 +52,7 @@ class TorchvisionDetector(Detector):
         self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
     ) -> list[list[PredictedMask]]:
         if not isinstance(self._model, MaskXRCNN):
-            raise ValueError("the model has no mask head: it was trained with predictor=null")
+            raise InputError("the model has no mask head: it was trained with predictor=null")
         labels = {category_id: label for label, category_id in enumerate(self._category_ids, start=1)}
         found = self._model.masks_in_boxes(
             [self._pixels(image) for image in images],

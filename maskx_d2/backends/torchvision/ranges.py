@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from maskx_d2.data.errors import InputError
+
 
 @dataclass(frozen=True)
 class _Range:
@@ -74,8 +76,8 @@ def check_ranges(options: Mapping[str, object]) -> None:
     for name, allowed in _RANGES.items():
         value = options.get(name)
         if value is not None and not allowed.has(value):
-            raise ValueError(f"{name} is {repr(value)[:100]}, expected {allowed.describe()}")
+            raise InputError(f"{name} is {repr(value)[:100]}, expected {allowed.describe()}")
     sizes = _Range(1, 100_000, (1, 100))
     for of_level in options.get("anchor_sizes") or ():
         if not sizes.has(of_level):
-            raise ValueError(f"anchor_sizes has {repr(of_level)[:100]}, expected {sizes.describe()}")
+            raise InputError(f"anchor_sizes has {repr(of_level)[:100]}, expected {sizes.describe()}")

@@ -15,6 +15,7 @@ from maskx_d2.backends.torchvision.mask_rois import (
     select_instances,
     select_mask_rois,
 )
+from maskx_d2.data.errors import InputError
 from maskx_d2.method import (
     BoxPredictorEmbeddings,
     BoxPredictorWeights,
@@ -118,9 +119,9 @@ class MaskXRoIHeads(RoIHeads):
             **kwargs,
         )
         if train_rois not in TRAIN_ROIS:
-            raise ValueError(f"train_rois is {train_rois!r}, expected one of {TRAIN_ROIS}")
+            raise InputError(f"train_rois is {train_rois!r}, expected one of {TRAIN_ROIS}")
         if rois_per_image < 0:
-            raise ValueError(f"rois_per_image is {rois_per_image}, expected 0 or more")
+            raise InputError(f"rois_per_image is {rois_per_image}, expected 0 or more")
         self.mask_box_supervision = mask_box_supervision
         self.train_rois = train_rois
         self.rois_per_image = rois_per_image
@@ -172,7 +173,7 @@ class MaskXRoIHeads(RoIHeads):
             self.add_masks(detections, features, image_shapes)
             return detections, losses
         if targets is None:
-            raise ValueError("targets is None, expected a target for each image in training")
+            raise InputError("targets is None, expected a target for each image in training")
         include_box_only = self.mask_box_supervision is not None
         if self.detector_is_frozen and not include_box_only:
             targets = [select_instances(target, has_mask(target)) for target in targets]

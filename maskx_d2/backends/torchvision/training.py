@@ -16,6 +16,7 @@ from torch import Tensor
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
 from maskx_d2.data.coco_json import instance_counts
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
 from maskx_d2.evaluation.average_precision import class_precisions
 from maskx_d2.evaluation.run_files import (
@@ -93,7 +94,7 @@ class TrainingModule(LightningModule):
             )
         if detector is not None:
             if not isinstance(self.model, MaskXRCNN):
-                raise ValueError(
+                raise InputError(
                     f"detector is {detector!r}, but predictor is None: there is nothing to train on it"
                 )
             self.model.freeze_detector()
@@ -117,7 +118,7 @@ class TrainingModule(LightningModule):
         module.load_state_dict(checkpoint["state_dict"])
         trained_with_masks = checkpoint.get(TRAINED_WITH_MASKS, module.trained_with_masks)
         if not are_classes(module.hparams.class_names, module.hparams.category_ids, trained_with_masks):
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {path} has {TRAINED_WITH_MASKS} {shown(trained_with_masks)}, expected indices "
                 f"of its {len(module.hparams.class_names)} classes"
             )
@@ -130,7 +131,7 @@ class TrainingModule(LightningModule):
         data = self.trainer.datamodule
         learns_masks = stage == "fit" and isinstance(self.model, MaskXRCNN)
         if learns_masks and data is not None and not data.has_masks:
-            raise ValueError(
+            raise InputError(
                 f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
                 f"{data.split!r} leaves, expected one at least to learn masks from"
             )
@@ -256,22 +257,22 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
     """
     for part in ("hyper_parameters", "state_dict"):
         if not isinstance(checkpoint.get(part), dict):
-            raise ValueError(f"checkpoint {path} has no {part!r}, expected one written by this backend")
+            raise InputError(f"checkpoint {path} has no {part!r}, expected one written by this backend")
     known = training_defaults()
     options = {}
     for name, value in checkpoint["hyper_parameters"].items():
         if name in known and _is_plain(value):
             options[name] = value
         elif value is not None and name != "_instantiator":  # earlier versions wrote None for modules
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {path} is of another model, expected one written by this backend: it has "
                 f"the option {name!r} of {shown(value)}"
             )
     classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
     if not are_classes(*classes):
-        raise ValueError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
+        raise InputError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
     if options.get("weights_backbone") is not None:
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} has weights_backbone {options['weights_backbone']!r}, expected none: a "
             "checkpoint has its weights"
         )
@@ -300,10 +301,10 @@ def check_model(path: str | Path, checkpoint: dict) -> dict:
             expected = TrainingModule(**options).state_dict()
         check_state("it", found, expected)
         if more := found.keys() - expected.keys():
-            raise ValueError(f"it has {len(more)} parameters more, {shown(min(more, key=str))} among them")
+            raise InputError(f"it has {len(more)} parameters more, {shown(min(more, key=str))} among them")
     except Exception as error:  # whatever options make torchvision stumble that no one has checked
         reason = str(error).split("\n", 1)[0][:300]
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} is of another model, expected one written by this backend: {reason}"
         ) from error
     check_finite(path, found)
@@ -343,7 +344,7 @@ def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str]
         check_classes(path, list(hyper_parameters(path, checkpoint)["class_names"]), class_names)
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, dict):
-        raise ValueError(f"detector {path} has no parameters, expected those of a detector")
+        raise InputError(f"detector {path} has no parameters, expected those of a detector")
     state = {str(name).removeprefix("model."): value for name, value in state.items()}
     expected = {n: v for n, v in model.state_dict().items() if not n.startswith("roi_heads.mask_")}
     check_state(f"detector {path}", state, expected)

@@ -1,0 +1,13 @@
+"""``InputError``: what the user can mend."""
+
+
+class InputError(ValueError):
+    """
+    Something that the user gave cannot be used: a file, an option or a config key. Its message is one
+    sentence that names it, what was found and what was expected. Commands show that sentence and end with
+    status 2; any other exception is a fault, with status 3.
+    """
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file or folder that the user named does not exist."""

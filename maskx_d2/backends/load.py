@@ -5,7 +5,7 @@ from pathlib import Path
 
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.inference.detector import Detector
-from maskx_d2.runtime.optional_packages import need_detectron2
+from maskx_d2.runtime.optional_packages import need, need_detectron2
 
 
 def load_detector(
@@ -43,6 +43,7 @@ def load_detector(
         )
     if overrides:
         raise InputError("--opts are config keys, expected --config-file too")
+    need("a .ckpt of the torchvision backend", "lightning")
     from maskx_d2.backends.torchvision.predict import TorchvisionDetector
 
     return TorchvisionDetector(Path(weights))

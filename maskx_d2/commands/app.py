@@ -13,7 +13,7 @@ from maskx_d2.commands.options import (
     at_least,
 )
 from maskx_d2.data.errors import InputError
-from maskx_d2.runtime.optional_packages import need_gradio
+from maskx_d2.runtime.optional_packages import DRAWING, need
 
 _NUM_EXAMPLES = 6
 
@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    need_gradio("maskx app")
+    need("maskx app", "gradio", *DRAWING)
     from maskx_d2.backends.load import load_detector
     from maskx_d2.inference.predict import find_images
 

@@ -11,6 +11,7 @@ from maskx_d2.commands.options import (
     from_0_to_1,
 )
 from maskx_d2.data.errors import InputError
+from maskx_d2.runtime.optional_packages import REPORTS, need
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -62,6 +63,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    need("maskx compare", *REPORTS)
     from maskx_d2.data.files import write_text
     from maskx_d2.evaluation.comparison import compare_groups, compare_runs, markdown_report
     from maskx_d2.evaluation.report import html_report

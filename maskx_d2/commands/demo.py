@@ -5,7 +5,13 @@ import sys
 from importlib import import_module
 
 from maskx_d2.commands.options import DEMO_FOLDER, add_output_folder, at_least
-from maskx_d2.runtime.optional_packages import has_detectron2, need_detectron2
+from maskx_d2.runtime.optional_packages import (
+    REPORTS,
+    TORCHVISION_TRAINING,
+    has_detectron2,
+    need,
+    need_detectron2,
+)
 
 BACKENDS = ("detectron2", "torchvision")
 
@@ -50,11 +56,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskx_d2.demo import run as demo
-
     if args.backend == "detectron2":
         need_detectron2("maskx demo --backend detectron2")
     backend = args.backend or ("detectron2" if has_detectron2() else "torchvision")
+    need("maskx demo", *REPORTS, *(TORCHVISION_TRAINING if backend == "torchvision" else ()))
+    from maskx_d2.demo import run as demo
+
     print(f"Training with {backend}.", file=sys.stderr)
     demo.run_demo(
         args.output,

@@ -18,7 +18,7 @@ from maskx_d2.commands.options import (
     add_ray,
     from_0_to_1,
 )
-from maskx_d2.runtime.optional_packages import need_ray
+from maskx_d2.runtime.optional_packages import need
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -56,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    need("maskx fill-masks", "contourpy")
     from maskx_d2.inference.fill_masks import fill_masks, summary
 
     if args.ray is None:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         bar = partial(tqdm, unit="image", file=sys.stderr)
         find = partial(find_masks, progress=bar)
     else:
-        need_ray("maskx fill-masks --ray")
+        need("maskx fill-masks --ray", "ray")
         from maskx_d2.inference.ray_data import find_masks_on_ray
 
         find = partial(find_masks_on_ray, address=args.ray)

@@ -22,7 +22,7 @@ from maskx_d2.commands.options import (
 )
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.printable import printable
-from maskx_d2.runtime.optional_packages import need_ray
+from maskx_d2.runtime.optional_packages import DRAWING, need
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -83,11 +83,14 @@ def _predict(args: argparse.Namespace) -> None:
     from maskx_d2.runtime.logs import log_to_file
 
     refuse_addresses(*args.images, args.output)
+    need("maskx predict", *DRAWING)
     output = Path(args.output)
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
+    if videos:
+        need("maskx predict with a video", "av")
     for name, count in Counter(video.stem for video in videos).items():
         if count > 1:
             raise InputError(f"{count} videos are named {name!r}, expected one: give them an --output each")
@@ -118,7 +121,7 @@ def _predict(args: argparse.Namespace) -> None:
                     **options,
                 )
                 said.append(f"{lines.with_suffix('.mp4')}, what was found in its frames in {lines}")
-            except ValueError as error:
+            except InputError as error:
                 if len(found) == 1:
                     raise
                 failed.append(str(error))
@@ -139,7 +142,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _predict_on_ray(args: argparse.Namespace) -> None:
-    need_ray("maskx predict --ray")
+    need("maskx predict --ray", "ray")
     from maskx_d2.data.addresses import file_in
     from maskx_d2.inference.ray_data import DETECTIONS_FOLDER, find_images, predict_on_ray
     from maskx_d2.inference.video import VIDEO_SUFFIXES

@@ -2,6 +2,8 @@
 
 import argparse
 
+from maskx_d2.runtime.optional_packages import TORCHVISION_TRAINING, need
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     commands.add_parser(
@@ -13,6 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """All options belong to Lightning's command line, ``--help`` too."""
+    need("maskx torchvision", *TORCHVISION_TRAINING)
     from maskx_d2.backends.torchvision.command_line import main
 
     main(args.arguments)

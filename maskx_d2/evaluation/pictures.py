@@ -1,7 +1,6 @@
 """Pictures of detections: masks, boxes, names and scores, coloured by what their class was trained with."""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,6 @@ import pycocotools.mask as mask_util
 from PIL import Image, ImageDraw, ImageFont
 
 from maskx_d2.data.printable import printable
-
-with warnings.catch_warnings():
-    # It advises OpenCV, without which pictures take as long.
-    warnings.filterwarnings("ignore", "OpenCV")
-    import supervision
 
 # Warm and cold ones, so that the sides stay apart and neighbours of one side do.
 WITH_MASKS_COLOURS = ((255, 140, 0), (226, 60, 30), (255, 221, 51), (158, 84, 16), (255, 190, 140))
@@ -60,6 +54,8 @@ def draw_detections(
         A new RGB picture. Boxes of the best detections are drawn on top, and the smallest masks. Detections
         of one side whose boxes overlap differ in colour; labels make room for each other.
     """
+    import supervision  # not everybody who uses this module draws
+
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     if not detections:

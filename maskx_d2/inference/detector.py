@@ -4,13 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
-from maskx_d2.evaluation.pictures import ClassStyle, supervision
+from maskx_d2.evaluation.pictures import ClassStyle
+from maskx_d2.runtime.optional_packages import need
+
+if TYPE_CHECKING:
+    import supervision
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Detector(ABC):
         *,
         min_score: float = 0.5,
         max_megapixels: float = MAX_MEGAPIXELS,
-    ) -> supervision.Detections:
+    ) -> "supervision.Detections":
         """
         Args:
             image: or the file that it is in.
@@ -84,8 +89,11 @@ class Detector(ABC):
             ``data["class_name"]`` and ``data["trained_with_masks"]``, whether its class was.
 
         Raises:
-            FileNotFoundError, ValueError: the image cannot be read.
+            InputError: the image cannot be read, or supervision is not installed.
         """
+        need("Detector.detect", "supervision")
+        import supervision
+
         image = (
             image.convert("RGB")
             if isinstance(image, Image.Image)

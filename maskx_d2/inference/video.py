@@ -8,7 +8,6 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-import av
 import msgspec
 from PIL import Image
 
@@ -144,6 +143,8 @@ def _write_lines(path: Path, journal: Journal) -> None:
 @contextmanager
 def _open(path: Path, max_megapixels: float) -> Iterator[tuple[Iterator[Frame], Fraction, int]]:
     """Frames of a video, frames a second, and their number if the file says it, else 0."""
+    import av
+
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
@@ -161,6 +162,8 @@ def _open(path: Path, max_megapixels: float) -> Iterator[tuple[Iterator[Frame], 
 
 
 def _frames(path: Path, container, stream) -> Iterator[Frame]:
+    import av
+
     number = 0
     try:
         for frame in container.decode(stream):
@@ -180,6 +183,8 @@ def _frames(path: Path, container, stream) -> Iterator[Frame]:
 @contextmanager
 def _writer(path: Path, rate: Fraction) -> Iterator[Callable[[Image.Image], None]]:
     """Writes pictures of one size as a video in H.264."""
+    import av
+
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=Fraction(rate).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"

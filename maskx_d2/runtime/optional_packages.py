@@ -1,33 +1,49 @@
-"""What the package does not bring along, and how to get it."""
+"""Packages that only some commands need, and how to install them."""
 
 from importlib.util import find_spec
 
 from maskx_d2.data.errors import InputError
 
-_INSTALL_RAY = "pip install 'ray[data]>=2.50'"
-_INSTALL_GRADIO = "pip install 'gradio>=6,<7'"
+REQUIREMENTS = {
+    "av": "av>=12",
+    "contourpy": "contourpy",
+    "cv2": "opencv-python",
+    "gradio": "gradio>=6,<7",
+    "jinja2": "jinja2",
+    "jsonargparse": "jsonargparse[signatures]>=4.53",
+    "lightning": "lightning>=2.6",
+    "matplotlib": "matplotlib",
+    "ray": "ray[data]>=2.50",
+    "supervision": "supervision>=0.31",
+    "tensorboard": "tensorboard",
+}
+"""Module -> what pip installs for it, as in the extras of pyproject.toml."""
+
+DRAWING = ("supervision", "cv2")
+REPORTS = ("jinja2", "matplotlib", *DRAWING)
+TORCHVISION_TRAINING = ("lightning", "jsonargparse", "tensorboard")
+
 _INSTALL_DETECTRON2 = (
     "pip install --no-build-isolation 'detectron2 @ git+https://github.com/facebookresearch/"
     "detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833'"
 )
 
 
-def need_ray(what: str) -> None:
+def need(what: str, *modules: str) -> None:
     """
-    Raises:
-        ValueError: Ray Data, which ``what`` needs, is not installed.
-    """
-    if not (find_spec("ray") and find_spec("pyarrow")):
-        raise InputError(f"{what} needs Ray Data, which is not installed: {_INSTALL_RAY}")
+    Args:
+        what: needs them, as ``"maskx compare"``.
+        modules: keys of :data:`REQUIREMENTS`.
 
-
-def need_gradio(what: str) -> None:
-    """
     Raises:
-        ValueError: Gradio, which ``what`` needs, is not installed.
+        InputError: one of these is not installed.
     """
-    if not find_spec("gradio"):
-        raise InputError(f"{what} needs Gradio, which is not installed: {_INSTALL_GRADIO}")
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        names = " and ".join(missing)
+        packages = " ".join(f"'{REQUIREMENTS[module]}'" for module in missing)
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(f"{what} needs {names}, which {verb} not installed: pip install {packages}")
 
 
 def has_detectron2() -> bool:
@@ -38,7 +54,7 @@ def has_detectron2() -> bool:
 def need_detectron2(what: str) -> None:
     """
     Raises:
-        ValueError: Detectron2, which ``what`` needs, is not installed.
+        InputError: Detectron2, which ``what`` needs, is not installed.
     """
     if not has_detectron2():
         raise InputError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")

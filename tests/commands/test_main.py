@@ -127,16 +127,16 @@ def test_a_backend_that_is_not_installed_is_named_with_its_install_command(capsy
 
 def test_without_gradio_its_install_command_is_named(capsys, monkeypatch):
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
-    assert "maskx app needs Gradio, which is not installed: pip install 'gradio>=6,<7'" in failure(
-        capsys, "app"
-    )
+    line = failure(capsys, "app")
+    assert "maskx app needs gradio and supervision and cv2, which are not installed: pip install" in line
+    assert line.endswith("'gradio>=6,<7' 'supervision>=0.31' 'opencv-python'")
 
 
 def test_without_ray_its_install_command_is_named(capsys, monkeypatch):
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     for arguments in (["predict", "images"], ["fill-masks", "a.json", "images"]):
         line = failure(capsys, *arguments, "--weights=a.ckpt", "--output=out", "--ray")
-        assert "--ray needs Ray Data, which is not installed: pip install 'ray[data]" in line
+        assert "--ray needs ray, which is not installed: pip install 'ray[data]" in line
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import signal
 import sys
 import weakref
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, TensorboardXWriter
 from torch.utils.data import DataLoader
 
 from maskx_d2.backends.detectron2.checkpoint import (
@@ -114,6 +116,13 @@ class Trainer(DefaultTrainer):
             place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1
             hooks.insert(place, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return [first, *seed, *hooks, last]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, without the one for TensorBoard where that is not installed."""
+        has_tensorboard = find_spec("tensorboard") is not None
+        return [
+            w for w in super().build_writers() if has_tensorboard or not isinstance(w, TensorboardXWriter)
+        ]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, start_iter: int = 0):

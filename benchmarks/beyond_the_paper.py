@@ -11,9 +11,16 @@ process.
 import functools
 
 import torch
-from backends import detectron2_calls, standing_still, tame, targets, training_step
+from benchmark_tools import (
+    batch_arguments,
+    detectron2_calls,
+    medians,
+    standing_still,
+    tame,
+    targets,
+    training_step,
+)
 from detectron2.modeling import build_model
-from timing import batch_arguments, medians
 
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.runtime.configs import config_file

@@ -12,11 +12,11 @@ import functools
 import math
 
 import torch
+from benchmark_tools import argument_parser, medians, setting
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
-from timing import argument_parser, medians, setting
 
 from maskx_d2.backends.detectron2.box_predictor import GatheredFastRCNNOutputLayers
 

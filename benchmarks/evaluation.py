@@ -22,7 +22,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.coco_json import index_coco
+from maskx_d2.data.pycocotools_coco import index_coco
 from maskx_d2.evaluation.average_precision import class_precisions
 
 MANY = 3001

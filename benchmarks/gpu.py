@@ -22,9 +22,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from backends import (
+from benchmark_tools import (
     detectron2_calls,
     detectron2_models,
+    medians,
+    peak_mib,
     standing_still,
     tame,
     targets,
@@ -32,9 +34,7 @@ from backends import (
     torchvision_models,
     training_step,
 )
-from memory import peak_mib
 from tabulate import tabulate
-from timing import medians
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from maskx_d2.data.files import write_json

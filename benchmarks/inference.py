@@ -10,9 +10,8 @@ import functools
 import math
 
 import torch
-from backends import tame
+from benchmark_tools import argument_parser, medians, setting, tame
 from detectron2.modeling import build_model
-from timing import argument_parser, medians, setting
 
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.runtime.configs import config_file

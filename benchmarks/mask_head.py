@@ -11,14 +11,13 @@ import argparse
 import functools
 
 import torch
+from benchmark_tools import argument_parser, medians, peak_mib, setting
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from memory import peak_mib
-from timing import argument_parser, medians, setting
 
 from maskx_d2.backends.detectron2 import MaskXHead
 from maskx_d2.method import build_mask_predictor

@@ -10,8 +10,7 @@ peak of what is allocated.
 from collections.abc import Callable
 
 import torch
-from memory import peak_mib
-from timing import argument_parser, medians, setting
+from benchmark_tools import argument_parser, medians, peak_mib, setting
 
 from maskx_d2.method import build_mask_predictor
 

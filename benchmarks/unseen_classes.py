@@ -41,8 +41,8 @@ from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.training import load_detector_weights
 from maskx_d2.data.class_splits import classes_with_masks
 from maskx_d2.data.coco_file import read_coco_file
-from maskx_d2.data.coco_json import class_names, read_coco
 from maskx_d2.data.files import load_json, write_json
+from maskx_d2.data.pycocotools_coco import class_names, read_coco
 from maskx_d2.demo import on_torchvision as backend
 from maskx_d2.demo import shapes, textured_forms
 from maskx_d2.demo.generated_dataset import GeneratedDataset

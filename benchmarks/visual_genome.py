@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from plain_visual_genome import EXCEPTIONS, plainly
-
 from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.visual_genome import NUM_TEST_IMAGES, SPLITS, convert_visual_genome
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tests.data.plain_visual_genome import EXCEPTIONS, plainly
 
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
 

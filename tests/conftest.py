@@ -37,6 +37,7 @@ def pytest_terminal_summary(terminalreporter):
 LONGEST = (
     "demo/test_run.py",
     "test_benchmarks.py",
+    "backends/detectron2/test_visual_genome_end_to_end.py",
     "backends/torchvision/test_training.py",
     "inference/test_ray_data.py",
     "app/test_page.py",

@@ -26,8 +26,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from maskx_d2.data.coco_json import read_json
-    from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
+    from maskx_d2.data.coco_file import read_json
+    from maskx_d2.data.coco_format import find_problems
+    from maskx_d2.data.dataset_check import find_image_problems, problem_report
 
     if not args.images.is_dir():
         raise MissingFileError(f"image folder {args.images} is not a folder")

@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from maskx_d2.data.class_splits import class_split_report
-    from maskx_d2.data.coco_json import read_coco
+    from maskx_d2.data.pycocotools_coco import read_coco
 
     coco = None if args.annotations is None else read_coco(args.annotations)
     print(class_split_report(args.split, coco, as_json=args.json))

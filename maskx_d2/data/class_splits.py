@@ -15,9 +15,9 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from maskx_d2.data.class_names import coco_class_names, indices_in, read_names, voc_class_names
-from maskx_d2.data.coco_json import class_names as class_names_of
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.printable import printable
+from maskx_d2.data.pycocotools_coco import class_names as class_names_of
 
 # Name -> number of classes with masks, in the order in which the original code draws them.
 _RANDOM_SPLITS = {f"E{t}_A{n}B{80 - n}": n for t in range(1, 6) for n in (20, 30, 40, 50, 60)}

@@ -9,8 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.coco_json import ignored_without_mask, index_coco
 from maskx_d2.data.errors import InputError
+from maskx_d2.data.pycocotools_coco import ignored_without_mask, index_coco
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AREAS = {"APs": 1, "APm": 2, "APl": 3}

@@ -11,11 +11,11 @@ from statistics import fmean
 import jinja2
 from PIL import Image
 
-from maskx_d2.data.coco_json import read_coco
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import file_digest, real_path
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.data.printable import printable
+from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.average_precision import METRICS
 from maskx_d2.evaluation.comparison import Comparison, headline

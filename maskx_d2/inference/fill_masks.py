@@ -11,11 +11,13 @@ import pycocotools.mask as mask_util
 from tabulate import tabulate
 
 from maskx_d2.data.addresses import file_in, is_address
-from maskx_d2.data.coco_json import category_names, index_coco, polygons_with_area, read_checked_json
+from maskx_d2.data.coco_file import read_checked_json
+from maskx_d2.data.coco_format import category_names, polygons_with_area
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
+from maskx_d2.data.pycocotools_coco import index_coco
 from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask

@@ -133,7 +133,7 @@ def test_without_gradio_its_install_command_is_named(capsys, monkeypatch):
 
 
 def test_without_ray_its_install_command_is_named(capsys, monkeypatch):
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "ray" else name)
     for arguments in (["predict", "images"], ["fill-masks", "a.json", "images"]):
         line = failure(capsys, *arguments, "--weights=a.ckpt", "--output=out", "--ray")
         assert "--ray needs ray, which is not installed: pip install 'ray[data]" in line

@@ -3,9 +3,9 @@
 import json
 import random
 
-from plain_visual_genome import EXCEPTIONS
-
 from maskx_d2.data.class_names import coco_class_names
+
+from .plain_visual_genome import EXCEPTIONS
 
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
 

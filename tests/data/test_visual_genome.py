@@ -2,15 +2,15 @@ import json
 import os
 
 import pytest
-from plain_visual_genome import plainly
 
 from maskx_d2.commands import main as cli
 from maskx_d2.data import visual_genome
 from maskx_d2.data.class_names import coco_class_names, name_of_synset, visual_genome_class_names
-from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.data.visual_genome import SPLITS, check_finished, convert_visual_genome, joint_classes
 
 from . import genome
+from .plain_visual_genome import plainly
 
 NUM_TEST = 11
 OBJECT = {"object_id": 1, "synsets": ["man.n.01"], "x": 1, "y": 1, "w": 1, "h": 1}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.evaluation.average_precision import class_precisions
 from maskx_d2.evaluation.run_files import (
     DETECTIONS_FILE,

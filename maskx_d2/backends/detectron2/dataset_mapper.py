@@ -16,7 +16,7 @@ from maskx_d2.backends.detectron2.config import check_has_keys, in_place_of
 from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses, unpack_classes
 from maskx_d2.backends.detectron2.partial_bit_masks import PartialBitMasks
 from maskx_d2.backends.detectron2.partial_supervision import PartialSupervision
-from maskx_d2.data.coco_problems import are_keypoints
+from maskx_d2.data.coco_format import are_keypoints
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, open_image
 from maskx_d2.data.rle import check_rle

@@ -19,8 +19,8 @@ from maskx_d2.data.class_names import (
     readable_visual_genome_class_names,
     visual_genome_class_names,
 )
-from maskx_d2.data.coco_file import Annotation, CocoFile, read_coco_file
-from maskx_d2.data.coco_problems import are_keypoints
+from maskx_d2.data.coco_file import read_coco_file
+from maskx_d2.data.coco_format import Annotation, CocoFile, are_keypoints
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.rle import compressed
 from maskx_d2.data.visual_genome import SPLITS, check_finished

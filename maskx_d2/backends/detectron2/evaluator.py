@@ -12,11 +12,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.coco_json import (
-    class_names,
-    complete_annotations,
-    instance_counts,
-)
+from maskx_d2.data.pycocotools_coco import class_names, complete_annotations, instance_counts
 from maskx_d2.evaluation.average_precision import average_precision, class_precisions
 from maskx_d2.evaluation.run_files import evaluation_of, write_evaluation
 from maskx_d2.evaluation.tables import FREQUENCY_TITLES, group_table

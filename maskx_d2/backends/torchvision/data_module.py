@@ -18,10 +18,11 @@ from maskx_d2.backends.torchvision.dataset import (
     training_transforms,
 )
 from maskx_d2.data import class_splits
-from maskx_d2.data.coco_file import CocoFile, read_categories, read_coco_file
-from maskx_d2.data.coco_json import category_names, read_coco
+from maskx_d2.data.coco_file import read_categories, read_coco_file
+from maskx_d2.data.coco_format import CocoFile, category_names
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, check_images_exist
+from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.data.records import Records
 from maskx_d2.data.training_data import TrainingData
 from maskx_d2.runtime.once_per_node import Ranks, load_once_per_node

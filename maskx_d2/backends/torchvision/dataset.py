@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from maskx_d2.backends.torchvision.roi_heads import Target
-from maskx_d2.data.coco_file import Annotation, CocoFile, Image
+from maskx_d2.data.coco_format import Annotation, CocoFile, Image
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
 from maskx_d2.data.records import Records

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
-from maskx_d2.data.coco_json import instance_counts
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
+from maskx_d2.data.pycocotools_coco import instance_counts
 from maskx_d2.evaluation.average_precision import class_precisions
 from maskx_d2.evaluation.run_files import (
     DETECTIONS_FILE,

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 
 from maskx_d2.backends.detectron2 import Trainer, command_line
 from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator
-from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.evaluation.average_precision import average_precision, class_groups, class_precisions
 
 from ...evaluation import synthetic

@@ -21,7 +21,7 @@ import maskx_d2
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
 from maskx_d2.backends.torchvision.training import TrainingModule, load_detector_weights
 from maskx_d2.commands import main as cli
-from maskx_d2.data.coco_json import read_coco
+from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.demo import shapes
 
 from ...evaluation import synthetic

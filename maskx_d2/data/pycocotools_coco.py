@@ -1,4 +1,4 @@
-"""Reading COCO JSON as people really have it."""
+"""Annotation files as pycocotools' ``COCO``, with what people leave out filled in."""
 
 import contextlib
 import io
@@ -8,51 +8,8 @@ from pathlib import Path
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
-from maskx_d2.data.coco_problems import MIN_POLYGON, PARTS, find_problems
-from maskx_d2.data.errors import InputError
-from maskx_d2.data.files import load_json
-
-
-def read_json(path: Path, *, needs_annotations: bool = True) -> dict:
-    """
-    The content of an annotation file.
-
-    Args:
-        path: of the file.
-        needs_annotations: whether a file without ``annotations`` is refused; otherwise it has none.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or a part of COCO's format is missing.
-    """
-    content = load_json(path, what="annotation file")
-    if not needs_annotations and isinstance(content, dict):
-        content.setdefault("annotations", [])
-    for part in PARTS:
-        records = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise InputError(f"annotation file {path} has no list {part!r}, expected {', '.join(PARTS)}")
-    return content
-
-
-def read_checked_json(path: Path, *, needs_annotations: bool = True) -> dict:
-    """
-    The content of an annotation file in which nothing keeps it from being used.
-
-    Args:
-        path, needs_annotations: see :func:`read_json`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or something in it cannot be used: the first such thing is named.
-    """
-    content = read_json(path, needs_annotations=needs_annotations)
-    errors = [problem for problem in find_problems(content) if problem.is_error]
-    if errors:
-        first = errors[0]
-        more = f" ({len(errors) - 1} more: maskx check-dataset lists them)" if len(errors) > 1 else ""
-        raise InputError(f"annotation file {path}: {first.where} {first.detail}{more}")
-    return content
+from maskx_d2.data.coco_file import read_checked_json
+from maskx_d2.data.coco_format import category_names, in_order, polygons_with_area
 
 
 def read_coco(path: Path) -> COCO:
@@ -79,11 +36,6 @@ def _create_index(coco: COCO) -> None:
     """Without its printing."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-
-
-def polygons_with_area(polygons: list[list[float]]) -> list[list[float]]:
-    """Those of three points or more: pycocotools cannot read others."""
-    return [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON]
 
 
 def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
@@ -149,16 +101,6 @@ def ignored_without_mask(annotation: dict, image: dict) -> dict:
 def class_names(coco: COCO) -> list[str]:
     """:func:`category_names` of an annotation file."""
     return category_names(in_order(coco.cats.values()))
-
-
-def in_order(categories: Iterable[dict]) -> list[dict]:
-    """Categories in the order of their contiguous indices, which is that of their ids."""
-    return sorted(categories, key=lambda category: category["id"])
-
-
-def category_names(categories: Iterable[dict]) -> list[str]:
-    """Names of categories. One that says by ``coco_name`` which class of COCO it is has that name."""
-    return [category.get("coco_name") or category["name"] for category in categories]
 
 
 def instance_counts(coco: COCO) -> list[int] | None:

@@ -20,11 +20,11 @@ from collections import Counter
 from pathlib import Path
 
 from maskx_d2.data.class_names import coco_class_names, visual_genome_class_names
-from maskx_d2.data.coco_json import in_order
+from maskx_d2.data.coco_format import in_order
 from maskx_d2.data.visual_genome import joint_classes
 from maskx_d2.evaluation.pictures import by_image
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[3]
 NOT_IN_VISUAL_GENOME = "hand_blower.n.01"  # COCO's hair drier
 URL = "https://cs.stanford.edu/people/rak248/VG_100K/{}.jpg"
 

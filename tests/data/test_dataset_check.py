@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from maskx_d2.commands import main as cli
-from maskx_d2.data.coco_json import read_coco, read_json
-from maskx_d2.data.coco_problems import find_image_problems, find_problems, problem_report
+from maskx_d2.data.coco_file import read_json
+from maskx_d2.data.coco_format import find_problems
+from maskx_d2.data.dataset_check import find_image_problems, problem_report
+from maskx_d2.data.pycocotools_coco import read_coco
 
 from . import awkward
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from maskx_d2.data.coco_json import class_names, read_coco
+from maskx_d2.data.pycocotools_coco import class_names, read_coco
 
 
 def test_classes_come_in_the_order_of_their_ids(tmp_path):

@@ -1,0 +1,71 @@
+"""``maskx check-dataset``: the image files of a dataset, and a report of all problems."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from maskx_d2.data.coco_format import LONGEST_NAME, Problem
+from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
+from maskx_d2.data.printable import printable
+from maskx_d2.data.rle import is_image_size
+
+_MAX_NAMED = 5
+
+
+def find_image_problems(
+    content: dict,
+    image_root: Path,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[Problem]:
+    """
+    Read every image of a dataset, several at a time.
+
+    Args:
+        content: an annotation file.
+        image_root: the folder that file names are relative to.
+        max_megapixels: larger images cannot be read.
+        progress: wraps the images, as ``tqdm`` does.
+    """
+    names = [(image, image.get("file_name")) for image in content["images"]]
+    images = [image for image, n in names if isinstance(n, str) and len(n) <= LONGEST_NAME]
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(partial(_of_image_file, image_root, max_megapixels), images)
+        for problem in progress(found):
+            if problem is not None:
+                yield problem
+
+
+def _of_image_file(image_root: Path, max_megapixels: float, image: dict) -> Problem | None:
+    path = image_root / image["file_name"]
+    try:
+        size = read_image(path, max_megapixels=max_megapixels).size
+    except FileNotFoundError:
+        return Problem("image files that do not exist", image["file_name"], f"is not in {image_root}")
+    except ValueError as error:
+        return Problem("image files that cannot be read", image["file_name"], str(error.__cause__))
+    has_size = is_image_size(image.get("height"), image.get("width"))
+    if has_size and (detail := size_difference(size, image)):
+        return Problem("image files of another size", image["file_name"], detail)
+    return None
+
+
+def problem_report(problems: Iterable[Problem]) -> str:
+    """All problems by kind, errors first, each kind with its count and its first few places."""
+    of_kind: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
+    for problem in problems:
+        of_kind[not problem.is_error, problem.kind].append(problem)
+    lines = []
+    for title, is_remark in (("Errors", False), ("Remarks", True)):
+        kinds = {kind: found for (remark, kind), found in of_kind.items() if remark is is_remark}
+        if kinds:
+            lines.append(f"{title}:")
+        for kind, found in kinds.items():
+            lines.append(f"  {len(found)} {kind}")
+            lines += [f"      {printable(p.where)}: {printable(p.detail)}" for p in found[:_MAX_NAMED]]
+            if len(found) > _MAX_NAMED:
+                lines.append(f"      and {len(found) - _MAX_NAMED} more")
+    return "\n".join(lines)

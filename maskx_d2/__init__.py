@@ -1,8 +1,9 @@
 """
 Mask^X R-CNN ("Learning to Segment Every Thing", CVPR 2018) for Detectron2.
 
-Where Detectron2 is installed, importing this package registers ``MaskXHead``, ROI heads, standard, cascade
-and Res5, where some instances have no mask, ``FrozenDetectorRCNN`` and the Visual Genome datasets with it.
+If Detectron2 is installed, importing this package registers with it: ``MaskXHead``, the standard, cascade
+and Res5 ROI heads for data in which some instances have no mask, ``FrozenDetectorRCNN`` and the Visual
+Genome datasets.
 ``add_maskx_config`` adds their keys to a config.
 """
 
@@ -12,7 +13,7 @@ from maskx_d2.runtime.interrupt import exit_on_ctrl_c
 
 exit_on_ctrl_c()
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 if find_spec("detectron2") is not None:
     from maskx_d2.backends.detectron2 import add_maskx_config, build_train_loader

@@ -1,4 +1,4 @@
-"""``maskx app``: a page in the browser that shows what one model, or two, find in an image."""
+"""``maskx app``: a web page that shows what one or two models find in an image."""
 
 import hashlib
 import ipaddress

@@ -1,4 +1,4 @@
-"""What a page shows of the objects that a model has found: which, as a picture, as a list, as JSON."""
+"""Selects the detected objects that the web page shows, and renders them as picture, list and JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Adapters: each turns its backend's structures into tensors, calls the method, and turns tensors back."""
+"""Adapters: each converts its backend's structures to tensors, calls the method, and converts back."""

@@ -1,4 +1,4 @@
-"""``load_detector``: a trained model of either backend. The one place that picks a backend."""
+"""``load_detector``: loads a trained model of either backend. The only place that chooses a backend."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""The ``maskx`` command: one file a subcommand, its options and what it calls."""
+"""The ``maskx`` command: one file per subcommand, with its options and the function it calls."""

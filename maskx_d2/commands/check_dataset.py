@@ -1,4 +1,4 @@
-"""``maskx check-dataset``: all that is wrong with a dataset."""
+"""``maskx check-dataset``: report everything that is wrong with a dataset."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""``maskx convert``: the models of the paper's authors."""
+"""``maskx convert``: convert the models of the paper's authors."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``maskx detectron2``: ``train_net.py`` for those who installed the package."""
+"""``maskx detectron2``: the same as ``train_net.py``, for an installed package."""
 
 import argparse
 

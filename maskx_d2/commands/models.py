@@ -1,4 +1,4 @@
-"""What the commands that use a trained model share."""
+"""Helpers shared by the commands that use a trained model."""
 
 import argparse
 import sys

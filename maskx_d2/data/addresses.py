@@ -1,4 +1,4 @@
-"""Images at addresses, such as ``s3://bucket/folder``, that pyarrow can read."""
+"""Images at URLs such as ``s3://bucket/folder``, read with pyarrow."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Lists of class names, and where the classes of one list are in a longer one."""
+"""Lists of class names, and finding the classes of one list in a longer one."""
 
 import re
 from collections.abc import Sequence

@@ -3,7 +3,7 @@ Class splits: which classes have masks (A); the others have boxes only (B).
 
 A split is named by ``"all"``, ``"voc"``, ``"nonvoc"``, ``"coco"`` (COCO's classes in a longer list),
 ``"E1_A20B60"`` ... ``"E5_A60B20"`` (the paper's random splits of COCO) or by the path of a text file with
-one class name a line.
+one class name per line.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""``InputError``: what the user can mend."""
+"""``InputError``: an error that the user can fix."""
 
 
 class InputError(ValueError):

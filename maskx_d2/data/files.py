@@ -1,4 +1,4 @@
-"""Writing files so that none is ever half-written and nothing else is lost by it, and reading JSON."""
+"""Writes files completely or not at all, without damage to other files, and reads JSON."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Names that come from files, shown so that they do nothing but show."""
+"""Escapes names that come from files, so that they can be displayed safely."""
 
 import re
 

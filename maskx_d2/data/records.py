@@ -1,4 +1,4 @@
-"""``Records``: a list of many small things, held in one piece."""
+"""``Records``: a list of many small objects, stored in one array."""
 
 import pickle
 from collections.abc import Iterable, Iterator, Sequence

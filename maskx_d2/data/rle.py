@@ -1,6 +1,6 @@
 """
-Run-length encoded masks, checked before pycocotools reads them: of counts that are cut off it makes a mask
-of whatever is in memory behind them.
+Run-length encoded masks, checked before pycocotools reads them: if the counts are cut off, it reads beyond
+the end of the buffer and makes a mask of whatever is there.
 """
 
 from collections.abc import Mapping

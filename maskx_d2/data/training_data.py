@@ -1,4 +1,4 @@
-"""``TrainingData``: how much there is to train on, on each side of the class split."""
+"""``TrainingData``: counts of the training data on each side of the class split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

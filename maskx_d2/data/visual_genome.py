@@ -1,9 +1,9 @@
 """
-Visual Genome in COCO's layout: boxes of its most frequent object classes, none with masks, in one list of
-classes with COCO's 80.
+Converts Visual Genome to COCO's format: boxes, without masks, of its most frequent classes. The class list
+also has COCO's 80 classes.
 
-The rules are those of the original code (lib/datasets/bbox2mask_dataset_processing/vg). Its files of
-half a gigabyte are read image by image, into columns of numbers.
+The rules are those of the original code (lib/datasets/bbox2mask_dataset_processing/vg). Visual Genome's
+files of half a gigabyte are read image by image, into columns of numbers.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""The demo, and the datasets that it draws."""
+"""The demo, and the datasets that it generates."""

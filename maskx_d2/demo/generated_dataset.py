@@ -1,4 +1,4 @@
-"""Datasets that are drawn, in COCO's format, in which some classes have boxes only in training."""
+"""Generates datasets in COCO's format, in which some classes have no masks in the training set."""
 
 import json
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""The demo: train on generated data with more classes than masks, evaluate, and show what came out."""
+"""The demo: train on generated data in which some classes have no masks, evaluate, and show the results."""
 
 import hashlib
 import json

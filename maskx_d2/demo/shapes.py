@@ -1,8 +1,8 @@
 """
-The generated demo dataset: outlined shapes in COCO format, with more classes than masks.
+The generated demo dataset: outlined shapes in COCO format. Some of the classes have no masks.
 
-Two shapes of different colour often share nearly one box, so that only the class tells which of them
-is meant: a class-agnostic mask head cannot know, and one that gets its weights from the class can.
+Two shapes of different colours often have almost the same box, so only the class tells which of them is
+meant. A class-agnostic mask head cannot know that; one that gets its weights from the class can.
 
 Classes are 4 colours x 8 shapes. The classes (colour k mod 4, shape k) have boxes only, so that each
 colour and each shape is seen with masks in other combinations.

@@ -1,9 +1,10 @@
 """
-A second generated dataset, for what was found on the first (:mod:`maskx_d2.demo.shapes`) and may hold on it
-alone: textured forms of any colour and of many sizes.
+A second generated dataset: textured forms of any colour and many sizes. It shows whether findings on the
+first one (:mod:`maskx_d2.demo.shapes`) hold on other data.
 
-Classes are 6 forms x 5 textures; their colours say nothing. A third of them, in which each form and each
-texture occurs, have boxes only. As in the first, two objects often share nearly one box.
+Classes are 6 forms x 5 textures; colours say nothing about the class. A third of the classes have boxes
+only; each form and each texture occurs among them. As in the first dataset, two objects often have almost
+the same box.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""AP over groups of classes, out of pycocotools' precision of each class."""
+"""AP over groups of classes, computed from pycocotools' precision of each class."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Runs, or groups of runs, compared with a baseline: which can be, who wins, and the report in Markdown."""
+"""Compares runs, or groups of runs, with a baseline: checks, which one wins, and a Markdown report."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Fewer detections to look at, where a model knows thousands of classes and finds several on one region."""
+"""Reduces the detections to draw when a model with thousands of classes finds several on one region."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Pictures of detections: masks, boxes, names and scores, coloured by what their class was trained with."""
+"""Draws detections: masks, boxes, names and scores. Colours show which classes were trained with masks."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The report of a comparison of runs: one HTML file that needs no other."""
+"""The report on a comparison of runs: one self-contained HTML file."""
 
 import base64
 import io

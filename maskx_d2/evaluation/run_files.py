@@ -1,4 +1,4 @@
-"""The files that a training run leaves, whichever its backend: writing and reading them."""
+"""Writes and reads the files of a training run, for both backends."""
 
 import contextlib
 import textwrap

@@ -1,4 +1,4 @@
-"""Masks for annotations that have a box and a class: predicted, and written where they were missing."""
+"""Predicts masks for annotations that have a box and a class but no mask; writes the completed file."""
 
 import json
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""A detector on all machines of a Ray cluster, or all cores of this one, as Ray Data runs it."""
+"""Runs a detector with Ray Data, on all machines of a Ray cluster or all cores of this machine."""
 
 import contextlib
 import json

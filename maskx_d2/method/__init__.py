@@ -1,4 +1,4 @@
-"""Mask^X R-CNN itself and what goes beyond it, in plain torch: it knows no backend."""
+"""Mask^X R-CNN, and extensions that are not in the paper, in plain torch. Independent of the backends."""
 
 from maskx_d2.method.box_supervision import BoxSupervision
 from maskx_d2.method.class_embeddings import (

@@ -1,8 +1,8 @@
 """
-Losses for RoIs whose instance has a box and no mask. They go beyond the paper.
+Losses for RoIs whose instance has a box but no mask. They are not in the paper.
 
-That a mask must fill its box, and must not leave it or lie on what is known to be another object, says a
-lot about it. The losses train the weight transfer function on classes without masks.
+A box says a lot about the mask: it must fill the box, stay inside it, and not cover other known objects.
+With these losses, the weight transfer function also trains on classes without masks.
 
 N RoIs, M mask side. Boxes are (x0, y0, x1, y1).
 """

@@ -1,4 +1,4 @@
-"""How good a mask is, by its own account."""
+"""The quality of a mask, estimated from its own probabilities."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
 """
 Deep trunks of the mask head: hourglass networks, which see the whole RoI (Birodkar et al., "The surprising
-impact of mask-head architecture on novel class segmentation", ICCV 2021). They go beyond the paper.
+impact of mask-head architecture on novel class segmentation", ICCV 2021). They are not in the
+Mask^X R-CNN paper.
 """
 
 import itertools

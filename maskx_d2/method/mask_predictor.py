@@ -1,9 +1,9 @@
 """
 Mask predictors: from the mask feature and the class of each RoI to its mask logits.
 
-The original code computes the masks of all K classes for every RoI, ``(N, K, M, M)``, and keeps one
-in K. Here each RoI's mask weights are gathered by its class first, so that cost and memory do not
-grow with the number of classes.
+The original code computes the masks of all K classes for every RoI, ``(N, K, M, M)``, and keeps one of
+them. Here the mask weights of each RoI's class are selected first, so that time and memory do not grow
+with the number of classes.
 
 N RoIs, K classes, C mask-feature channels, M mask side.
 """

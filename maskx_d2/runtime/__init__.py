@@ -1,1 +1,1 @@
-"""What a command needs around its work."""
+"""Infrastructure of the commands: exit statuses, logs, locks, outputs, checkpoints, configs."""

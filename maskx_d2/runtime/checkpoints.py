@@ -1,4 +1,4 @@
-"""Checkpoints of both backends as data: none of this runs code that a file brings along."""
+"""Reads checkpoints of both backends as data: no code in a file is run."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Where the configs are: in the package, or in the checkout that it is run from; and what one may hold."""
+"""Finds configs, in the package or in the checkout that it runs from, and checks their contents."""
 
 import copy
 from pathlib import Path

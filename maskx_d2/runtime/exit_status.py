@@ -1,4 +1,4 @@
-"""How a command ends: in one sentence, and with an exit status that says whose turn it is."""
+"""How a command ends: with a one-sentence message, and an exit status that says who can fix it."""
 
 import builtins
 import contextlib

@@ -1,4 +1,4 @@
-"""What a long command has done so far, so that it goes on there when it is started again."""
+"""A record of what a long command has done, so that it continues from there when it is started again."""
 
 import json
 from collections.abc import Iterator

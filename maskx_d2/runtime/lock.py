@@ -1,4 +1,4 @@
-"""A lock on an output, so that one process at a time writes to it. It ends with the process."""
+"""A lock on an output, so that one process at a time writes to it. Released when the process ends."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Logs of the backends, for programs whose screen shows progress bars instead."""
+"""Sends the logs of the backends to a file, while the screen shows progress bars."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""What one process of a node does for all of its processes: reading datasets."""
+"""Runs a function, such as reading a dataset, in one process per node, and shares its result."""
 
 import pickle
 import tempfile

@@ -1,4 +1,4 @@
-"""The progress bar of programs that people watch, or whose output somebody reads afterwards."""
+"""A progress bar for terminals and for log files."""
 
 import sys
 

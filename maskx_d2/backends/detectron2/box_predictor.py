@@ -1,4 +1,4 @@
-"""Detectron2's box predictor for images that are labelled in part, and for many classes."""
+"""Box predictors for partially labelled images, and for many classes."""
 
 import torch
 from detectron2.layers import batched_nms, cat

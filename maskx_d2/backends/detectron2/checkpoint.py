@@ -1,6 +1,6 @@
 """
-What Detectron2 reads and writes as checkpoints: refused where it would run code or is of other classes,
-written whole or not at all.
+Reading and writing Detectron2 checkpoints. Those that would run code or have other classes are refused.
+Each is written completely or not at all.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Reading a YAML config, and the check of its values."""
+"""Reads a YAML config and checks its values."""
 
 import math
 from pathlib import Path

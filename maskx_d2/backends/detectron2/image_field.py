@@ -1,4 +1,4 @@
-"""``ImageField``: what belongs to an image as a whole, as a field of its ``Instances``."""
+"""``ImageField``: a value of the whole image, stored as a field of its ``Instances``."""
 
 from collections.abc import Sequence
 from typing import Any

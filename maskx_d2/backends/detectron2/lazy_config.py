@@ -1,4 +1,4 @@
-"""LazyConfig: partial supervision in a config of Detectron2, and reading one."""
+"""LazyConfig: adds partial supervision to a Detectron2 config, and reads such configs."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""``MaskXHead``: the trunk of Detectron2's mask head with a mask predictor of the method."""
+"""``MaskXHead``: the trunk of Detectron2's mask head, with a mask predictor of ``maskx_d2.method``."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What one process of a node does for all of its processes, and what Detectron2 then knows."""
+"""Runs a function in one process per node, and shares its result and Detectron2's metadata."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar

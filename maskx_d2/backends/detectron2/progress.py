@@ -1,4 +1,4 @@
-"""Progress bars instead of log lines, for programs that people watch."""
+"""Progress bars instead of log lines, for interactive runs."""
 
 from collections.abc import Iterable, Iterator
 

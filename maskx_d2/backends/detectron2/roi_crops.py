@@ -1,4 +1,4 @@
-"""What lies in the cells of RoIs: colours of the image, and masks of its instances."""
+"""Image colours averaged over the cells of RoIs, and the cells that instance masks cover."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``convert_checkpoint``: the models of seg_every_thing, the authors' code on Caffe2, for this backend."""
+"""``convert_checkpoint``: converts models of seg_every_thing, the authors' Caffe2 code, to this backend."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a run of Lightning needs beside its own: repeatable steps, whole checkpoints, ``metrics.json``."""
+"""Additions to Lightning: repeatable steps, checkpoints to resume from, progress bars, ``metrics.json``."""
 
 import json
 import math

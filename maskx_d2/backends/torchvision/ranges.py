@@ -1,4 +1,4 @@
-"""The numbers that the options of a model may be: torchvision itself would fail later, or not at all."""
+"""Allowed ranges of a model's numeric options. torchvision itself would fail later, or not at all."""
 
 import math
 from collections.abc import Mapping

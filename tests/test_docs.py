@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDERS = (".", "docs", "configs", "datasets", "benchmarks")
+FOLDERS = (".", "docs", "docs/results", "configs", "datasets", "benchmarks")
 PAGES = sorted(page for folder in FOLDERS for page in (REPOSITORY / folder).glob("*.md"))
 
 

@@ -5,9 +5,9 @@
 #
 # Both set up .venv first, once. To use an environment of your own instead: make test PYTHON=python
 #
-# make test-without-detectron2 tests, in .venv-pip, what works where only pip works; make detectron2 tries
-# to install Detectron2 again; make docs builds the pages of docs/ as a site, in site/; make lint checks the
-# style; make fuzz tries random changes to what comes from others for half an hour.
+# make test-without-detectron2 runs the tests in .venv-pip, with the package installed by pip alone; make
+# detectron2 tries to install Detectron2 again; make docs builds docs/ as a site in site/; make lint checks the
+# style; make fuzz tries random changes to input files for half an hour.
 
 TORCH := torch==2.11.0 torchvision==0.26.0
 DETECTRON2 := detectron2 @ git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
@@ -30,7 +30,7 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(PYTHON) $(PYTEST)
 
-# As somebody has it who only has pip: a second environment, and in it the wheel that is built out of the sdist.
+# As a user with pip alone has it: a second environment with the wheel that is built from the sdist.
 test-without-detectron2: .venv-pip/torch
 	rm -rf build dist
 	.venv-pip/bin/python -m pip install build twine
@@ -63,7 +63,7 @@ fuzz: $(SETUP)
 	$(PYTHON) -m pip install --editable '.[test]'
 	touch $@
 
-# It is compiled against the torch that is there, so it needs the build tools that pip would isolate.
+# It is compiled against the installed torch, so it needs the build tools that pip would isolate.
 .venv/detectron2-tried: | .venv/installed
 	$(PYTHON) -m pip install setuptools wheel ninja
 	@$(INSTALL_DETECTRON2) || { \

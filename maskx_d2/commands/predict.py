@@ -89,8 +89,6 @@ def _predict(args: argparse.Namespace) -> None:
     found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
-    if videos:
-        need("maskx predict with a video", "av")
     for name, count in Counter(video.stem for video in videos).items():
         if count > 1:
             raise InputError(f"{count} videos are named {name!r}, expected one: give them an --output each")

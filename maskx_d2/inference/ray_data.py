@@ -173,7 +173,10 @@ def _connected(address: str) -> Iterator[None]:
     _check_reachable(address)
     begun_here = {"include_dashboard": False} if address == THIS_MACHINE else {}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, log_to_driver=False, logging_level="error", **begun_here)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **begun_here)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error}") from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place

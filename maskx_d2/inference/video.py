@@ -1,14 +1,17 @@
 """Masks, names and scores in videos: a video with them drawn, and a line of JSON for each frame."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 from PIL import Image
 
 from maskx_d2.data.errors import InputError
@@ -20,8 +23,12 @@ from maskx_d2.inference.detector import Detector
 from maskx_d2.inference.predict import FoundObjects
 from maskx_d2.runtime.journal import Journal, open_journal
 
+if TYPE_CHECKING:
+    import cv2
+
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-_USUAL_RATE = Fraction(25)  # of a video that does not say it
+_USUAL_RATE = Fraction(25)  # of a video that does not have it
+_FASTEST, _LONGEST = 1000, 10**8  # frames per second, frames: beyond these OpenCV has misread a file
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def predict_video(
         _open(video, max_megapixels) as (all_frames, rate, number),
         open_journal(unfinished, work=work, kind=_Done) as journal,
         replacing(drawn_path) as temporary,
-        _writer(temporary, rate / every) as write,
+        _writer(temporary, rate / every, shown_as=drawn_path) as write,
     ):
         total = -(-number // every) if number else None
         frames = iter(progress(islice(all_frames, 0, None, every), total=total))
@@ -142,59 +149,83 @@ def _write_lines(path: Path, journal: Journal) -> None:
 
 @contextmanager
 def _open(path: Path, max_megapixels: float) -> Iterator[tuple[Iterator[Frame], Fraction, int]]:
-    """Frames of a video, frames a second, and their number if the file says it, else 0."""
-    import av
-
+    """Frames of a video, frames per second, and their number if the file has it, else 0."""
+    cv2 = _import_opencv()
+    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        raise InputError(f"{path} cannot be read as a video: {error.strerror}") from error
-    with container:
-        if not container.streams.video:
-            raise InputError(f"{path} cannot be read as a video: it has no picture")
-        stream = container.streams.video[0]
+        if not video.isOpened():
+            raise InputError(f"{path} cannot be read as a video: it has no picture that OpenCV can decode")
+        width, height, rate, number = (
+            video.get(name)
+            for name in (
+                cv2.CAP_PROP_FRAME_WIDTH,
+                cv2.CAP_PROP_FRAME_HEIGHT,
+                cv2.CAP_PROP_FPS,
+                cv2.CAP_PROP_FRAME_COUNT,
+            )
+        )
         try:
-            check_size((stream.width, stream.height), max_megapixels)
-        except ValueError as error:
+            check_size((int(width), int(height)), max_megapixels)
+        except InputError as error:
             raise InputError(f"{path} cannot be read as a video: {error}") from error
-        stream.thread_type = "AUTO"
-        yield _frames(path, container, stream), stream.average_rate or _USUAL_RATE, stream.frames
+        fraction = Fraction(rate).limit_denominator(1001) if 0 < rate < _FASTEST else _USUAL_RATE
+        yield _frames(path, video), fraction, int(number) if 0 < number < _LONGEST else 0
+    finally:
+        video.release()
 
 
-def _frames(path: Path, container, stream) -> Iterator[Frame]:
-    import av
-
+def _frames(path: Path, video: "cv2.VideoCapture") -> Iterator[Frame]:
+    """OpenCV has turned them upright."""
+    cv2 = _import_opencv()
     number = 0
-    try:
-        for frame in container.decode(stream):
-            image = frame.to_image()
-            if frame.rotation:
-                image = image.rotate(frame.rotation, expand=True)
-            yield Frame(number, frame.time if frame.time is not None else 0.0, image)
-            number += 1
-    except av.FFmpegError as error:
-        raise InputError(
-            f"{path} cannot be read as a video behind frame {number}: {error.strerror}"
-        ) from error
+    while True:
+        is_there, pixels = video.read()
+        if not is_there:
+            break
+        seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        yield Frame(number, seconds, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
+        number += 1
     if number == 0:
         raise InputError(f"{path} has no frame, expected a video")
 
 
 @contextmanager
-def _writer(path: Path, rate: Fraction) -> Iterator[Callable[[Image.Image], None]]:
-    """Writes pictures of one size as a video in H.264."""
-    import av
+def _writer(path: Path, rate: Fraction, *, shown_as: Path) -> Iterator[Callable[[Image.Image], None]]:
+    """Writes pictures of one size as a video in MPEG-4, which every build of OpenCV can."""
+    cv2 = _import_opencv()
+    with_suffix = path.with_name(f"{path.name}.mp4")  # by which OpenCV chooses the format
+    video, size, number = None, (0, 0), 0
 
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=Fraction(rate).limit_denominator(1001))
-        stream.pix_fmt = "yuv420p"
+    def write(picture: Image.Image) -> None:
+        nonlocal video, size, number
+        if video is None:
+            size = (picture.width + picture.width % 2, picture.height + picture.height % 2)
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            video = cv2.VideoWriter(str(with_suffix), cv2.CAP_FFMPEG, code, float(rate), size)
+        even = picture.crop((0, 0, *size))
+        video.write(cv2.cvtColor(np.asarray(even), cv2.COLOR_RGB2BGR))
+        number += 1
 
-        def write(picture: Image.Image) -> None:
-            if not stream.codec_context.is_open:
-                # It wants even sides.
-                stream.width, stream.height = (side + side % 2 for side in picture.size)
-            even = picture.crop((0, 0, stream.width, stream.height))
-            container.mux(stream.encode(av.VideoFrame.from_image(even)))
-
+    try:
         yield write
-        container.mux(stream.encode())
+        if video is not None:
+            video.release()
+            # OpenCV says nothing of what it cannot write.
+            written = cv2.VideoCapture(str(with_suffix), cv2.CAP_FFMPEG)
+            if round(written.get(cv2.CAP_PROP_FRAME_COUNT)) != number:
+                raise InputError(f"{shown_as} does not have all {number} frames: is the disk full?")
+            written.release()
+            os.replace(with_suffix, path)
+    finally:
+        if video is not None:
+            video.release()
+        with_suffix.unlink(missing_ok=True)
+
+
+def _import_opencv():
+    # OpenCV and FFmpeg would write to the screen what they find wrong with a file.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    import cv2
+
+    return cv2

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from maskx_d2.data.errors import InputError
 
 REQUIREMENTS = {
-    "av": "av>=12",
     "contourpy": "contourpy",
     "cv2": "opencv-python",
     "gradio": "gradio>=6,<7",

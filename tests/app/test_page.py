@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from maskx_d2.commands.main import main
+from maskx_d2.data.errors import InputError
 from maskx_d2.demo import run as demo
 
 pytest.importorskip("gradio")
@@ -292,9 +293,9 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         message = f"port {port} is not free on 127.0.0.1, expected one that is: --port"
-        with pytest.raises(OSError, match=message):
+        with pytest.raises(InputError, match=message):
             serve({}, folder=tmp_path, port=port)
-    with pytest.raises(OSError, match=r"port 99999 is not free"):
+    with pytest.raises(InputError, match=r"port 99999 is not free"):
         serve({}, folder=tmp_path, port=99999)
 
 

@@ -1,13 +1,17 @@
 import json
+import struct
+from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle, with_legend
-from maskx_d2.inference.video import predict_video
+from maskx_d2.inference.video import _open, predict_video
 
 WIDTH, HEIGHT, RATE = 96, 65, 10
 
@@ -73,7 +77,8 @@ def test_frames_are_detected_on_timed_and_drawn(tmp_path, every, batch_size):
         assert found["bbox"] == pytest.approx([4 * line["frame"], 20, 20, 20], abs=2)
         assert found["image_id"] == line["frame"]
     drawn = frames_of(tmp_path / "out" / "in.mp4")
-    assert [time for time, _ in drawn] == pytest.approx([n / RATE for n in numbers])
+    # OpenCV writes frame rates of at most three decimals.
+    assert [time for time, _ in drawn] == pytest.approx([n / RATE for n in numbers], rel=2e-4)
     width, height = with_legend(Image.new("RGB", (WIDTH, HEIGHT - 1))).size
     assert all(pixels.shape[:2] == (height + height % 2, width + width % 2) for _, pixels in drawn)
     for (_, pixels), number in zip(drawn, numbers, strict=True):
@@ -144,3 +149,62 @@ def test_what_is_no_video_is_named_and_nothing_is_left(tmp_path):
         predict_video(Detector(), tmp_path / "whole.avi", tmp_path / "out", max_megapixels=0.0001)
     with pytest.raises(ValueError, match="would overwrite it"):
         predict_video(Detector(), tmp_path / "text.mp4", tmp_path)
+
+
+def pictures_and_times(path):
+    """As PyAV, another reader, has them, upright."""
+    with av.open(str(path)) as container:
+        return [
+            (np.asarray(frame.to_image().rotate(frame.rotation, expand=True)), frame.time)
+            for frame in container.decode(video=0)
+        ]
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_frames_are_upright_and_at_their_own_times(tmp_path, quarter_turns):
+    """Videos of phones are turned by the matrix of their track, and their frames do not come evenly."""
+    path = tmp_path / "phone.mp4"
+    ticks = [0, 3, 4, 9, 15, 16]
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.max_b_frames = 0
+        for n, tick in enumerate(ticks):
+            pixels = np.zeros((48, 64, 3), np.uint8)
+            pixels[:16, : 8 * (n + 1)] = [250, 40 * n, 0]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
+    matrix = struct.pack(">9i", *(v << 16 for v in (cosine, sine, 0, -sine, cosine, 0, 0, 0)), 1 << 30)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 36] = matrix
+    path.write_bytes(content)
+    expected = pictures_and_times(path)
+    assert [time for _, time in expected] == pytest.approx([tick / 30 for tick in ticks], abs=1e-3)
+    assert expected[0][0].shape == ((64, 48, 3) if quarter_turns % 2 else (48, 64, 3))
+    with _open(path, 50) as (frames, _, number):
+        found = list(frames)
+    assert number == len(found) == len(expected)
+    for frame, (pixels, time) in zip(found, expected, strict=True):
+        assert frame.seconds == pytest.approx(time, abs=1e-3)
+        difference = np.asarray(frame.image).astype(int) - pixels
+        assert np.abs(difference).mean() < 3
+
+
+def test_a_video_that_is_not_written_whole_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    """OpenCV says nothing of a full disk."""
+    real = cv2.VideoWriter
+
+    class Full(real):
+        def write(self, image):
+            self.count = getattr(self, "count", 0) + 1
+            if self.count < 5:
+                super().write(image)
+
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    with pytest.raises(InputError, match=r"in.mp4 does not have all 12 frames: is the disk full"):
+        predict_video(Detector(), write(tmp_path / "in.avi"), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.jsonl.unfinished"]

@@ -69,7 +69,7 @@ def _worker(rank, dataset, folder):
     comm.create_local_process_group(2)
     files_read = []
     read = datasets.read_coco_file
-    datasets.read_coco_file = lambda path: files_read.append(path.name) or read(path)
+    datasets.read_coco_file = lambda path, **options: files_read.append(path.name) or read(path, **options)
     cfg = tiny.data_config(dataset, folder, "DATALOADER.NUM_WORKERS", 0, "MODEL.MASK_ON", True)
     shared = []
     read_records = Records.read

@@ -22,7 +22,7 @@ if find_spec("detectron2") is not None:
 
 
 def __getattr__(name: str):
-    # What draws pictures takes a while to import.
+    # Imported on first use, because the drawing code takes a while to import.
     if name == "load_detector":
         from maskx_d2.backends.load import load_detector
 

@@ -26,8 +26,8 @@ from maskx_d2.inference.predict import IMAGE_SUFFIXES
 
 _NO_IMAGE = "No image yet."
 _SECONDS_KEPT = 3600
-_MIN_SCORE = 0.05  # of what is kept, for the slider
-# A browser then asks no other host for anything, whatever the page may say.
+_MIN_SCORE = 0.05  # detections below it are not kept; the slider starts here
+# With this policy a browser contacts no other host, whatever the page contains.
 _OWN_HOST_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 _CSS = """
 footer { display: none !important; }
@@ -39,14 +39,14 @@ footer { display: none !important; }
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image, and what each model has found in it, by the model's title. Its pixels stay on the disk."""
+    """An image and its detections, by the title of the model. The pixels stay on disk."""
 
     name: str
     path: Path
     size: tuple[int, int]
     found: Mapping[str, list[dict]]
     folder: Path
-    """For what can be downloaded."""
+    """Folder of the files that can be downloaded."""
 
 
 def page(
@@ -58,8 +58,8 @@ def page(
 ) -> gr.Blocks:
     """
     Args:
-        models: by title; what they find is shown side by side.
-        folder: for images, pictures and JSON files. Those of a page that is closed are taken away.
+        models: the models by title; their detections are shown side by side.
+        folder: folder for images, pictures and JSON files. A page's files are deleted when it is closed.
         examples: images to choose from.
         max_megapixels: larger images are refused.
     """
@@ -78,7 +78,7 @@ def page(
                 )
                 gallery = None
                 if examples:
-                    gr.Markdown("or take one of these")
+                    gr.Markdown("or choose an example")
                     gallery = gr.Gallery(
                         [str(path) for path in examples],
                         show_label=False,
@@ -91,7 +91,7 @@ def page(
                     )
                 choices = [
                     gr.Slider(_MIN_SCORE, 1, Choice.min_score, step=0.01, label="Score at least"),
-                    gr.Slider(1, 100, Choice.most, step=1, label="Objects shown at most"),
+                    gr.Slider(1, 100, Choice.most, step=1, label="Maximum number of objects"),
                     gr.Textbox("", label="Class name has in it", elem_id="class-name"),
                     gr.Radio(
                         [(title, side) for side, title in SIDES.items()], value=Choice.side, label="Classes"
@@ -125,7 +125,7 @@ def page(
         def close(request: gr.Request) -> None:
             shutil.rmtree(_folder_of(request, folder), ignore_errors=True)
 
-        # One at a time: each takes away what the one before has left in the folder.
+        # One at a time, because each event deletes the files that the previous one left in the folder.
         options = {"show_progress": "minimal", "api_visibility": "private", "concurrency_id": "one"}
         showing = {"fn": show, "inputs": [seen, *choices], "outputs": outputs, **options}
         for event in (dropped.upload, dropped.clear):
@@ -154,13 +154,13 @@ def serve(
 
     Args:
         models, folder, examples, max_megapixels: see :func:`page`.
-        address: of this machine, whom to answer: this machine alone, or with ``"0.0.0.0"`` all others too.
-            Requests to another name, and those of pages of other hosts, are refused.
-        port: the first free one from 7860 on, if None.
+        address: address to bind to. By default only this machine can connect; ``"0.0.0.0"`` also allows
+            other machines. Requests for another host name, and from pages of other hosts, are refused.
+        port: port to listen on; if None, the first free port from 7860.
         max_upload: largest image file in MiB.
 
     Raises:
-        OSError: the port is taken.
+        ValueError: the port is not free.
     """
     blocks = page(models, folder=folder, examples=examples, max_megapixels=max_megapixels)
     blocks.queue(default_concurrency_limit=1)
@@ -184,14 +184,14 @@ def serve(
     except (OSError, OverflowError) as error:
         ports = "7860 and those after it are" if port is None else f"{port} is"
         raise InputError(f"port {ports} not free on {address}, expected one that is: --port") from error
-    # Outside of all that Gradio puts around it, which allows other origins.
+    # Must be the outermost middleware, because Gradio's own allows other origins.
     blocks.app.middleware_stack = _OwnPagesAlone(blocks.app.middleware_stack, address=address)
-    print(f"http://{address}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
+    print(f"http://{address}:{blocks.server_port} (Ctrl-C to stop)", flush=True)
     blocks.block_thread()
 
 
 def _result(title: str) -> list[gr.components.Component]:
-    """What is shown of a model: :func:`_show` gives their values."""
+    """The components that show the results of a model; :func:`_show` returns their values."""
     with gr.Column(min_width=320):
         gr.Markdown(f"### {in_markdown(title)}")
         drawn = gr.Image(
@@ -214,7 +214,7 @@ def _result(title: str) -> list[gr.components.Component]:
 
 
 def _folder_of(request: gr.Request, folder: Path) -> Path:
-    """Of one open page. It chooses the hash of its session itself, which may be any text."""
+    """The folder of one open page. The page chooses its own session hash, which may be any text."""
     return folder / hashlib.sha256(str(request.session_hash).encode()).hexdigest()
 
 
@@ -230,13 +230,13 @@ def _see(models: Mapping[str, Detector], path: Path, folder: Path, max_megapixel
 
 
 def _show(models: Mapping[str, Detector], seen: _Seen | None, choice: Choice) -> list:
-    if seen is None or not seen.path.is_file():  # of a page that was closed
+    if seen is None or not seen.path.is_file():  # the page was closed
         return [value for _ in models for value in _nothing()]
-    # A folder of its own each time: browsers keep what they have seen of an address.
+    # A new folder each time, because browsers cache files by URL.
     for old in seen.folder.iterdir():
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
-    image = read_image(seen.path, max_megapixels=math.inf)  # it was small enough
+    image = read_image(seen.path, max_megapixels=math.inf)  # checked by _see()
     values = []
     for title, detector in models.items():
         style, found = detector.style, seen.found[title]
@@ -268,14 +268,14 @@ def _forget(seen: _Seen | None) -> None:
 
 class _OwnPagesAlone:
     """
-    Answers requests of this page alone, and sends its policy with every answer. A page elsewhere can have a
-    name of its own stand for this address (DNS rebinding), but not a number.
+    Answers only requests from its own page, and sends its content security policy with every response. A
+    page elsewhere can let its own host name resolve to this address (DNS rebinding), but not a number.
     """
 
     def __init__(self, app: ASGIApp, *, address: str):
         """
         Args:
-            app: what answers.
+            app: the wrapped application.
             address: see :func:`serve`.
         """
         self.app = app

@@ -23,24 +23,24 @@ class Choice:
 
     min_score: float = 0.5
     most: int = 30
-    """So many at most, the best; see :func:`maskx_d2.evaluation.merging.readable_detections`."""
+    """Maximum number, best first; see :func:`maskx_d2.evaluation.merging.readable_detections`."""
 
     class_name: str = ""
-    """What the class name has in it, in capitals or not."""
+    """Text that the class name must contain, ignoring case."""
 
     side: str = "all"
-    """Of :data:`SIDES`."""
+    """A key of :data:`SIDES`."""
 
 
 def choose(detections: Sequence[Mapping], style: ClassStyle, choice: Choice) -> list[Mapping]:
     """
     Args:
-        detections: of one image, in COCO's results format.
+        detections: detections in one image, in COCO's results format.
         style: the classes.
-        choice: which of them to show.
+        choice: which detections to show.
 
     Returns:
-        Those, the best first.
+        The chosen detections, best first.
     """
     part = choice.class_name.strip().casefold()
     chosen = [
@@ -54,7 +54,7 @@ def choose(detections: Sequence[Mapping], style: ClassStyle, choice: Choice) -> 
 
 
 def picture(image: Image.Image, detections: Sequence[Mapping], style: ClassStyle) -> Image.Image:
-    """The image with its objects and the legend, of a size to look at."""
+    """The image with its objects and the legend, scaled to a readable size."""
     longer = max(image.size)
     scale = min(max(longer, _SHORTEST), _LONGEST) / longer
     return with_legend(draw_detections(image, detections, style, scale=scale))
@@ -78,10 +78,10 @@ def coco_json(
 ) -> dict:
     """
     Args:
-        detections: of one image.
+        detections: detections in one image.
         style: the classes.
-        file_name: of the image.
-        size: its width and height.
+        file_name: file name of the image.
+        size: width and height of the image.
 
     Returns:
         An annotation file in COCO's format: the image, its objects with their ``score``, and all classes.
@@ -108,7 +108,7 @@ def coco_json(
 
 
 def summary(found: Sequence[Mapping], shown: Sequence[Mapping], style: ClassStyle) -> str:
-    """How many are shown, on each side of the split, and how many are not."""
+    """How many detections are shown on each side of the split, and how many are hidden."""
     with_masks = sum(_side(detection, style) == "A" for detection in shown)
     boxes_only, hidden = len(shown) - with_masks, len(found) - len(shown)
     return (

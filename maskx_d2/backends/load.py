@@ -12,15 +12,17 @@ def load_detector(
     weights: str | Path, config_file: str | Path | None = None, *, overrides: Sequence = ()
 ) -> Detector:
     """
+    Load a trained model of either backend.
+
     Args:
         weights: a checkpoint.
-        config_file: the model's config, for one of Detectron2: YAML, or the Python file of a LazyConfig,
-            which is run. A ``.ckpt`` of torchvision has its config.
-        overrides: config keys, ``KEY, VALUE, KEY, VALUE, ...``.
+        config_file: config of a Detectron2 model: YAML, or the Python file of a LazyConfig, which is
+            executed. A ``.ckpt`` of the torchvision backend contains its config.
+        overrides: config keys to override, ``KEY, VALUE, KEY, VALUE, ...``.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file is not what it should be, or Detectron2 is needed and not installed.
+        ValueError: a file is invalid, or Detectron2 is needed but not installed.
     """
     weights = str(weights)
     if "://" not in weights and not Path(weights).is_file():

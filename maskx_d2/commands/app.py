@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     detectors = {t: load_detector(*model) for t, model in zip(titles, models, strict=True)}
     examples = [] if images is None else find_images([images])[:_NUM_EXAMPLES]
     with tempfile.TemporaryDirectory(prefix="maskx_d2_") as folder:
-        # Uploads go with the page. Gradio makes it as it is imported; its own may be another user's.
+        # So that uploads are deleted with the folder. Set before the import, at which Gradio creates it;
+        # Gradio's default folder may belong to another user.
         os.environ["GRADIO_TEMP_DIR"] = folder
         from maskx_d2.app.page import serve
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _demo_model() -> tuple[str, str | None]:
-    """Weights and config of the best one that a demo has left."""
+    """Weights and config of the best model of the demo."""
     from maskx_d2.demo.run import best_model
 
     folder = best_model(DEMO_FOLDER)
@@ -100,7 +101,7 @@ def _demo_images(weights: Path) -> Path:
 
 
 def _titles(paths: list[str]) -> list[str]:
-    """Of models: their folders' names, or, where two have one name, their paths."""
+    """Titles of models: the names of their folders, or their paths if two folders have the same name."""
     from maskx_d2.data.files import real_path
 
     names = [real_path(path).parent.name for path in paths]

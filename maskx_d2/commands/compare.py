@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _group(text: str) -> tuple[str, list[Path]]:
-    """The type of ``NAME=RUN_DIR,RUN_DIR,...``."""
+    """Parse ``NAME=RUN_DIR,RUN_DIR,...``."""
     name, _, folders = text.partition("=")
     if not name or not all(folders.split(",")):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=RUN_DIR,RUN_DIR,...")

@@ -12,7 +12,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """All options belong to Detectron2's command line, ``--help`` too."""
+    """All options, including ``--help``, are handled by Detectron2's command line."""
     need_detectron2("maskx detectron2")
     from maskx_d2.backends.detectron2.command_line import main
 

@@ -1,4 +1,4 @@
-"""``maskx fill-masks``: masks for annotations that have a box only."""
+"""``maskx fill-masks``: predict masks for annotations that have only a box."""
 
 import argparse
 import sys
@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_ray(fill, "IMAGES can be a URL such as s3://bucket/folder")
     add_output_file(fill, metavar="JSON")
     fill.add_argument(
-        "--format", choices=("rle", "polygon"), default="rle", help="of the new masks, default rle"
+        "--format", choices=("rle", "polygon"), default="rle", help="format of the new masks, default rle"
     )
     fill.add_argument(
         "--min-mask-score",

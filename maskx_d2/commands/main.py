@@ -1,4 +1,4 @@
-"""The ``maskx`` command: its subcommands, each of which is a file beside this one."""
+"""The ``maskx`` command. Each subcommand is a module beside this one."""
 
 import argparse
 import sys
@@ -34,8 +34,8 @@ _WITH_OPTIONS_OF_THEIR_OWN = {"torchvision": torchvision, "detectron2": detectro
 
 def main(arguments: list[str] | None = None) -> None:
     """
-    Run a subcommand. Exit status 1 is that of broken data, 2 of a user's mistake, 3 of anything that was
-    not foreseen, and 128 + its number of a signal; see :mod:`maskx_d2.runtime.exit_status`.
+    Run a subcommand. The exit status is 1 for broken data, 2 for a mistake of the user, 3 for an unexpected
+    error, and 128 + the signal number for a signal; see :mod:`maskx_d2.runtime.exit_status`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     show_traceback = arguments[:1] == ["--traceback"]
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         args = argparse.Namespace(run=_WITH_OPTIONS_OF_THEIR_OWN[command].run, arguments=rest)
     else:
         args = _parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a lower limit
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our own limit is lower
     with one_sentence("maskx", show_traceback=show_traceback), _writing(args):
         args.run(args)
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _writing(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Holds the output of a command; see :func:`maskx_d2.runtime.outputs.writing`."""
+    """Check and lock the output of a command; see :func:`maskx_d2.runtime.outputs.writing`."""
     from maskx_d2.data.addresses import is_address
     from maskx_d2.runtime.outputs import OutputFile, OutputFolder, named_files, writing
 

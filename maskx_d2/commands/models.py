@@ -16,7 +16,7 @@ def load(args: argparse.Namespace):
 
 
 def identity(args: argparse.Namespace) -> list[str]:
-    """Of the model that the arguments name."""
+    """What identifies the model that the arguments name."""
     from maskx_d2.data.files import file_digest
 
     files = [path for path in (args.config_file, args.weights) if path and Path(path).is_file()]
@@ -34,7 +34,7 @@ def refuse_addresses(*paths: str) -> None:
 def exit_if_skipped(failed: list[str]) -> None:
     """
     Args:
-        failed: why images and videos could not be read.
+        failed: the reasons why images and videos could not be read.
     """
     if failed:
         files = "1 file" if len(failed) == 1 else f"{len(failed)} files"

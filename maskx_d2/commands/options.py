@@ -1,4 +1,4 @@
-"""Options that several commands have, and the types of their values."""
+"""Options shared by several commands, and their argument types."""
 
 import argparse
 from collections.abc import Callable
@@ -10,25 +10,26 @@ DEMO_FOLDER = Path("output/demo")
 
 
 def add_input(parser: argparse.ArgumentParser, *names: str, **options) -> None:
-    """An option that names what is read: no output may replace it."""
+    """Add an option that names an input: no output may replace it."""
     action = parser.add_argument(*names, **options)
     parser.set_defaults(inputs=[*(parser.get_default("inputs") or ()), action.dest])
 
 
 def add_output_file(parser: argparse.ArgumentParser, **options) -> None:
-    """``--output``, a file: no other may be written."""
+    """Add ``--output``, the only file that the command may write."""
     parser.add_argument("--output", required=True, type=Path, **options)
     parser.set_defaults(written=())
 
 
 def add_output_folder(parser: argparse.ArgumentParser, *names: str, **options) -> None:
     """
-    ``--output``, a folder.
+    Add ``--output``, a folder.
 
     Args:
-        parser: of the command.
-        names: of all files that it writes there, see :class:`maskx_d2.runtime.outputs.OutputFolder`.
-        options: of ``add_argument``.
+        parser: parser of the command.
+        names: names of all files that the command writes there; see
+            :class:`maskx_d2.runtime.outputs.OutputFolder`.
+        options: options of ``add_argument``.
     """
     options = {"type": Path, "metavar": "DIR", "required": "default" not in options, **options}
     parser.add_argument("--output", **options)
@@ -78,7 +79,7 @@ def add_ray(parser: argparse.ArgumentParser, more: str) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Last, for they take all the words that are left."""
+    """Add ``--opts``. Must come last, because it takes all remaining arguments."""
     add_input(
         parser,
         "--opts",
@@ -90,7 +91,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of a whole number that may not be smaller."""
+    """The argument type of a whole number that is at least ``least``."""
 
     def parse(text: str) -> int:
         if int(text) < least:

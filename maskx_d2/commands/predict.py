@@ -1,4 +1,4 @@
-"""``maskx predict``: masks, names and scores on images and videos."""
+"""``maskx predict``: detect objects in images and videos."""
 
 import argparse
 import sys
@@ -91,7 +91,7 @@ def _predict(args: argparse.Namespace) -> None:
     images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
     for name, count in Counter(video.stem for video in videos).items():
         if count > 1:
-            raise InputError(f"{count} videos are named {name!r}, expected one: give them an --output each")
+            raise InputError(f"{count} videos are named {name!r}, expected one: give each its own --output")
     detector = load(args)
     options = {
         "model": identity(args),

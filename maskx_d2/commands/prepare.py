@@ -1,4 +1,4 @@
-"""``maskx prepare``: bring a dataset into COCO's format."""
+"""``maskx prepare``: convert or generate a dataset in COCO format."""
 
 import argparse
 import sys

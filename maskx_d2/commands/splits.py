@@ -1,4 +1,4 @@
-"""``maskx splits``: the classes that a split gives masks to."""
+"""``maskx splits``: print which classes have masks in a split."""
 
 import argparse
 from pathlib import Path

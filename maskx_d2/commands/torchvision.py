@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """All options belong to Lightning's command line, ``--help`` too."""
+    """All options, including ``--help``, are handled by Lightning's command line."""
     need("maskx torchvision", *TORCHVISION_TRAINING)
     from maskx_d2.backends.torchvision.command_line import main
 

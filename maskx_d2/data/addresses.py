@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether it is one, and no path."""
+    """Whether this is an address (a URL) rather than a path."""
     return "://" in str(path)
 
 
 def from_anywhere(path: str) -> str:
-    """The address as it is; the path so that it does not depend on the current folder."""
+    """An address unchanged; a path made absolute, so that it does not depend on the current folder."""
     return path if is_address(path) else str(Path(path).absolute())
 
 
@@ -35,10 +35,10 @@ def file_in(folder: str, name: str) -> str:
 
 def file_system(address: str) -> "tuple[FileSystem, str]":
     """
-    What reads an address or a path, and what it names the file or folder.
+    The file system of an address or a path, and the name of the file or folder in it.
 
     Raises:
-        ValueError: the address cannot be understood, or nothing is there that reads such.
+        ValueError: the address is invalid, or no file system is known that can read it.
     """
     from pyarrow.fs import LocalFileSystem
 
@@ -51,7 +51,7 @@ def file_system(address: str) -> "tuple[FileSystem, str]":
 
 @functools.cache
 def _top_of(address: str) -> "tuple[FileSystem, str]":
-    """One for all files of a bucket: it may ask the network where that is."""
+    """Cached for all files of a bucket, because locating the bucket may need the network."""
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem
 
@@ -63,12 +63,12 @@ def _top_of(address: str) -> "tuple[FileSystem, str]":
 
 def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) -> list[str]:
     """
-    The addresses of images: this one, or those in the folder there, sorted.
+    Find the addresses of images: the given one, or those in the given folder, sorted.
 
     Args:
-        address: of a file or a folder.
-        recursive: look in folders below, too.
-        suffixes: what files in folders end in.
+        address: address of a file or a folder.
+        recursive: whether to search subfolders too.
+        suffixes: suffixes of image files in folders.
 
     Raises:
         FileNotFoundError: nothing is there, or a folder holds no image.
@@ -100,7 +100,7 @@ def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) ->
 
 def read_image_at(address: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """
-    As :func:`maskx_d2.data.images.read_image`, of an address or a path.
+    Like :func:`maskx_d2.data.images.read_image`, for an address or a path.
 
     Raises:
         FileNotFoundError, ValueError: see there.

@@ -13,7 +13,7 @@ from maskx_d2.data.files import replacing
 
 def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
     """
-    Embeddings of class names from word vectors; a name of several words has the mean of its words.
+    Embeddings of class names from word vectors; a name of several words gets the mean of their vectors.
 
     Args:
         vectors: a text file in GloVe's format, a word and its numbers on each line.
@@ -25,7 +25,7 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is in another format, or words are missing in it: they are named.
+        ValueError: the file has another format, or words are missing; the message names them.
     """
     if not vectors.is_file():
         raise MissingFileError(f"word vectors {vectors} are not a file")
@@ -65,13 +65,13 @@ def glove_embeddings(vectors: Path, class_names: Sequence[str]) -> np.ndarray:
 
 def random_embeddings(class_names: Sequence[str], *, dim: int = 300, seed: int = 0) -> np.ndarray:
     """
-    Embeddings of class names from random vectors of words, as in the original's ``randn`` table: a word has
-    a vector of length 1 or so, and a name of several words has their mean.
+    Embeddings of class names from random word vectors, as in the ``randn`` table of the original code: each
+    word has a vector of length about 1, and a name of several words gets the mean of their vectors.
 
     Args:
         class_names: names of the K classes.
         dim: D.
-        seed: of the vectors.
+        seed: random seed of the vectors.
 
     Returns:
         (K, D) float32.
@@ -83,7 +83,7 @@ def random_embeddings(class_names: Sequence[str], *, dim: int = 300, seed: int =
 
 
 def _words(class_names: Sequence[str]) -> list[list[str]]:
-    """Of each name, in lower case; of a synset ("fire_truck.n.01") without part of speech and number."""
+    """The words of each name in lower case; of synsets ("fire_truck.n.01"), only those of the name."""
     return [name_of_synset(name).lower().replace("_", " ").split() for name in class_names]
 
 
@@ -92,9 +92,9 @@ def _means(words_of: Sequence[Sequence[str]], vectors: Mapping[str, np.ndarray])
 
 
 def write_table(path: Path, table: np.ndarray) -> None:
-    """Write a .npy file, and make its folder if need be; a file that is there is replaced at once."""
+    """Write a .npy file, and create its folder if necessary. An existing file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()  # numpy's own writing to a full disk raises an error that names neither
+    content = io.BytesIO()  # on a full disk NumPy's error names neither disk nor file
     np.save(content, table)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getvalue())

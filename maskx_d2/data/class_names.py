@@ -24,22 +24,22 @@ def voc_class_names() -> list[str]:
 
 def visual_genome_class_names() -> list[str]:
     """
-    The 3,001 classes of the original's Visual Genome experiments, in its order: first those of COCO, in
-    COCO's order. They are synsets without part of speech and number, so some have one name.
+    The 3,001 classes of the Visual Genome experiments in the original code, in its order: first those of
+    COCO, in COCO's order. They are synsets without part of speech and number, so some share a name.
     """
     return read_names(_CLASS_LISTS / "visual_genome.txt")
 
 
 def readable_visual_genome_class_names() -> list[str]:
-    """The same classes for people: the first 80 by their COCO names, "fire hydrant" for "water_faucet"."""
+    """Readable names of the same classes; the first 80 have COCO's: "fire hydrant" for "water_faucet"."""
     coco = coco_class_names()
     return coco + [name.replace("_", " ") for name in visual_genome_class_names()[len(coco) :]]
 
 
 def read_class_names(path: Path | None) -> list[str]:
     """
-    Class names, in the order of their contiguous indices, of an annotation file in COCO's format
-    (``.json``) or of a text file with one name a line; those of COCO if ``path`` is None.
+    Read class names, in the order of their contiguous indices, from an annotation file in COCO format
+    (``.json``) or from a text file with one name per line; those of COCO if ``path`` is None.
     """
     if path is None:
         return coco_class_names()
@@ -54,7 +54,7 @@ def read_class_names(path: Path | None) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """One name a line; empty lines are passed over."""
+    """Read one name per line; empty lines are skipped."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -70,23 +70,23 @@ def name_of_synset(synset: str) -> str:
 def first_difference(
     names: Sequence[str], others: Sequence[str]
 ) -> tuple[int, str | None, str | None] | None:
-    """Index and names where two lists of classes differ first (None beyond the end of one), or None."""
+    """Index and names of the first difference of two class lists (None past the end of one), or None."""
     pairs = enumerate(zip_longest(names, others))
     return next(((i, a, b) for i, (a, b) in pairs if a != b), None)
 
 
 def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) -> list[int]:
     """
-    Where names are in a list of classes. If several classes have one name, it is the first: in a list with
-    COCO's classes, those.
+    Indices of names in a class list. If several classes share a name, the first is taken; in a list that
+    starts with COCO's classes, that is COCO's.
 
     Args:
         class_list: all classes.
         names: some of them.
-        what: what names them, for the error.
+        what: where the names come from, for the error message.
 
     Raises:
-        ValueError: ``class_list`` does not have them all.
+        ValueError: ``class_list`` does not contain all names.
     """
     index_of = {name: i for i, name in reversed(list(enumerate(class_list)))}
     missing = [name for name in names if name not in index_of]

@@ -30,8 +30,8 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
     The classes of a dataset that have masks under a split.
 
     Args:
-        split: a name in :data:`NAMED_SPLITS` or the path of a text file with one class name a line
-            (empty lines are passed over).
+        split: a name in :data:`NAMED_SPLITS`, or the path of a text file with one class name per line
+            (empty lines are skipped).
         class_names: the dataset's class names, in the order of their contiguous indices.
 
     Returns:
@@ -39,8 +39,8 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
 
     Raises:
         FileNotFoundError: ``split`` is neither a name nor a file.
-        ValueError: the split does not fit the dataset: a class that it does not have, a class listed
-            twice, or nothing on one side.
+        ValueError: the split does not fit the dataset: it names an unknown class, names a class twice, or
+            leaves one side empty.
     """
     num_classes = len(class_names)
     if split == "all":
@@ -75,7 +75,7 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
 
 def class_split_report(split: str, coco: COCO | None = None, *, as_json: bool = False) -> str:
     """
-    What a split makes of a dataset's classes, for people or as
+    The classes on each side of a split, as text for users or as JSON
     ``{"with_masks": [names], "boxes_only": [names]}``.
 
     Args:
@@ -104,7 +104,7 @@ def class_split_report(split: str, coco: COCO | None = None, *, as_json: bool = 
 
 
 def _random_split(name: str) -> list[int]:
-    """COCO class indices of a random split: each draw depends on those before it."""
+    """COCO class indices of a random split. Each draw depends on the previous ones."""
     generator = np.random.RandomState(3)
     draws = {n: generator.choice(80, size, replace=False) for n, size in _RANDOM_SPLITS.items()}
     return draws[name].tolist()

@@ -3,9 +3,9 @@
 
 class InputError(ValueError):
     """
-    Something that the user gave cannot be used: a file, an option or a config key. Its message is one
-    sentence that names it, what was found and what was expected. Commands show that sentence and end with
-    status 2; any other exception is a fault, with status 3.
+    A file, an option or a config key that the user gave cannot be used. The message is one sentence that
+    names it, what was found and what was expected. Commands print that sentence and exit with status 2; any
+    other exception is a fault, with status 3.
     """
 
 

@@ -20,21 +20,21 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """
-    A new file beside ``path`` to write to, that takes its place if nothing goes wrong. Two that write at
-    one time do not meet: the last one's file stays.
+    Yield a new file beside ``path`` to write to, which replaces ``path`` if nothing goes wrong. Concurrent
+    writers do not interfere: the file of the last one remains.
 
     Raises:
-        ValueError: ``path`` is something else than a file: see :func:`check_replaceable`.
+        ValueError: ``path`` is something other than a file: see :func:`check_replaceable`.
     """
     check_replaceable(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    # Opened here so that it is never somebody else's, and for the rights that other new files get.
+    # Created here, so that it never belongs to somebody else and gets the permissions of a new file.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         os.replace(temporary, path)
     except Exception as error:
-        # torch.save makes an error of its own of it.
+        # torch.save raises an error of its own instead.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError) and cause.errno in _DISK_IS_FULL:
             raise OSError(cause.errno, cause.strerror, str(path)) from error
@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def check_replaceable(path: Path) -> None:
     """
     Raises:
-        ValueError: ``path`` is a folder, a device, a pipe or a link, and not a file or nothing.
+        ValueError: ``path`` is a folder, a device, a pipe or a link; it may be a file or not exist.
     """
     check_no_link(path)
     if path.is_dir():
@@ -56,10 +56,10 @@ def check_replaceable(path: Path) -> None:
 def check_no_link(path: Path) -> None:
     """
     Raises:
-        ValueError: ``path`` is a device, a pipe or a link, and not a file, a folder or nothing.
+        ValueError: ``path`` is a device, a pipe or a link; it may be a file or a folder, or not exist.
     """
     if path.is_symlink():
-        raise InputError(f"{path} is a link, expected a file or nothing: give the place that it leads to")
+        raise InputError(f"{path} is a link, expected a file or nothing: give the path that it points to")
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path} is a device or a pipe, expected a file or nothing")
 
@@ -76,7 +76,7 @@ def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where links lead; unlike ``Path.resolve``, links that lead to themselves are where they are."""
+    """Resolve links. Unlike with ``Path.resolve``, a link that points to itself is left as it is."""
     return Path(os.path.realpath(path))
 
 
@@ -87,12 +87,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content) -> None:
-    """As :func:`write_text`, of JSON for people to read too. JSON has no NaN: it becomes null."""
+    """Like :func:`write_text`, for readable JSON. NaN, which JSON does not have, becomes null."""
     write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False))
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
-    """As :func:`write_text`, of a picture."""
+    """Like :func:`write_text`, for a picture."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         picture.save(file, format="PNG")
 
@@ -101,11 +101,11 @@ def load_json(path: Path, *, what: str):
     """
     Args:
         path: a JSON file.
-        what: what it is, for the errors.
+        what: what the file is, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or none that Python can read.
+        ValueError: it is not JSON, or not JSON that Python can read.
     """
     if not path.is_file():
         raise MissingFileError(f"{what} {path} is not a file")
@@ -113,7 +113,7 @@ def load_json(path: Path, *, what: str):
         return json.loads(path.read_bytes())
     except RecursionError as error:
         raise InputError(f"{what} {path} is nested too deep, expected a few levels") from error
-    except ValueError as error:  # of JSON, of its encoding, and of numbers of thousands of digits
+    except ValueError as error:  # invalid JSON or encoding, or numbers with thousands of digits
         raise InputError(f"{what} {path} is not JSON: {error}") from error
 
 

@@ -13,28 +13,28 @@ from PIL import Image, ImageOps
 from maskx_d2.data.errors import InputError, MissingFileError
 
 MAX_MEGAPIXELS = 50.0
-"""Of an image, where nothing else is said: a file of kilobytes may stand for gigabytes of pixels."""
+"""Default limit for an image: a file of a few kilobytes can hold gigabytes of pixels."""
 
 PILLOWS_MEGAPIXELS = 178.0
-"""Pillow reads no larger ones."""
+"""Pillow refuses larger images."""
 
-# Of sides. What a model resizes to its size would have no pixel left on the shorter one.
+# Of the sides. When a model resizes a narrower strip, its shorter side could be left without a pixel.
 _MAX_RATIO = 100
 _READ_AHEAD = 4
 
 
 def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """
-    An image in RGB, upright as its EXIF data say.
+    Read an image as RGB, rotated upright according to its EXIF data.
 
     Args:
-        path: of the file.
+        path: path of the file.
         max_megapixels: larger images are refused before their pixels are read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as an image, is too large, its pixels have more than 8 bits, of which
-            nobody can tell the range, or it is a strip.
+        ValueError: it cannot be read as an image, is too large, has pixels of more than 8 bits, whose range
+            is unknown, or is a narrow strip.
     """
     with open_image(path, max_megapixels=max_megapixels) as image:
         return _upright(image)
@@ -42,11 +42,11 @@ def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.I
 
 def read_image_from(file: BinaryIO, *, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """
-    As :func:`read_image`, of what is open.
+    Like :func:`read_image`, for an open file.
 
     Args:
-        file: what the image is in.
-        name: for the error.
+        file: the file with the image.
+        name: name of the image, for error messages.
         max_megapixels: see there.
 
     Raises:
@@ -60,10 +60,10 @@ def read_ahead(
     paths: Iterable[Path], *, max_megapixels: float = MAX_MEGAPIXELS
 ) -> Iterator[tuple[Path, Future[Image.Image]]]:
     """
-    Paths, with images that are read in another thread while the one before is worked on.
+    Read images in another thread while the caller works on the previous ones.
 
     Yields:
-        A path, and what gives its image or raises as :func:`read_image`.
+        A path, and a future that returns its image or raises like :func:`read_image`.
     """
     with ThreadPoolExecutor(1) as thread:
         ahead: deque[tuple[Path, Future[Image.Image]]] = deque()
@@ -77,12 +77,12 @@ def read_ahead(
 @contextlib.contextmanager
 def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
     """
-    An image whose pixels are not read yet. What reading them fails of is raised as here.
+    Open an image without reading its pixels. Errors of reading them later are raised in the same way.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_image`.
     """
-    # Unlike pathlib's these answer for names too that no file can have. A pipe would be waited for.
+    # Unlike pathlib's, these functions also accept names that no file can have. Opening a pipe would block.
     if not os.path.isfile(path):
         raise MissingFileError(
             f"image {path} {'is not a file' if os.path.exists(path) else 'does not exist'}"
@@ -95,16 +95,16 @@ def check_size(size: tuple[int, int], max_megapixels: float) -> None:
     """
     Args:
         size: width and height in pixels.
-        max_megapixels: what is allowed.
+        max_megapixels: the allowed size.
 
     Raises:
-        ValueError: it has more.
+        ValueError: the image is larger.
     """
     width, height = size
     if width * height > max_megapixels * 1e6:
         raise InputError(
             f"it has {width} x {height} pixels, expected at most {max_megapixels:g} megapixels: "
-            "--max-megapixels, in training data.max_megapixels or INPUT.MAX_MEGAPIXELS, allows more"
+            "raise --max-megapixels, or in training data.max_megapixels or INPUT.MAX_MEGAPIXELS"
         )
 
 
@@ -112,7 +112,7 @@ def size_difference(size: tuple[int, int], record: Mapping) -> str | None:
     """
     Args:
         size: width and height of an image.
-        record: what an annotation file says of it.
+        record: entry of the image in an annotation file.
 
     Returns:
         How they differ, as the end of a sentence that names the image, or None.
@@ -127,10 +127,10 @@ def check_images_exist(paths: Iterable[Path], *, of: str = "") -> None:
     """
     Args:
         paths: image files.
-        of: for the error, what they belong to if their folder does not say it.
+        of: what the images belong to, for the error message, if their folder does not say it.
 
     Raises:
-        FileNotFoundError: some do not exist: the first is named, and the number of the others.
+        FileNotFoundError: some do not exist; the message names the first and the number of the others.
     """
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
@@ -145,7 +145,7 @@ def _opened(file: BinaryIO | Path, name: object, max_megapixels: float) -> Itera
             check_size(image.size, max_megapixels)
             _check(image)
             yield image
-    except Exception as error:  # Pillow lets through whatever a broken file makes it stumble over
+    except Exception as error:  # a broken file can make Pillow raise anything
         reason = str(error) or type(error).__name__
         raise InputError(f"{name} cannot be read as an image: {reason}") from error
 

@@ -9,14 +9,14 @@ from contourpy import FillType, contour_generator
 
 def to_polygons(rle: dict) -> list[list[float]]:
     """
-    The outlines of a mask along the edges of its pixels, corners cut: pycocotools makes the same mask of
-    them. Polygons in COCO have no holes: a part that has one is cut in two.
+    The outlines of a mask along the edges of its pixels, with cut corners; pycocotools turns them back into
+    the same mask. COCO polygons have no holes, so a part with a hole is cut in two.
 
     Args:
         rle: compressed RLE.
 
     Returns:
-        ``[x, y, x, y, ...]`` for each part, in pixels, where (0, 0) is the corner of the image.
+        ``[x, y, x, y, ...]`` for each part, in pixels, where (0, 0) is the top-left corner of the image.
     """
     x, y, width, height = (int(value) for value in mask_util.toBbox(rle))
     mask = mask_util.decode(rle)[y : y + height, x : x + width]
@@ -25,7 +25,7 @@ def to_polygons(rle: dict) -> list[list[float]]:
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
     """(H, W) -> (number of points, 2) of each part."""
-    # Values stand at the middle of pixels, and outlines go half-way to those around.
+    # Values are at pixel centres, and outlines run half-way to the neighbouring pixels.
     padded = np.pad(mask, 1).astype(float)
     contours = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, math.inf)
     outer = []

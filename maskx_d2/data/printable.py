@@ -6,15 +6,15 @@ _MARKDOWN = re.compile(r"([\\`*\[\]<>|$])")
 
 
 def printable(text: str) -> str:
-    """On one line of a terminal: what cannot be printed, line breaks too, stands as its escape sequence."""
+    """Text for one line of a terminal. Unprintable characters and line breaks become escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def in_markdown(text: str) -> str:
-    """The same, and no character is markup."""
+    """Like :func:`printable`, and no character is markup."""
     return _MARKDOWN.sub(r"\\\1", printable(text))
 
 
 def in_plot(text: str) -> str:
-    """The same, and matplotlib takes no ``$`` for the begin of a formula."""
+    """Like :func:`printable`, and matplotlib does not take ``$`` for the start of a formula."""
     return printable(text).replace("$", r"\$")

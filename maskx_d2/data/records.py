@@ -10,23 +10,23 @@ import numpy as np
 
 class Records(Sequence):
     """
-    What a data loader holds of a dataset: each element pickled, one behind the other, in an array. Forked
-    processes share it, where Python's objects are copied as soon as they are counted, and processes that
-    read one file of it share that. (The idea is Detectron2's ``DatasetFromList``.)
+    The elements of a dataset for a data loader, pickled one after another into an array. Forked processes
+    share the array, whereas Python objects are copied as soon as their reference count changes. Processes
+    that read it from the same file share it too. (The idea is Detectron2's ``DatasetFromList``.)
     """
 
     def __init__(self, content: np.ndarray, ends: np.ndarray):
         """
         Args:
-            content: (number of bytes,) uint8. It is unpickled: it must be of this program's own making.
-            ends: (number of elements,) int64, where each ends in it.
+            content: (number of bytes,) uint8. It will be unpickled, so it must come from this program.
+            ends: (number of elements,) int64, where each element ends in ``content``.
         """
         self.content = content
         self.ends = ends
 
     @classmethod
     def of(cls, elements: Iterable[Any]) -> "Records":
-        """Whatever they come from need not hold all of them at a time. Records stay what they are."""
+        """Build from an iterable, which need not hold all elements at once. Records are returned as is."""
         if isinstance(elements, Records):
             return elements
         content, ends = bytearray(), []
@@ -36,19 +36,19 @@ class Records(Sequence):
         return cls(np.frombuffer(content, dtype=np.uint8), np.array(ends, dtype=np.int64))
 
     def write(self, path: Path) -> None:
-        """For :meth:`read`: the content, where its elements end, and how many there are."""
+        """Write a file for :meth:`read`: the content, the ends of its elements, and their number."""
         with path.open("wb") as file:
             for part in (self.content, self.ends, np.array([len(self)], dtype=np.int64)):
                 part.tofile(file)
 
     @classmethod
     def read(cls, path: Path) -> "Records":
-        """A file's, in memory that is shared by all who read it and stays when the file is deleted."""
-        # Of what is written to, which torch asks to be allowed, there would be a copy.
+        """Read a file into memory that all its readers share, and that stays when the file is deleted."""
+        # Torch requires writable memory. Pages would be copied if they were written to, which they are not.
         whole = np.memmap(path, dtype=np.uint8, mode="c")
         (number,) = whole[-8:].view(np.int64)
         start = len(whole) - 8 * (number + 1)
-        # The places of the elements need not lie where numbers of eight bytes may.
+        # Copied, because the ends may not be aligned to eight bytes in the file.
         return cls(whole[:start], np.array(whole[start:-8]).view(np.int64))
 
     def __len__(self) -> int:

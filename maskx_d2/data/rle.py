@@ -12,16 +12,16 @@ import pycocotools.mask as mask_util
 from maskx_d2.data.errors import InputError
 
 MAX_PIXELS = 178_956_970
-"""Of an image: Pillow reads no larger ones."""
+"""Of an image. Pillow refuses larger ones."""
 
 
 def encode(mask: np.ndarray) -> dict:
     """
     Args:
-        mask: (H, W), of which what is not 0 belongs to the object.
+        mask: (H, W); everything that is not 0 belongs to the object.
 
     Returns:
-        Compressed RLE as JSON has it.
+        Compressed RLE that can be written as JSON.
     """
     rle = mask_util.encode(np.asfortranarray(mask.astype(bool), dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
@@ -30,11 +30,11 @@ def encode(mask: np.ndarray) -> dict:
 def compressed(segmentation: list[list[float]] | Mapping, height: int, width: int) -> Mapping:
     """
     Args:
-        segmentation: polygons of three points or more each, or RLE of either form.
-        height, width: of the image.
+        segmentation: polygons of three or more points each, or RLE of either form.
+        height, width: size of the image.
 
     Returns:
-        Compressed RLE of it, of the union of the polygons.
+        Compressed RLE; of polygons, that of their union.
     """
     if isinstance(segmentation, list):
         return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
@@ -49,7 +49,7 @@ def check_rle(rle: Mapping) -> None:
         rle: ``{"size": [height, width], "counts": compressed (str or bytes) or a list}``.
 
     Raises:
-        ValueError: what is wrong with it, as the end of a sentence that names it.
+        ValueError: the RLE is invalid. The message completes a sentence that starts with what has the RLE.
     """
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(counts, str | bytes | list) or not isinstance(size, list | tuple) or len(size) != 2:
@@ -67,7 +67,7 @@ def check_rle(rle: Mapping) -> None:
 
 
 def is_image_size(height, width) -> bool:
-    """Whether these are numbers of pixels that an image can have."""
+    """Whether an image can have this size in pixels."""
     sides = height, width
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         return False
@@ -80,8 +80,8 @@ def _is_run(value) -> bool:
 
 def _decompressed(counts: str | bytes) -> list[int]:
     """
-    Lengths of the runs. Each character has five bits of a number, the lowest first, and a bit that says
-    whether there are more; from the fourth on, numbers are differences to the last but one
+    Lengths of the runs. Each character holds five bits of a number, lowest first, and a bit that says
+    whether more follow. From the fourth on, each number is the difference to the last but one
     (pycocotools' ``rleFrString``).
     """
     try:

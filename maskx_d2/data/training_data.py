@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Numbers of A, the classes with masks, and of B, those with boxes only. Crowd regions do not count."""
+    """Counts for A, the classes with masks, and B, those with only boxes. Crowd regions are not counted."""
 
     num_images: int
     num_classes: tuple[int, int]
     num_objects: tuple[int, int]
     num_masks: int
-    """Of A; B has none."""
+    """Masks in A; B has none."""
 
     trained_with_masks: tuple[int, ...]
     """Indices of the classes that have a mask, in order."""
@@ -23,9 +23,9 @@ class TrainingData:
     ) -> "TrainingData":
         """
         Args:
-            num_images: with an object.
-            objects: the index of its class, and whether it has a mask.
-            class_has_mask: of each class, whether it is in A.
+            num_images: number of images with an object.
+            objects: for each object, the index of its class and whether it has a mask.
+            class_has_mask: for each class, whether it is in A.
         """
         num_objects, num_masks = [0] * len(class_has_mask), [0] * len(class_has_mask)
         for class_index, has_mask in objects:

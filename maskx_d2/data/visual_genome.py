@@ -110,7 +110,7 @@ class _OutAnnotation(msgspec.Struct):
 
 def _mapped(path: Path) -> mmap.mmap | bytes:
     """
-    The bytes of a file, without reading it into memory. They are let go with the last record that is a
+    The bytes of a file, without reading it into memory. They are released with the last record that is a
     view of them.
     """
     if not path.is_file():
@@ -133,7 +133,7 @@ def _decode(path: Path, kind: type[_Record]) -> _Record:
 
 @dataclass
 class Summary:
-    """Counts of what was converted and of what was left out."""
+    """Counts of objects and images that were converted or left out."""
 
     classes: int = 0
     objects: int = 0
@@ -150,7 +150,7 @@ class Summary:
     images_without_objects: int = field(
         default=0, metadata={"title": "images that objects.json does not have"}
     )
-    renumbered: int = field(default=0, metadata={"title": "objects of an id that is taken, renumbered"})
+    renumbered: int = field(default=0, metadata={"title": "objects renumbered: id already taken"})
     images: dict[str, int] = field(default_factory=dict)
     annotations: dict[str, int] = field(default_factory=dict)
 
@@ -174,15 +174,16 @@ def joint_classes(synsets: Sequence[str]) -> list[str]:
         synsets: the most frequent synsets of Visual Genome, most frequent first.
 
     Returns:
-        Synsets of the joint list: those of COCO's 80 classes in COCO's order, then the others by name. A
-        COCO class that is in neither ``synsets`` nor the table of exceptions is added under its name.
+        Synsets of the joint list: those of COCO's 80 classes in COCO's order, then the others, sorted by
+        name. A COCO class that is in neither ``synsets`` nor the table of exceptions is added under its
+        name.
     """
     by_name: dict[str, str] = {}
     for synset in synsets:
         by_name.setdefault(name_of_synset(synset).replace("_", " "), synset)
     of_coco = []
     for name in coco_class_names():
-        # The table has the last word, as in the original: "orange" is a fruit there.
+        # The table takes precedence, as in the original code, where "orange" is a fruit.
         synset = _SYNSET_OF_COCO.get(name) or by_name.get(name)
         of_coco.append(synset or f"{name.replace(' ', '_')}.n.01")
     return of_coco + sorted(set(synsets) - set(of_coco))
@@ -259,7 +260,7 @@ def _most_frequent(synsets: Sequence[str], counts: Sequence[int], num_classes: i
 
 
 def _split_images(images: Sequence[_ImageRecord], coco_val: set[int]) -> dict[str, list[_ImageRecord]]:
-    """Validation is what is in COCO's, test the last images that are not in COCO, the rest is training."""
+    """Validation: images in COCO's val set. Test: the last images not in COCO. Training: the rest."""
     rest = [image for image in images if image.coco_id not in coco_val]
     test = [image for image in rest if image.coco_id is None][-NUM_TEST_IMAGES:]
     test_ids = {image.image_id for image in test}
@@ -283,21 +284,21 @@ def convert_visual_genome(
     progress: Progress = lambda iterable, title, total: iterable,
 ) -> Summary:
     """
-    Write ``vg3k_train.json``, ``vg3k_val.json`` and ``vg3k_test.json``. Interrupted or failing, it
-    leaves none of them. Their categories are named by synset, and have ``instance_count``, the boxes in
-    training, and those of COCO ``coco_name``.
+    Write ``vg3k_train.json``, ``vg3k_val.json`` and ``vg3k_test.json``, or none of them if it is
+    interrupted or fails. The categories are named by synset and have ``instance_count``, the number of
+    boxes in training; those of COCO also have ``coco_name``.
 
     Args:
         image_data: Visual Genome's ``image_data.json``.
         objects: its ``objects.json``, version 1.4.
-        coco_val: COCO's ``instances_val2017.json``, of which the ids of the images are used.
-        output: a folder, that is made if need be.
-        num_classes: how many of the most frequent synsets are classes.
+        coco_val: COCO's ``instances_val2017.json``; only its image ids are used.
+        output: output folder, created if necessary.
+        num_classes: number of classes, the most frequent synsets.
         progress: see :data:`Progress`.
 
     Raises:
         FileNotFoundError: an input does not exist.
-        ValueError: an input is not what it should be.
+        ValueError: an input is invalid.
     """
     paths = {split: output / f"vg3k_{split}.json" for split in SPLITS}
     unfinished = output / _UNFINISHED
@@ -331,7 +332,7 @@ def convert_visual_genome(
     for category, name in zip(categories, coco_class_names(), strict=False):  # the first are those of COCO
         category["coco_name"] = name
     output.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as files:  # none takes its place before all are written
+    with contextlib.ExitStack() as files:  # none is moved into place before all are written
         for split, of_split in splits.items():
             path = files.enter_context(replacing(paths[split]))
             summary.images[split] = len(of_split)
@@ -344,8 +345,8 @@ def convert_visual_genome(
 def check_finished(folder: Path) -> None:
     """
     Raises:
-        ValueError: a conversion into the folder was stopped when some of its files had taken their places,
-            so that they may be of two conversions.
+        ValueError: a conversion into the folder was stopped while moving its files into place, so that the
+            files may come from two conversions.
     """
     if (folder / _UNFINISHED).exists():
         raise InputError(
@@ -381,7 +382,7 @@ class _Annotations:
         self.box = np.frombuffer(columns.box, dtype=np.float32).reshape(-1, 4)[keep][order]
 
     def count_by_category(self, image_ids: Sequence[int], num_categories: int) -> list[int]:
-        """How many there are of each category in these images."""
+        """Number of objects of each category in these images."""
         category = self.category[np.isin(self.image, image_ids)]
         return np.bincount(category, minlength=num_categories + 1)[1:].tolist()
 

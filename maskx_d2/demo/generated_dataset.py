@@ -21,18 +21,18 @@ Scene = tuple[np.ndarray, list[tuple[str, np.ndarray]]]
 
 @dataclass(frozen=True)
 class GeneratedDataset:
-    """Where the parts of a generated dataset are."""
+    """The paths of a generated dataset."""
 
     root: Path
 
     @property
     def train_json(self) -> Path:
-        """In which the classes of B have boxes only."""
+        """Training annotations, in which the classes of B have only boxes."""
         return self.root / "annotations" / "train.json"
 
     @property
     def all_masks_json(self) -> Path:
-        """The same with the masks of all classes, for an oracle."""
+        """The same annotations with the masks of all classes, for an oracle."""
         return self.root / "annotations" / "train_all_masks.json"
 
     @property
@@ -49,15 +49,15 @@ class GeneratedDataset:
 
     @property
     def split_file(self) -> Path:
-        """The names of the classes with masks, one a line."""
+        """The names of the classes with masks, one per line."""
         return self.root / "classes_with_masks.txt"
 
 
 class Scenes(ABC):
-    """Draws images of clusters, each an object or a few that share nearly one box."""
+    """Draws images of clusters. A cluster is one object, or a few in nearly the same box."""
 
     noise: float
-    """Standard deviation of that of the camera, in grey levels."""
+    """Standard deviation of the camera noise, in grey levels."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -68,7 +68,7 @@ class Scenes(ABC):
         objects: list[tuple[str, np.ndarray]] = []
         for box in self.boxes():
             for class_name, mask in self.cluster(box):
-                # What is drawn later hides what was drawn before.
+                # Later objects hide earlier ones.
                 objects = [(name, other & ~mask) for name, other in objects]
                 objects.append((class_name, mask))
                 image[mask] = self.pixels(class_name, mask)
@@ -81,7 +81,7 @@ class Scenes(ABC):
 
     @abstractmethod
     def cluster(self, box: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Class and (H, W) bool mask of the objects in a box, the last in front."""
+        """Class and (H, W) bool mask of each object in a box; the last is in front."""
 
     @abstractmethod
     def pixels(self, class_name: str, mask: np.ndarray) -> np.ndarray:
@@ -103,10 +103,10 @@ def write_dataset(
     Write a dataset.
 
     Args:
-        root: a folder that is made if need be.
+        root: output folder, created if necessary.
         scenes: draws the images.
         class_names: names of all classes.
-        boxes_only: those that have no ``segmentation`` in ``train.json``; in the test set all have.
+        boxes_only: classes without ``segmentation`` in ``train.json``; in the test set all classes have it.
         num_train, num_test: numbers of images.
         seed: the same seed gives the same files.
         progress: wraps the range of image numbers, as ``tqdm`` does.
@@ -214,7 +214,7 @@ def boxes_apart(
 
 
 def nearly_the_same_box(rng: np.random.Generator, box: np.ndarray, side: int) -> np.ndarray:
-    """A box with which another shares most of its area, in an image of (side, side) pixels."""
+    """A random box that nearly coincides with ``box``, in an image of (side, side) pixels."""
     size = box[2:] - box[:2]
     centre = (box[:2] + box[2:]) / 2 + rng.uniform(-0.08, 0.08, 2) * size
     half = size * rng.uniform(0.9, 1.1, 2) / 2

@@ -19,13 +19,13 @@ _CONFIGS = {
 
 
 def train(run: Training) -> Path:
-    """See :class:`maskx_d2.demo.run.Backend`. It does what train_net.py does, with a progress bar."""
+    """See :class:`maskx_d2.demo.run.Backend`. This is train_net.py with a progress bar."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     try:
         return _train(run)
     finally:
-        # Another demo in this process has its own elsewhere.
+        # Another demo in this process has its own datasets under these names.
         for name in ("shapes_train", "shapes_train_all_masks", "shapes_test"):
             if name in DatasetCatalog:
                 DatasetCatalog.remove(name)
@@ -67,7 +67,7 @@ def predict_options(folder: Path) -> str:
 
 
 def registrations(dataset: GeneratedDataset) -> list[list[str]]:
-    """Entries of DATASETS.MASKX_REGISTER, which hold from wherever the config is used."""
+    """Entries of DATASETS.MASKX_REGISTER, which are valid from any working directory."""
     root = GeneratedDataset(dataset.root.resolve())
     return [
         ["shapes_train", str(root.train_json), str(root.train_images)],

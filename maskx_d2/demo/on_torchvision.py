@@ -7,7 +7,7 @@ from maskx_d2.runtime.configs import config_file
 
 COCO_COMMAND = f"maskx torchvision fit --config {config_file('torchvision/maskx_resnet50_fpn_1x.yaml')}"
 
-# The detector of configs/demo, as near as torchvision's parts come.
+# The detector of configs/demo, as closely as torchvision's parts allow.
 _DETECTOR = {
     "depth": 18,
     "norm": "GN",
@@ -16,7 +16,7 @@ _DETECTOR = {
     "anchor_sizes": [[40], [56], [80]],
     "anchor_aspect_ratios": [1.0],
     "box_head_dim": 256,
-    "box_sampling_ratio": 1,  # half the time of RoIAlign's backward on a CPU
+    "box_sampling_ratio": 1,  # halves the time of RoIAlign's backward on a CPU
     "mask_head_channels": [64, 64, 64, 64],
     "min_size": 128,
     "max_size": 128,

@@ -33,12 +33,12 @@ ROWS = {
     "maskx_box_supervised": "Mask^X, box-supervised",
     "oracle": "oracle",
 }
-"""The mask heads and their titles; the second is trained if asked for."""
+"""The mask heads and their titles; the second is trained only on request."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much data and training."""
+    """The amount of data and training."""
 
     num_train: int = 2000
     num_test: int = 300
@@ -52,8 +52,8 @@ QUICK = Schedule(num_train=700, num_test=100, stage1_iterations=160, stage2_iter
 
 class FrozenFeatures:
     """
-    What a frozen backbone has made of images, kept for the next mask head on it: with one seed all mask
-    heads see the same images in the same order, and the backbone is half of the work.
+    Features of a frozen backbone, cached for the next mask head on it: with the same seed, all mask heads
+    see the same images in the same order, and the backbone is half of the work.
     """
 
     def __init__(self) -> None:
@@ -62,10 +62,10 @@ class FrozenFeatures:
     def remember(self, forward: Callable) -> Callable:
         """
         Args:
-            forward: of a backbone, from a CPU tensor of images to features that nobody changes.
+            forward: method of a backbone, from a CPU tensor of images to features that are not modified.
 
         Returns:
-            The same, which computes the features of equal images once.
+            The same method, which computes the features of equal images only once.
         """
 
         def remembered(images):
@@ -79,10 +79,10 @@ class FrozenFeatures:
 
 @dataclass(frozen=True)
 class Training:
-    """A training of the demo."""
+    """One training run of the demo."""
 
     name: str
-    """``"stage1"``, the detector, or of :data:`ROWS` a mask head on it."""
+    """``"stage1"`` for the detector, or a key of :data:`ROWS` for a mask head on it."""
 
     title: str
     """For the progress bar."""
@@ -93,10 +93,10 @@ class Training:
     seed: int
 
     detector: Path | None = None
-    """The weights that stage 1 has left, for the others."""
+    """The weights of stage 1, for the mask heads."""
 
     frozen_features: FrozenFeatures = field(default_factory=FrozenFeatures)
-    """Of that detector, shared by the mask heads on it."""
+    """Features of that detector, shared by the mask heads on it."""
 
     @property
     def train_json(self) -> Path:
@@ -105,12 +105,12 @@ class Training:
 
     @property
     def classes_with_masks(self) -> str:
-        """Whose masks are used in training."""
+        """The split that says whose masks are used in training."""
         return "all" if self.name == "oracle" else str(self.dataset.split_file.resolve())
 
     @property
     def box_supervision_start(self) -> int:
-        """Iterations before box supervision, and after them those in which it rises: 2 and 1 in 5."""
+        """Iterations before box supervision starts, 2 in 5. In the next 1 in 5, its weights rise."""
         return self.iterations * 2 // 5
 
     @property
@@ -119,14 +119,14 @@ class Training:
 
 
 class Backend(Protocol):
-    """What the demo needs of a backend: its module ``demo``."""
+    """What the demo needs from a backend, as in the modules ``on_detectron2`` and ``on_torchvision``."""
 
     COCO_COMMAND: str
     """The command that trains on COCO."""
 
     def train(self, run: Training) -> Path:
         """
-        Train; after stage 1 evaluate too. It leaves its files in the run's folder.
+        Train and, except in stage 1, evaluate. All files are written to the run's folder.
 
         Returns:
             The path of the weights.
@@ -145,19 +145,19 @@ def run_demo(
     paper: bool = False,
 ) -> None:
     """
-    For each seed generate the dataset, train stage 1 once and on it the mask heads of :data:`ROWS`,
-    evaluate them, print the table, and write ``results.json`` and pictures. Of several seeds each has a
+    For each seed, generate the dataset, train stage 1 once and the mask heads of :data:`ROWS` on it,
+    evaluate them, print the table, and write ``results.json`` and pictures. With several seeds, each has a
     folder ``seed_N``.
 
-    ``results.json`` holds ``{row: {"segm"|"bbox": {"A"|"B"|"all": {metric: value}}}}``; of several seeds
-    these are the means, and ``standard_deviations.json`` is beside it.
+    ``results.json`` holds ``{row: {"segm"|"bbox": {"A"|"B"|"all": {metric: value}}}}``. With several seeds,
+    the values are means, and ``standard_deviations.json`` is written beside it.
 
     Args:
-        output: a folder that is new, empty, or of an earlier demo, whose content is replaced.
-        backend: what to train with.
-        seeds: of the data and the training.
-        schedule: how much of both.
-        paper: whether to train Mask^X as the paper has it, too.
+        output: a new or empty folder, or the folder of an earlier demo, which is replaced.
+        backend: the backend to train with.
+        seeds: random seeds of the data and the training.
+        schedule: the amount of data and training.
+        paper: whether to also train Mask^X as in the paper.
     """
     _prepare(output)
     if len(seeds) == 1:
@@ -180,13 +180,14 @@ def run_demo(
 
 def best_model(output: Path) -> Path | None:
     """
-    The folder of the mask head with the highest mask AP on B, but for the oracle, which had masks of them.
+    The folder of the mask head with the highest mask AP on B, except the oracle, which was trained with
+    masks of B.
 
     Args:
-        output: of :func:`run_demo`; of several seeds it is one of the first.
+        output: output folder of :func:`run_demo`; with several seeds, the first is used.
 
     Returns:
-        None if no demo was run there, or not to its end.
+        None if no demo was run there, or it was not finished.
     """
     for folder in (output, *sorted(output.glob("seed_*"))):
         results = folder / "results.json"
@@ -237,7 +238,7 @@ def _run_seed(
 
 
 def _prepare(output: Path) -> None:
-    """Leave nothing of an earlier demo, and touch nothing else."""
+    """Remove everything of an earlier demo, and nothing else."""
     marker = output / _MARKER
     if not marker.exists() and not is_empty(output):
         raise InputError(f"{output} holds other things than an earlier demo: give a new folder by --output")
@@ -251,7 +252,7 @@ def _prepare(output: Path) -> None:
 
 
 def _draw(dataset: GeneratedDataset, output: Path, names: Sequence[str]) -> None:
-    """Pictures with pairs in them: ground truth and what each mask head finds, side by side."""
+    """Draw the ground truth and the detections of each mask head side by side."""
     truth = json.loads(dataset.test_json.read_text())
     categories = {category["id"]: category["name"] for category in truth["categories"]}
     boxes_only = {i for i, name in categories.items() if name in shapes.BOXES_ONLY}
@@ -262,7 +263,7 @@ def _draw(dataset: GeneratedDataset, output: Path, names: Sequence[str]) -> None
         found[ROWS[name]] = by_image([d for d in results if d["score"] >= _MIN_SCORE])
     folder = output / "pictures"
     folder.mkdir()
-    # First the images with most objects of B: those are what the mask heads differ on.
+    # First the images with the most objects of B, on which the mask heads differ.
     num_boxes_only = {
         image_id: sum(a["category_id"] in boxes_only for a in annotations)
         for image_id, annotations in found["ground truth"].items()
@@ -287,9 +288,9 @@ def _summary(results: dict[str, Results], output: Path, backend: Backend) -> str
 A: {len(shapes.CLASS_NAMES) - len(shapes.BOXES_ONLY)} classes trained with masks.  \
 B: {len(shapes.BOXES_ONLY)} classes trained with boxes only.  \
 The oracle was trained with all masks.
-All rows stand on one detector, whose box AP is {boxes["A"]["AP"]:.1f} on A and {boxes["B"]["AP"]:.1f} on B.
-Mask^X has embedding dropout, and its box-supervised form losses of boxes without masks: neither is in the
-paper. Its own form is trained too with --paper.
+All rows share one detector, whose box AP is {boxes["A"]["AP"]:.1f} on A and {boxes["B"]["AP"]:.1f} on B.
+Mask^X uses embedding dropout, and its box-supervised form also has losses for boxes without masks: neither
+is in the paper. With --paper, the demo also trains the paper's own form.
 
 Pictures, all results side by side:  {output / "pictures"}
 All figures:                         {output / "results.json"}

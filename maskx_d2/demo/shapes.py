@@ -36,7 +36,7 @@ _GAP = 10
 
 
 class _Shapes(Scenes):
-    """One or two clusters, each a shape or a pair of shapes in nearly one box."""
+    """One or two clusters, each a shape or a pair of shapes in nearly the same box."""
 
     noise = 10
 
@@ -54,7 +54,7 @@ class _Shapes(Scenes):
         if self.rng.random() > _PAIR_PROBABILITY:
             return [(f"{colour} {shape}", behind)]
         while True:
-            # A second shape in nearly the same box, until half of the first can be seen.
+            # Draw a second shape in nearly the same box until at least half of the first is visible.
             other_colour = self._other(list(COLOURS), than=colour)
             other_shape = self._other(SHAPES, than=shape)
             near_box = nearly_the_same_box(self.rng, box, IMAGE_SIDE)

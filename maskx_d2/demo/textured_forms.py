@@ -35,7 +35,7 @@ _DARK = 0.45
 
 
 class _TexturedForms(Scenes):
-    """One to three clusters, each an object or a pair of objects in nearly one box."""
+    """One to three clusters, each an object or a pair of objects in nearly the same box."""
 
     noise = 8
 
@@ -57,7 +57,7 @@ class _TexturedForms(Scenes):
         if self.rng.random() > _PAIR_PROBABILITY:
             return [(name, behind)]
         while True:
-            # A second one in nearly the same box, until half of the first can be seen.
+            # Draw a second one in nearly the same box until at least half of the first is visible.
             other_name, other_form = self._class()
             near_box = nearly_the_same_box(self.rng, box, IMAGE_SIDE)
             before = _form(other_form, near_box, stroke=self.rng.uniform(0.42, 0.54))

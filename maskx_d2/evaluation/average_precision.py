@@ -26,8 +26,8 @@ def class_groups(with_masks: Sequence[int], num_classes: int) -> dict[str, list[
 
 def frequency_thirds(counts: Sequence[int]) -> dict[str, list[int]]:
     """
-    ``frequent``, ``common`` and ``rare``: class indices in three parts of equal size, by how many training
-    instances there are of each class.
+    ``frequent``, ``common`` and ``rare``: class indices in three parts of equal size, by the number of
+    training instances of each class.
     """
     order = np.argsort(-np.asarray(counts), kind="stable")
     thirds = np.array_split(order, 3)
@@ -43,11 +43,11 @@ def average_precision(
     """
     COCO's AP metrics over groups of classes.
 
-    The mean over a group's part of the class axis is what COCOeval gives on a JSON that has been
-    filtered to these classes: it matches and ranks each class by itself.
+    The mean over a group's part of the class axis is what COCOeval returns for a JSON that has been
+    filtered to these classes, because it matches and ranks each class separately.
 
     Args:
-        precision: of :func:`class_precisions`, or ``COCOeval.eval["precision"]``.
+        precision: the result of :func:`class_precisions`, or ``COCOeval.eval["precision"]``.
         groups: group name -> indices on the class axis.
 
     Returns:
@@ -79,16 +79,16 @@ def class_precisions(
 ) -> np.ndarray:
     """
     What COCOeval finds, class by class, each on the images that have an object or a detection of it. Time
-    and memory go with these pairs of image and class, where one COCOeval of all goes through every image
+    and memory grow with these pairs of image and class, while a single COCOeval goes through every image
     for every class.
 
     Args:
-        ground_truth: the annotations. For ``"segm"`` those without a mask are ignored regions.
-        results: detections in COCO's results format; there may be none.
+        ground_truth: the annotations. For ``"segm"``, those without a mask are ignored regions.
+        results: detections in COCO's results format; may be empty.
         iou_type: ``"bbox"`` or ``"segm"``.
         image_ids: the images to evaluate on; None for all.
-        max_detections: of a class in an image, the best of which count.
-        evaluation_class: pycocotools' COCOeval, or one that does the same faster.
+        max_detections: maximum number of detections of a class in an image, best first.
+        evaluation_class: pycocotools' COCOeval, or a faster equivalent.
 
     Returns:
         (10 IoU thresholds, 101 recalls, K classes, 4 areas, 1), the ``"precision"`` of COCOeval with
@@ -96,7 +96,7 @@ def class_precisions(
         ``sorted(ground_truth.getCatIds())``.
 
     Raises:
-        ValueError: a detection is of an image that there is none of.
+        ValueError: a detection is of an image that does not exist.
     """
     objects = _by_class(ground_truth.dataset["annotations"], image_ids)
     found = _by_class(results, image_ids)
@@ -118,7 +118,7 @@ def class_precisions(
         truth_of_class = index_coco(
             {
                 "images": [ground_truth.imgs[image_id] for image_id in images],
-                # COCOeval writes into them.
+                # Copied, because COCOeval writes into them.
                 "annotations": [{**annotation} for annotation in of_class],
                 "categories": [ground_truth.cats[category_id]],
             }
@@ -144,8 +144,8 @@ def _evaluate(
     max_detections: int,
     evaluation_class: type[COCOeval],
 ) -> COCOeval:
-    """Evaluated and accumulated, without printing."""
-    # Left in, boxes would give the masks their areas.
+    """Evaluate and accumulate, without printing."""
+    # Otherwise the areas of masks would be taken from their boxes.
     left_out = "bbox" if iou_type == "segm" else "segmentation"
     kept = [{key: value for key, value in result.items() if key != left_out} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):

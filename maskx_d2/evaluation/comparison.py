@@ -21,13 +21,13 @@ class Comparison:
     """Runs that were evaluated on the same data and report on the same split."""
 
     runs: dict[str, Run]
-    """Title -> run; of groups, the first run of each."""
+    """Title -> run; for groups, the first run of each."""
 
     baseline: str
     """The title of the run that the others are compared with."""
 
     more_seeds: tuple[dict[str, Run], ...] = ()
-    """Of groups, their second runs, their third, ...: those that are compared with each other."""
+    """For groups, their second, third, ... runs; the runs of one entry are compared with each other."""
 
     @property
     def others(self) -> list[str]:
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def tasks(self) -> list[str]:
-        """``"segm"``, ``"bbox"``: those that any run has."""
+        """``"segm"`` and ``"bbox"``, as far as any run has them."""
         return [t for t in TASK_TITLES if any(t in run.evaluation.by_group for run in self.runs.values())]
 
     @property
@@ -48,18 +48,18 @@ class Comparison:
 
     @property
     def num_seeds(self) -> int:
-        """Runs of each title."""
+        """Number of runs for each title."""
         return 1 + len(self.more_seeds)
 
     def values(self, title: str, task: str, group: str, metric: str) -> list[float]:
-        """Of each seed, in per cent; NaN where a run or the ground truth has none."""
+        """The value of each seed, in per cent; NaN if the run or the ground truth has none."""
         of_seeds = (runs[title].evaluation.by_group for runs in (self.runs, *self.more_seeds))
         return [number(by_group.get(task, {}).get(group, {}).get(metric)) for by_group in of_seeds]
 
     def gains(
         self, title: str, task: str, group: str, metric: str, *, over: str | None = None
     ) -> list[float]:
-        """Of each seed, over the run of this title, or the baseline, with the same seed."""
+        """The gain of each seed over the run titled ``over``, or over the baseline, with the same seed."""
         own = self.values(title, task, group, metric)
         others = self.values(over or self.baseline, task, group, metric)
         return [value - other for value, other in zip(own, others, strict=True)]
@@ -82,7 +82,7 @@ def compare_runs(folders: Sequence[Path], *, baseline: Path | None = None) -> Co
 
     Raises:
         FileNotFoundError: a folder holds no evaluated run.
-        ValueError: two runs cannot be compared, and why.
+        ValueError: two runs cannot be compared; the message says why.
     """
     if baseline is not None and real_path(baseline) not in [real_path(folder) for folder in folders]:
         raise InputError(f"the baseline {baseline} is not among the runs {', '.join(map(str, folders))}")
@@ -98,13 +98,13 @@ def compare_runs(folders: Sequence[Path], *, baseline: Path | None = None) -> Co
 def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None = None) -> Comparison:
     """
     Args:
-        groups: by title, output folders of runs that differ in their seed alone; the first runs of all
-            groups are compared with each other, and the second, and so on.
+        groups: title -> output folders of runs that differ only in their seed. The first runs of all groups
+            are compared with each other, then the second runs, and so on.
         baseline: a title; the first if None.
 
     Raises:
         FileNotFoundError: a folder holds no evaluated run.
-        ValueError: groups are of other sizes, or two runs cannot be compared, and why.
+        ValueError: groups have different sizes, or two runs cannot be compared; the message says why.
     """
     if baseline is not None and baseline not in groups:
         raise InputError(f"the baseline {baseline} is not among the groups {', '.join(groups)}")
@@ -127,7 +127,7 @@ def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None
 
 
 def _titles(folders: Sequence[Path]) -> dict[str, Path]:
-    """Names of the folders, or, where two have one name, paths."""
+    """Names of the folders as titles, or their paths if two have the same name."""
     _check_once(folders)
     names = [real_path(folder).name for folder in folders]
     unique = len(set(names)) == len(names)
@@ -152,7 +152,7 @@ def _check_comparable(first: Run, run: Run) -> None:
 
 
 def _check_same_split(first: Run, run: Run) -> None:
-    """As of runs of two seeds, each of which has data of its own."""
+    """For runs of two seeds, whose data may differ."""
     a, b = first.evaluation, run.evaluation
     both = f"{first.folder} and {run.folder} cannot be compared"
     if (a.class_names, a.category_ids) != (b.class_names, b.category_ids):
@@ -169,7 +169,7 @@ def _check_same_split(first: Run, run: Run) -> None:
 
 
 def headline(comparison: Comparison) -> str | None:
-    """Who wins on B, by how much over the baseline and over the second, and in how many seeds."""
+    """The best run on B, its gain over the baseline and over the second best, and in how many seeds."""
     evaluation = comparison.runs[comparison.baseline].evaluation
     group = "B" if evaluation.has_two_sides else "all"
     for task in comparison.tasks:
@@ -205,7 +205,7 @@ def _ahead(comparison: Comparison, best: str, other: str, task: str, group: str)
 
 
 def markdown_report(comparison: Comparison) -> str:
-    """A table for each task and side of the split: a row for each run, its metrics and differences."""
+    """A table for each task and side of the split, with the metrics and differences of each run."""
     evaluation = comparison.runs[comparison.baseline].evaluation
     num_a, num_classes = len(evaluation.with_masks), len(evaluation.class_names)
     annotations, baseline = in_markdown(Path(evaluation.annotations).name), in_markdown(comparison.baseline)

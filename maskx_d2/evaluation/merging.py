@@ -18,14 +18,15 @@ def readable_detections(
     merge_iou: float | None = None,
 ) -> list[Mapping]:
     """
-    What to draw of the detections in an image: of a model of more than 100 classes, if nothing else is
-    said, the 30 best, and of those on one region the best.
+    Select the detections in an image to draw. By default, for a model of more than 100 classes, these are
+    the 30 best, and only the best of those in one region.
 
     Args:
-        detections: of one image, in COCO's results format.
-        num_classes: of the model.
-        top: how many at most.
-        merge_iou: of detections whose boxes overlap by more than this the best stands for all; 1 for none.
+        detections: detections in one image, in COCO's results format.
+        num_classes: number of classes of the model.
+        top: maximum number of detections.
+        merge_iou: of detections whose boxes overlap by more than this, the best stands for all; 1 for no
+            merging.
     """
     if num_classes > _MANY_CLASSES:
         top = _TOP if top is None else top
@@ -36,14 +37,14 @@ def readable_detections(
 
 def merge_regions(detections: Sequence[Mapping], *, min_iou: float = _MIN_IOU) -> list[dict]:
     """
-    Keep the best of detections on one region, whatever their classes, and count the others.
+    Keep the best of the detections in one region, whatever their classes, and count the others.
 
     Args:
-        detections: of one image, in COCO's results format.
+        detections: detections in one image, in COCO's results format.
         min_iou: boxes that overlap by more than this are one region.
 
     Returns:
-        What is left, the best first, each with ``others``, how many it stands for beside itself.
+        The remaining detections, best first, each with ``others``, the number of detections merged into it.
     """
     ordered = sorted(detections, key=lambda detection: -detection["score"])
     if not ordered:
@@ -61,5 +62,5 @@ def merge_regions(detections: Sequence[Mapping], *, min_iou: float = _MIN_IOU) -
 
 
 def best_detections(detections: Sequence[Mapping], count: int) -> list[Mapping]:
-    """The ``count`` detections of the highest scores, the best first."""
+    """The ``count`` detections with the highest scores, best first."""
     return sorted(detections, key=lambda detection: -detection["score"])[:count]

@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from maskx_d2.data.printable import printable
 
-# Warm and cold ones, so that the sides stay apart and neighbours of one side do.
+# Warm and cold colours, to tell apart the two sides, and neighbours of one side.
 WITH_MASKS_COLOURS = ((255, 140, 0), (226, 60, 30), (255, 221, 51), (158, 84, 16), (255, 190, 140))
 BOXES_ONLY_COLOURS = ((0, 200, 255), (40, 90, 255), (150, 240, 240), (0, 130, 150), (150, 120, 255))
 WITH_MASKS_COLOUR, BOXES_ONLY_COLOUR = WITH_MASKS_COLOURS[0], BOXES_ONLY_COLOURS[0]
 _LEGEND = (("trained with masks", WITH_MASKS_COLOURS), ("boxes only", BOXES_ONLY_COLOURS))
 _FONT_SIZE = 14
 _MASK_OPACITY = 0.45
-_THICK_FROM = 400  # pixels of a picture's longer side, for outlines
+_THICK_FROM = 400  # outlines are thick if the longer side of a picture has this many pixels
 
 _Colour = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -34,7 +34,7 @@ class ClassStyle:
     """Ids of the categories that the model was trained on with masks."""
 
     def colours(self, category_id: int) -> tuple[_Colour, ...]:
-        """RGB; those after the first are for neighbours of one side."""
+        """RGB; the colours after the first are for neighbours of the same side."""
         return WITH_MASKS_COLOURS if category_id in self.with_masks else BOXES_ONLY_COLOURS
 
 
@@ -43,18 +43,18 @@ def draw_detections(
 ) -> Image.Image:
     """
     Args:
-        image: the picture that was detected in.
-        detections: in COCO's results format for this image (``category_id``, ``bbox`` in XYWH, and if
-            there are such ``score``, ``segmentation`` as compressed RLE of the image's size, and
+        image: the image of the detections.
+        detections: detections in this image, in COCO's results format (``category_id``, ``bbox`` in XYWH,
+            and optionally ``score``, ``segmentation`` as compressed RLE of the image's size, and
             ``others``, see :func:`maskx_d2.evaluation.merging.merge_regions`).
         style: names and colours.
-        scale: how much larger than the image the result shall be.
+        scale: size of the result relative to the image.
 
     Returns:
-        A new RGB picture. Boxes of the best detections are drawn on top, and the smallest masks. Detections
-        of one side whose boxes overlap differ in colour; labels make room for each other.
+        A new RGB picture. Boxes of the best detections and the smallest masks are drawn on top. Detections
+        of one side whose boxes overlap have different colours; labels avoid each other.
     """
-    import supervision  # not everybody who uses this module draws
+    import supervision  # not every user of this module draws
 
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -102,7 +102,7 @@ def _text(detection: Mapping, style: ClassStyle) -> str:
 
 
 def with_legend(picture: Image.Image) -> Image.Image:
-    """The picture with a line below that tells the two colours, and white beside it if it is narrower."""
+    """The picture with a legend of the two colours below it, and padded if it is narrower than that."""
     line, gap, swatch = _FONT_SIZE + 10, 16, _FONT_SIZE // 2
     widths = [
         swatch * len(colours) + 5 + math.ceil(_font().getlength(text)) + gap for text, colours in _LEGEND
@@ -139,7 +139,7 @@ def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
 def draw_side_by_side(
     image: Image.Image, found: Mapping[str, Sequence[Mapping]], style: ClassStyle, *, scale: float = 1
 ) -> Image.Image:
-    """:func:`side_by_side` of an image with each of several results, which are given by title."""
+    """Draw several results on the same image, and arrange them with :func:`side_by_side`."""
     return side_by_side(
         {
             title: draw_detections(image, detections, style, scale=scale)
@@ -149,7 +149,7 @@ def draw_side_by_side(
 
 
 def by_image(detections: Iterable[dict]) -> dict[int, list[dict]]:
-    """Annotations or detections of each image id that occurs."""
+    """Annotations or detections grouped by image id."""
     of_image: dict[int, list[dict]] = {}
     for detection in detections:
         of_image.setdefault(detection["image_id"], []).append(detection)
@@ -159,7 +159,7 @@ def by_image(detections: Iterable[dict]) -> dict[int, list[dict]]:
 def _distinct_colours(
     detections: Sequence[Mapping], corners: Sequence[_Rectangle], style: ClassStyle
 ) -> list[_Colour]:
-    """For each the first colour of its side that is free where it is, or else the least used."""
+    """For each detection, the colour of its side that is used least by overlapping ones."""
     colours: list[_Colour] = []
     for detection, box in zip(detections, corners, strict=True):
         near = [c for c, other in zip(colours, corners, strict=False) if _overlap(box, other)]

@@ -20,8 +20,8 @@ _COLOURS = tuple(
 
 def class_difference_plot(comparison: Comparison, title: str, task: str) -> str | None:
     """
-    Bars of the AP differences of a run to the baseline, class by class, sorted, coloured by A and B. Of
-    more than 100 classes, the 50 that gain most and the 50 that lose most.
+    Bars of the AP differences between a run and the baseline for each class, sorted, and coloured by A and
+    B. With more than 100 classes, the 50 that gain most and the 50 that lose most.
 
     Returns:
         SVG, or None if no class differs.
@@ -90,7 +90,7 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an SVG element that can stand in a page, the same each time."""
+    """The figure as an SVG element for a page. The result is reproducible."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "maskx_d2", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -46,13 +46,13 @@ def html_report(
     """
     Args:
         comparison: the runs.
-        num_images: images that are shown with the masks of each run: those with most objects of B.
+        num_images: number of images to show with the masks of each run: those with the most objects of B.
         min_score: detections below it are not drawn.
-        max_megapixels: larger images are not read.
-        images_root: where the images are, if not where they were evaluated.
+        max_megapixels: larger images are refused.
+        images_root: folder of the images, if they have moved since the evaluation.
 
     Raises:
-        ValueError: an image to show is outside its folder, or what a run has found in it is broken.
+        ValueError: an image to show is outside its folder, or a run's detections in it are broken.
     """
     evaluation = comparison.runs[comparison.baseline].evaluation
     environment = jinja2.Environment(
@@ -93,12 +93,12 @@ def html_report(
 
 
 def _shown_in_page(value):
-    """Names may hold anything. Plots have a type of their own, which says that they are safe."""
+    """Escape names, which may hold anything. Plots have a type of their own, which marks them as safe."""
     return printable(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
 def _table(comparison: Comparison, task: str) -> dict:
-    """Rows of cells: the value, and, but for the baseline, the difference with "gain", "loss" or "same"."""
+    """Rows of cells: the value and, except for the baseline, the difference as "gain", "loss" or "same"."""
     rows = []
     for run in comparison.runs:
         cells = []
@@ -113,7 +113,7 @@ def _table(comparison: Comparison, task: str) -> dict:
 
 
 def _direction(difference: float) -> str:
-    """To one decimal."""
+    """The direction of a difference, rounded to one decimal."""
     return "gain" if difference >= 0.05 else "loss" if difference <= -0.05 else "same"
 
 
@@ -152,7 +152,7 @@ def _pictures(
         if not real_path(path).is_relative_to(real_path(root)):
             raise InputError(
                 f"image {path} of {annotations} is outside of {root}, where the images should be: to show "
-                "it, give the folder that it is in by --images-root"
+                "it, give its folder with --images-root"
             )
         picture = read_image(path, max_megapixels=max_megapixels)
         scale = _PANEL_SIDE / max(picture.size)
@@ -167,7 +167,7 @@ def _pictures(
 
 
 def _check_masks(detections: Sequence[Mapping], picture: Image.Image, run: Path) -> None:
-    """Before pycocotools makes pixels of them."""
+    """Check masks before pycocotools decodes them."""
     for mask in (d["segmentation"] for d in detections if "segmentation" in d):
         try:
             check_rle(mask)

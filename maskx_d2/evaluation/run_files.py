@@ -28,25 +28,25 @@ DETECTIONS_FILE = "coco_instances_results.json"
 """Detections in COCO's results format, in the evaluation folder."""
 
 METRICS_FILE = "metrics.json"
-"""Losses, learning rate and results, a line of JSON for each time they were logged."""
+"""Losses, learning rate and results, with one line of JSON for each time they were logged."""
 
 LOG_FILE = "log.txt"
 
 EVALUATION_FILES = (f"{LOG_FILE}*", f"{EVALUATION_FOLDER}/*", f"{EVALUATION_FOLDER}_TTA/*")
-"""What an evaluation writes in the folder of a run; see :class:`maskx_d2.runtime.outputs.OutputFolder`."""
+"""Files that an evaluation writes to a run's folder; see :class:`maskx_d2.runtime.outputs.OutputFolder`."""
 
 RUN_FILES = (
     *EVALUATION_FILES,
     *("config.yaml", "hparams.yaml", METRICS_FILE, "events.out.tfevents*"),
     *("last_checkpoint", "last.ckpt", "model_*.pth", "model_*.ckpt"),
 )
-"""What a training run writes there."""
+"""Files that a training run writes to its folder."""
 
 _Content = TypeVar("_Content")
 
 
 Coordinate = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
-"""In pixels. What is drawn is scaled, which takes larger numbers to infinity."""
+"""In pixels. Drawing scales coordinates, and would scale larger numbers to infinity."""
 
 
 class _Rle(TypedDict):
@@ -55,7 +55,7 @@ class _Rle(TypedDict):
 
 
 class Detection(TypedDict):
-    """In COCO's results format. There may be more in it."""
+    """A detection in COCO's results format. It may have more keys."""
 
     image_id: int
     category_id: int
@@ -66,7 +66,7 @@ class Detection(TypedDict):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was evaluated on what, and what came out."""
+    """The data and the results of an evaluation."""
 
     annotations: str
     """Path of the annotation file."""
@@ -91,29 +91,29 @@ class Evaluation:
 
 
 def read_table(folder: str | Path) -> str | None:
-    """Of an evaluation folder, see :func:`maskx_d2.evaluation.tables.group_table`; None if it has none."""
+    """The :func:`maskx_d2.evaluation.tables.group_table` of an evaluation folder; None if it has none."""
     path = Path(folder) / RESULTS_FILE
     return group_table(load_json(path, what="results")) if path.is_file() else None
 
 
 _CONTENTS = {
     "model_final.*": "the weights",
-    "last.ckpt": "to go on with",
-    "last_checkpoint": "which checkpoint to go on with",
+    "last.ckpt": "to resume from",
+    "last_checkpoint": "which checkpoint to resume from",
     EVALUATION_FOLDER: "AP and detections",
     METRICS_FILE: "losses",
     "events.out.tfevents*": "losses for TensorBoard",
-    LOG_FILE: "all else that was said",
+    LOG_FILE: "all other messages",
 }
 
 
 def log_file(folder: Path, *, rank: int = 0) -> Path:
-    """Of a process of a run; that of the first is :data:`LOG_FILE`, of others as Detectron2 names it."""
+    """The log file of a process: :data:`LOG_FILE` for the first, others are named as by Detectron2."""
     return folder / (f"{LOG_FILE}.rank{rank}" if rank else LOG_FILE)
 
 
 def contents(folder: Path) -> str:
-    """What a run has left in its folder, for those who look for it."""
+    """A list of a run's files, for users."""
     found = {what: next(folder.glob(name), None) for name, what in _CONTENTS.items()}
     table = tabulate([(path.name, what) for what, path in found.items() if path], tablefmt="plain")
     return f"In {folder}:\n{textwrap.indent(table, '  ')}"
@@ -131,10 +131,10 @@ def evaluation_of(
 ) -> Evaluation:
     """
     Args:
-        precisions: of ``"bbox"`` and ``"segm"``, what there is, see :func:`class_precisions`.
+        precisions: precision for ``"bbox"`` and ``"segm"``, as available; see :func:`class_precisions`.
         annotations, images, class_names, category_ids, with_masks: see :class:`Evaluation`.
-        instance_counts: training instances of each class, if they are known: AP is then reported on thirds
-            of the classes, too.
+        instance_counts: number of training instances of each class, if known. AP is then also reported on
+            thirds of the classes.
     """
     groups = class_groups(with_masks, len(class_names))
     if instance_counts is not None:
@@ -164,7 +164,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run has left."""
+    """The output of a training run."""
 
     folder: Path
     evaluation: Evaluation
@@ -186,7 +186,7 @@ class Run:
         return found
 
     def metrics(self) -> list[dict[str, float]]:
-        """What was logged, in the order of the iterations; what a resumed run logged again counts."""
+        """The logged values, by iteration. Of an iteration that was logged again, the last values count."""
         path = self.folder / METRICS_FILE
         check_no_link(path)
         if not path.is_file():
@@ -207,13 +207,13 @@ def read_run(folder: Path) -> Run:
     """
     Raises:
         FileNotFoundError: there is no evaluated run in the folder.
-        ValueError: its files are not what they should be.
+        ValueError: its files are invalid.
     """
     path = folder / EVALUATION_FOLDER / EVALUATION_FILE
     check_no_link(path)
     if not path.is_file():
         raise MissingFileError(
-            f"{folder} has no {path.relative_to(folder)}, expected the output of a run that was evaluated"
+            f"{folder} has no {path.relative_to(folder)}, expected the output of an evaluated run"
         )
     evaluation = _decode(path, Evaluation)
     num_classes = len(evaluation.class_names)

@@ -10,7 +10,7 @@ from maskx_d2.evaluation.average_precision import METRICS
 
 GROUP_TITLES = {"A": "A: with masks", "B": "B: boxes only", "all": "all"}
 FREQUENCY_TITLES = {"frequent": "frequent third", "common": "middle third", "rare": "rare third"}
-"""Groups that are there where the annotations say how many training instances each class has."""
+"""Groups that exist if the annotations say how many training instances each class has."""
 
 TASK_TITLES = {"segm": "mask", "bbox": "box"}
 
@@ -22,7 +22,7 @@ no ground truth.
 
 
 def group_table(results: Results) -> str:
-    """One run: a row for each group of classes and task, a column for each metric."""
+    """A table of one run: a row for each group of classes and task, a column for each metric."""
     rows = [
         [TASK_TITLES[task], title, *(results[task][group][m] for m in METRICS)]
         for task in TASK_TITLES
@@ -35,11 +35,11 @@ def group_table(results: Results) -> str:
 
 def gain_table(of_seeds: Sequence[Mapping[str, Results]], *, metric: str = "AP") -> str:
     """
-    Mask AP of several runs on A, B and all, and what each has gained on B over the first; of several seeds
-    mean ± standard deviation.
+    A table of the mask AP of several runs on A, B and all, and the gain of each on B over the first. With
+    several seeds, mean ± standard deviation.
 
     Args:
-        of_seeds: for each seed the same runs by title.
+        of_seeds: for each seed, the results of the same runs by title.
         metric: which of :data:`METRICS`.
     """
     groups = list(GROUP_TITLES)
@@ -57,8 +57,8 @@ def gain_table(of_seeds: Sequence[Mapping[str, Results]], *, metric: str = "AP")
 
 def mean_and_deviation(of_seeds: Sequence[Mapping[str, Results]]) -> tuple[dict, dict]:
     """
-    Of several seeds' results of the same runs, each ``{run: Results}``: their means and their standard
-    deviations (n - 1), None where a seed has none.
+    Means and standard deviations (n - 1) over several seeds of the same runs, each ``{run: Results}``; None
+    where a seed has no value.
     """
     first = of_seeds[0]
     if not isinstance(first, Mapping):
@@ -70,12 +70,12 @@ def mean_and_deviation(of_seeds: Sequence[Mapping[str, Results]]) -> tuple[dict,
 
 
 def number(value: float | None) -> float:
-    """NaN for what is null in JSON."""
+    """The value, or NaN for null in JSON."""
     return float("nan") if value is None else value
 
 
 def mean_cell(values: Sequence[float], *, sign: str = "") -> str:
-    """``"57.2"``, of several values ``"57.2 ± 1.3"``, a dash if one is NaN; ``sign`` may be ``"+"``."""
+    """``"57.2"``; for several values ``"57.2 ± 1.3"``; a dash if one is NaN. ``sign`` may be ``"+"``."""
     if any(map(isnan, values)):
         return "-"
     mean = f"{fmean(values):{sign}.1f}"

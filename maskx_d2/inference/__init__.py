@@ -1,1 +1,1 @@
-"""What a trained model of either backend can do."""
+"""Using a trained model of either backend."""

@@ -1,4 +1,4 @@
-"""A trained model of either backend, and what it finds in an image."""
+"""A trained model of either backend, and its detections in an image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownObjects:
-    """Of an image, N of them."""
+    """N objects of an image whose boxes and classes are known."""
 
     boxes: list[list[float]]
-    """x0, y0, x1, y1 in its pixels."""
+    """x0, y0, x1, y1 in pixels of the image."""
 
     category_ids: list[int]
 
@@ -31,17 +31,17 @@ class KnownObjects:
 @dataclass(frozen=True)
 class PredictedMask:
     rle: dict[str, list[int] | str]
-    """Compressed, of the image's size."""
+    """Compressed RLE of the image's size."""
 
     score: float
     """See :func:`maskx_d2.method.expected_iou`."""
 
 
 class Detector(ABC):
-    """A model. :func:`maskx_d2.backends.load.load_detector` makes one."""
+    """A trained model, as returned by :func:`maskx_d2.backends.load.load_detector`."""
 
     style: ClassStyle
-    """Its classes. A is what the split that evaluation reports on gives masks in training."""
+    """The classes of the model, and which of them were trained with masks."""
 
     @abstractmethod
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
@@ -52,8 +52,8 @@ class Detector(ABC):
         self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
     ) -> Sequence[Sequence[PredictedMask | None]]:
         """
-        Masks of objects whose boxes and classes are known: for each image and each of its objects a mask,
-        or None where the box is too small for one.
+        Predict masks of objects whose boxes and classes are known: a mask for each object of each image, or
+        None if the box is too small for one.
 
         Raises:
             ValueError: the model has no mask head.
@@ -65,7 +65,7 @@ class Detector(ABC):
         Move the model.
 
         Args:
-            device: as torch names it.
+            device: name of a torch device.
 
         Returns:
             The detector.
@@ -79,14 +79,17 @@ class Detector(ABC):
         max_megapixels: float = MAX_MEGAPIXELS,
     ) -> "supervision.Detections":
         """
+        Detect objects in an image.
+
         Args:
-            image: or the file that it is in.
+            image: an image, or the path of an image file.
             min_score: detections below it are left out.
-            max_megapixels: larger files are not read.
+            max_megapixels: larger image files are refused.
 
         Returns:
-            Boxes, scores, masks if the model has any, category ids as ``class_id``, and of each detection
-            ``data["class_name"]`` and ``data["trained_with_masks"]``, whether its class was.
+            Boxes, scores, masks if the model predicts any, category ids as ``class_id``, and for each
+            detection ``data["class_name"]`` and ``data["trained_with_masks"]``, whether its class was
+            trained with masks.
 
         Raises:
             InputError: the image cannot be read, or supervision is not installed.

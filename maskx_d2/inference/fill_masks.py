@@ -29,17 +29,17 @@ FORMATS = ("rle", "polygon")
 
 @dataclass
 class Filled:
-    """What :func:`fill_masks` has done."""
+    """The result of :func:`fill_masks`."""
 
     num_filled: int = 0
     left: Counter[str] = field(default_factory=Counter)
-    """Why annotations are as they were -> how many."""
+    """Reason -> number of annotations that were left unchanged."""
 
     passed_over: list[str] = field(default_factory=list)
-    """Why images could not be read."""
+    """The reasons why images could not be read."""
 
     overlaps: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Of masks that were there, by category id of the model: IoU with the predicted ones."""
+    """Category id of the model -> IoUs of existing masks with the predicted ones."""
 
 
 def fill_masks(
@@ -55,26 +55,26 @@ def fill_masks(
     find_masks: Callable[[Detector, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]] = find_masks,
 ) -> Filled:
     """
-    Predict a mask for every annotation that has none, in its box and for its class. All else in the file
-    stays as it is. New masks have ``segmentation_source`` "predicted" and ``mask_score``, see
+    Predict a mask for every annotation that has none, in its box and for its class. Everything else in the
+    file stays as it is. New masks have ``segmentation_source`` "predicted" and ``mask_score``, see
     :func:`maskx_d2.method.expected_iou`.
 
-    Killed and started again it goes on where it was, by a file beside the output.
+    If it is killed and started again, it continues where it was, using a file beside the output.
 
     Args:
-        detector: the model; its classes are found by name.
-        annotations: in COCO's format.
-        images: the folder of its images; for ``find_masks`` of Ray its address, too.
+        detector: the model; its classes are matched by name.
+        annotations: annotation file in COCO format.
+        images: the folder of its images; with Ray's ``find_masks`` it can also be an address.
         output: the annotation file to write.
-        model: what tells the model from others, as JSON has it.
+        model: JSON values that identify the model.
         form: ``"rle"`` or ``"polygon"``, see :func:`maskx_d2.data.polygons.to_polygons`.
-        min_score: annotations whose mask has a lower score stay without one.
-        also_replace: predict for annotations that have masks too, and see how well both agree.
+        min_score: annotations whose mask would have a lower score are left without one.
+        also_replace: also predict masks for annotations that have one, and measure how well both agree.
         find_masks: :func:`maskx_d2.inference.masks_in_boxes.find_masks` or
             :func:`maskx_d2.inference.ray_data.find_masks_on_ray`, with their options.
 
     Raises:
-        FileNotFoundError, ValueError: a file is not what it should be, or the model knows no class of it.
+        FileNotFoundError, ValueError: a file is missing or invalid, or the model knows none of its classes.
     """
     check_keeps_inputs([output], [annotations])
     check_replaceable(output)
@@ -118,14 +118,14 @@ class _Object:
     annotation: dict
     image: dict
     category_id: int
-    """Of the model."""
+    """Category id of the model."""
 
     box: list[float]
     """x0, y0, x1, y1, within the image."""
 
 
 def _model_categories(content: dict, style: ClassStyle) -> dict[int, int]:
-    """Category id of the file -> that of the model, for those that it knows."""
+    """Category id of the file -> category id of the model, for the classes that the model knows."""
     of_model = {name: category_id for category_id, name in style.names.items()}
     names = category_names(content["categories"])
     pairs = zip(content["categories"], names, strict=True)
@@ -146,7 +146,7 @@ def _few(names: Iterable[str], number: int = 3) -> str:
 def _wanted(
     content: dict, categories: dict[int, int], filled: Filled, *, also_replace: bool
 ) -> dict[int, _Object]:
-    """By annotation id, what gets a mask; the others are counted."""
+    """The annotations that get a mask, by id; the others are counted."""
     images = {image["id"]: image for image in content["images"]}
     wanted = {}
     for annotation in content["annotations"]:
@@ -209,7 +209,7 @@ def _by_image(objects: Iterable[_Object], folder: str) -> list[BoxesOfImage]:
 def _measure(
     content: dict, masks: dict[int, PredictedMask | None], wanted: dict[int, _Object], filled: Filled
 ) -> None:
-    """How well the predicted masks agree with those that were there."""
+    """Measure how well the predicted masks agree with the existing ones."""
     coco = index_coco(content)
     for annotation_id, mask in masks.items():
         known = wanted[annotation_id]
@@ -244,16 +244,16 @@ def _write_into(
 
 
 def summary(filled: Filled, style: ClassStyle) -> str:
-    """For people to read."""
+    """A summary for users."""
     lines = [f"{filled.num_filled:,} masks are filled in"]
-    lines += [f"  {count:,} {reason} are left as they were" for reason, count in filled.left.items()]
+    lines += [f"  {count:,} {reason} are left unchanged" for reason, count in filled.left.items()]
     if filled.overlaps:
         lines += ["", _agreement(filled.overlaps, style)]
     return "\n".join(lines)
 
 
 def _agreement(overlaps: dict[int, list[float]], style: ClassStyle) -> str:
-    """Mean IoU with the masks that were there, of each side of the split, and of each class."""
+    """Mean IoU with the existing masks, for each side of the split and for each class."""
     sides = {"A: trained with masks": [], "B: trained with boxes only": []}
     rows = []
     for category_id, of_class in sorted(overlaps.items()):

@@ -17,13 +17,13 @@ _MOST_AT_ONCE = 100  # objects of an image: each has a mask of the image's size
 
 @dataclass(frozen=True)
 class BoxesOfImage:
-    """What of an image is to get masks."""
+    """The objects of an image that are to get masks."""
 
     path: str
-    """Of its file."""
+    """Path of the image file."""
 
     width: int
-    """In pixels, as the annotation file says."""
+    """In pixels, as in the annotation file."""
 
     height: int
     annotation_ids: list[int]
@@ -31,14 +31,14 @@ class BoxesOfImage:
 
 
 class FoundMasks(msgspec.Struct, tag=True):
-    """Of some annotations."""
+    """The masks of some annotations."""
 
     masks: dict[int, PredictedMask | None]
     """By annotation id; None where the box is too small for a mask."""
 
 
 class UnreadImage(msgspec.Struct, tag=True):
-    """One that cannot be read."""
+    """An image that cannot be read."""
 
     reason: str
     num_objects: int
@@ -53,11 +53,13 @@ def find_masks(
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> Iterator[FoundMasks | UnreadImage]:
     """
+    Predict masks in known boxes.
+
     Args:
         detector: the model.
-        of_images: each with objects.
-        batch_size: images that the model gets at one time.
-        max_megapixels: larger images cannot be read.
+        of_images: the images with their objects.
+        batch_size: number of images per call of the model.
+        max_megapixels: larger images are refused.
         progress: wraps the images, as ``tqdm`` does.
 
     Raises:
@@ -79,10 +81,11 @@ def masks_in_images(
     batch_size: int,
 ) -> Iterator[FoundMasks | UnreadImage]:
     """
-    As :func:`find_masks`.
+    Like :func:`find_masks`, for images that are read elsewhere.
 
     Args:
-        images: with what gives their pixels, or raises as :func:`maskx_d2.data.images.read_image`.
+        images: images, each with a function that returns its pixels or raises like
+            :func:`maskx_d2.data.images.read_image`.
     """
     pieces: list[_Piece] = []
     for of_image, read in images:

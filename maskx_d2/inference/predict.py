@@ -1,4 +1,4 @@
-"""Masks, names and scores on images: pictures and a COCO-results JSON."""
+"""Detecting objects in images: writes pictures, and a JSON in COCO's results format."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from maskx_d2.inference.detector import Detector
 from maskx_d2.runtime.journal import Journal, open_journal
 
 UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
-"""In place of :data:`DETECTIONS_FILE` until all images are done; see :mod:`maskx_d2.runtime.journal`."""
+"""Written in place of :data:`DETECTIONS_FILE` until all is done; see :mod:`maskx_d2.runtime.journal`."""
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -32,12 +32,12 @@ def find_images(
     paths: Sequence[Path], *, recursive: bool = False, suffixes: Sequence[str] = IMAGE_SUFFIXES
 ) -> list[Path]:
     """
-    The images among files and, sorted by name, in folders.
+    Find images: the given files, and the images in the given folders, sorted by name.
 
     Args:
         paths: files and folders.
-        recursive: look in folders below those, too.
-        suffixes: what files in folders end in.
+        recursive: whether to search subfolders too.
+        suffixes: suffixes of image files in folders.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
@@ -45,7 +45,7 @@ def find_images(
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
-            # A pipe or a link that leads nowhere is named later, with the images that cannot be read.
+            # A pipe or a broken link is reported later, with the images that cannot be read.
             inside = path.rglob("*") if recursive else path.iterdir()
             found = sorted(p for p in inside if p.suffix.lower() in suffixes and not p.is_dir())
             if not found:
@@ -74,7 +74,7 @@ class _Detection(msgspec.Struct):
 
 
 class FoundObjects(msgspec.Struct):
-    """What a journal says of an image or a frame, when a run goes on."""
+    """An image or a frame in the journal of a run that is resumed."""
 
     detections: list[_Detection]
 
@@ -83,12 +83,12 @@ class FoundObjects(msgspec.Struct):
     ) -> None:
         """
         Args:
-            image_id: of the image.
-            category_ids: that the model knows.
+            image_id: id of the image.
+            category_ids: the category ids that the model knows.
             size: height and width of masks; any if None.
 
         Raises:
-            ValueError: they cannot be those of a model of these classes in the image.
+            ValueError: the detections cannot come from a model with these classes on this image.
         """
         for found in self.detections:
             if found.image_id != image_id or found.category_id not in category_ids:
@@ -103,7 +103,7 @@ class FoundObjects(msgspec.Struct):
 
 class _Done(msgspec.Struct):
     place: int
-    """In the sequence."""
+    """Position in the sequence."""
 
 
 class _DoneWithObjects(FoundObjects, kw_only=True):
@@ -126,30 +126,31 @@ def predict(
     passed_over: Callable[[Path, Exception], None] | None = None,
 ) -> Path:
     """
-    Detect on images; draw what is found, and write it in COCO's results format. What is done is not lost
-    if it is interrupted: pictures, and a line for each in :data:`UNFINISHED_FILE`.
+    Detect objects in images, draw them, and write them in COCO's results format. If it is interrupted, what
+    is done is kept: the pictures, and a line for each in :data:`UNFINISHED_FILE`.
 
-    ``image_id`` is the number that the file is named by, as in COCO, or where one is not, the image's
-    place in the sequence; ``file_name`` is there too.
+    ``image_id`` is the number in the file name, as in COCO; if a file has none, it is the position of the
+    image in the sequence. ``file_name`` is written too.
 
     Args:
         detector: the model.
         images: image files.
-        output: a folder that is made if need be; pictures keep the images' names, as .png.
-        model: what tells the model from others, as JSON has it, for a run that is gone on with.
+        output: output folder, created if necessary; pictures keep the names of the images, as .png.
+        model: JSON values that identify the model, for runs that are resumed.
         min_score: detections below it are neither drawn nor written.
         top, merge_iou: what is drawn, see :func:`maskx_d2.evaluation.merging.readable_detections`.
-        batch_size: images that the model gets at one time.
-        resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
-        max_megapixels: larger images cannot be read.
+        batch_size: number of images per call of the model.
+        resume: continue an interrupted run with the same images, model and ``min_score``.
+        max_megapixels: larger images are refused.
         progress: wraps the images, as ``tqdm`` does.
-        passed_over: called with each image that cannot be read, and why; if None, the first ends it.
+        passed_over: called with each image that cannot be read and its error; if None, the first such
+            error is raised.
 
     Returns:
         The path of the JSON.
 
     Raises:
-        FileNotFoundError, ValueError: an image cannot be read, or something is in the way of the output.
+        FileNotFoundError, ValueError: an image cannot be read, or the output cannot be written.
     """
     picture_paths = _picture_paths(images, output)
     check_keeps_inputs(picture_paths, images)
@@ -157,7 +158,7 @@ def predict(
     json_path, unfinished = output / DETECTIONS_FILE, output / UNFINISHED_FILE
     for path in (json_path, unfinished, *picture_paths):
         check_replaceable(path)
-    json_path.unlink(missing_ok=True)  # it is not of the pictures that will be beside it
+    json_path.unlink(missing_ok=True)  # it does not belong to the new pictures beside it
     if not resume:
         unfinished.unlink(missing_ok=True)
     ids = image_ids(images)
@@ -193,7 +194,7 @@ def predict(
 
 
 def _places(journal: Journal, ids: Sequence[int], category_ids: Container[int]) -> set[int]:
-    """Of the images that are done."""
+    """Positions of the images that are done."""
     places: set[int] = set()
     for of_image in journal.pieces(_DoneWithObjects):
         place = of_image.place
@@ -213,7 +214,7 @@ def _read(
     unread: list[Exception],
     passed_over: Callable[[Path, Exception], None] | None,
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Images that can be read, with their places; why others cannot is added to ``unread``."""
+    """Images that can be read, with their positions; the errors of others are added to ``unread``."""
     for place, (path, reading) in zip(images, ahead, strict=True):
         try:
             image = reading.result()
@@ -227,7 +228,7 @@ def _read(
 
 
 def _write_results(path: Path, journal: Journal) -> None:
-    """One after the other: those of very many images do not fit into memory."""
+    """Write one result after another, as those of very many images do not fit into memory."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         between = "["
         for of_image in journal.pieces():
@@ -238,13 +239,13 @@ def _write_results(path: Path, journal: Journal) -> None:
 
 
 def work_of(images: Sequence[Path | str], *, model: object, min_score: float) -> dict:
-    """What detections depend on, for a run that is gone on with; see :func:`predict`."""
+    """What the detections depend on, for runs that are resumed; see :func:`predict`."""
     paths = "\n".join(map(str, images)).encode()
     return {"images": hashlib.sha256(paths).hexdigest(), "model": model, "min_score": min_score}
 
 
 def image_ids(images: Sequence[Path]) -> list[int]:
-    """The numbers that files are named by, as in COCO, or where one is not, their places from 1 on."""
+    """The numbers in the file names, as in COCO; if any is missing or repeated, positions from 1."""
     numbers = [int(path.stem) if path.stem.isdecimal() else None for path in images]
     if None in numbers or len(set(numbers)) < len(numbers):
         return list(range(1, len(images) + 1))
@@ -252,7 +253,7 @@ def image_ids(images: Sequence[Path]) -> list[int]:
 
 
 def _picture_paths(images: Sequence[Path], output: Path) -> list[Path]:
-    """A name for each picture; images of one name from several folders get a number."""
+    """A path for each picture; images of the same name from several folders get a number."""
     taken: set[str] = set()
     paths = []
     for path in images:

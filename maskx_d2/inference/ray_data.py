@@ -34,13 +34,13 @@ from maskx_d2.inference.detector import Detector
 from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, masks_in_images
 
 DETECTIONS_FOLDER = "detections"
-"""Of Parquet files, in the output of :func:`predict_on_ray`."""
+"""Folder of Parquet files in the output of :func:`predict_on_ray`."""
 
 THIS_MACHINE = "local"
-"""The address of a Ray that is begun here, and ends with the work."""
+"""The address of a Ray instance that is started here, and ends with the work."""
 
-_IMAGES_OF_A_TASK = 32  # many enough that its own costs are small, few enough to be done again
-_UNFINISHED = "_unfinished.json"  # readers of Parquet pass over names with an underscore
+_IMAGES_OF_A_TASK = 32  # enough to make its overhead small, few enough to repeat
+_UNFINISHED = "_unfinished.json"  # readers of Parquet skip names with an underscore
 _RLE = pa.struct({"size": pa.list_(pa.int64()), "counts": pa.string()})
 _DETECTION = pa.struct(
     {
@@ -66,7 +66,7 @@ _FOUND = FoundMasks | UnreadImage
 
 def find_images(paths: Sequence[str], *, recursive: bool = False) -> list[str]:
     """
-    As :func:`maskx_d2.inference.predict.find_images`, in addresses too.
+    Like :func:`maskx_d2.inference.predict.find_images`, also for addresses.
 
     Raises:
         FileNotFoundError, ValueError: see there and :func:`maskx_d2.data.addresses.find_images_at`.
@@ -93,27 +93,27 @@ def predict_on_ray(
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> list[str]:
     """
-    Detect on images. Writes Parquet files with a row for each: ``image_id`` as in
+    Detect objects in images. Writes Parquet files with a row for each image: ``image_id`` as in
     :func:`maskx_d2.inference.predict.predict`, ``path``, ``width``, ``height``, ``detections`` in COCO's
-    results format with their ``category_name``, and ``error``, why it could not be read.
+    results format with their ``category_name``, and ``error``, the reason if it could not be read.
 
     Args:
         detector: the model.
         images: paths that are the same on all machines, or addresses.
         output: path or address of a folder; the files are in :data:`DETECTIONS_FOLDER` there.
-        address: of the Ray cluster.
-        model: what tells the model from others, as JSON has it, for a run that is gone on with.
+        address: address of the Ray cluster.
+        model: JSON values that identify the model, for runs that are resumed.
         min_score: detections below it are not written.
-        batch_size: images that the model gets at one time.
-        resume: go on with what an interrupted run with the same images, model and ``min_score`` has left.
-        max_megapixels: larger images cannot be read.
+        batch_size: number of images per call of the model.
+        resume: continue an interrupted run with the same images, model and ``min_score``.
+        max_megapixels: larger images are refused.
 
     Returns:
-        Why images could not be read.
+        The reasons why images could not be read.
 
     Raises:
         ConnectionError: there is no cluster at the address.
-        ValueError: none of the images can be read, or the output is of other work.
+        ValueError: none of the images can be read, or the output belongs to other work.
     """
     folder = from_anywhere(file_in(output, DETECTIONS_FOLDER))
     paths = [from_anywhere(path) for path in images]
@@ -127,7 +127,7 @@ def predict_on_ray(
         ]
         if rows:
             found = _pipeline(_Detect, detector, rows, batch_size=batch_size, min_score=min_score)
-            # Without cores of its own, for which it would wait until all images are done.
+            # Reserves no cores, because it would wait for them until all images are done.
             writers = max(1, int(ray.cluster_resources()["CPU"]) // 2)
             found.write_parquet(folder, ray_remote_args={"num_cpus": 0}, concurrency=writers)
     return _finish(*file_system(folder), len(images))
@@ -142,10 +142,10 @@ def find_masks_on_ray(
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Iterator[FoundMasks | UnreadImage]:
     """
-    As :func:`maskx_d2.inference.masks_in_boxes.find_masks`.
+    Like :func:`maskx_d2.inference.masks_in_boxes.find_masks`, on Ray.
 
     Args:
-        address: of the Ray cluster.
+        address: address of the Ray cluster.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -166,7 +166,7 @@ def find_masks_on_ray(
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """To the cluster that this process is connected to already, if there is one."""
+    """Connect to the cluster, unless this process is already connected to one."""
     if ray.is_initialized():
         yield
         return
@@ -179,7 +179,7 @@ def _connected(address: str) -> Iterator[None]:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
     try:
         yield
     finally:
@@ -187,7 +187,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raise ValueError at once if no cluster answers. Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         try:
@@ -199,7 +199,7 @@ def _check_reachable(address: str) -> None:
 def _pipeline(
     work: type, detector: Detector, rows: list[dict], *, batch_size: int, **options
 ) -> ray.data.Dataset:
-    """Rows with a ``path``, and what ``work`` makes of each batch of them, with their images."""
+    """Read the images of rows with a ``path``, and apply ``work`` to each batch of rows."""
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
     options["device"] = "cuda" if on_gpu else "cpu"
     return (
@@ -227,7 +227,7 @@ def _read(row: dict) -> dict:
 
 
 class _Detect:
-    """In a process of its own."""
+    """Detects objects, in a process of its own."""
 
     def __init__(self, detector: ray.ObjectRef, *, device: str, min_score: float):
         self._detector = ray.get(detector).to(device)
@@ -256,7 +256,7 @@ class _Detect:
 
 
 class _FindMasks:
-    """In a process of its own."""
+    """Predicts masks in known boxes, in a process of its own."""
 
     def __init__(self, detector: ray.ObjectRef, *, device: str):
         self._detector = ray.get(detector).to(device)
@@ -279,7 +279,7 @@ def _image(pixels: np.ndarray, error: str) -> Image.Image:
 
 
 def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, resume: bool) -> set[int]:
-    """Ids of the images that are done. The folder is there then, and says what it is of."""
+    """Prepare the folder and record the work in it; returns the ids of the images that are done."""
     unfinished = f"{folder}/{_UNFINISHED}"
     there = files.get_file_info(FileSelector(folder, allow_not_found=True))
     for info in there:
@@ -301,7 +301,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
             try:
                 part = parquet.read_table(info.path, columns=["image_id"], filesystem=files)
                 found = part["image_id"].to_pylist()
-            except (pa.ArrowException, OSError):  # it was being written
+            except (pa.ArrowException, OSError):  # writing it was interrupted
                 files.delete_file(info.path)
                 continue
             if not wanted.issuperset(found) or len(done) + len(found) != len(done.union(found)):
@@ -311,7 +311,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
 
 
 def _finish(files: FileSystem, folder: str, num_images: int) -> list[str]:
-    """Why images could not be read. The folder says no longer that it is unfinished."""
+    """Mark the folder as finished; returns the reasons why images could not be read."""
     found = dataset.dataset(folder, schema=_SCHEMA, format="parquet", filesystem=files)
     if (count := found.count_rows()) != num_images:
         raise RuntimeError(f"{folder} has {count} rows, expected one for each of {num_images} images")

@@ -1,4 +1,4 @@
-"""Masks, names and scores in videos: a video with them drawn, and a line of JSON for each frame."""
+"""Detecting objects in videos: writes a video with the detections, and a line of JSON for each frame."""
 
 import json
 import os
@@ -33,7 +33,7 @@ _FASTEST, _LONGEST = 1000, 10**8  # frames per second, frames: beyond these Open
 
 @dataclass(frozen=True)
 class Frame:
-    """Of a video."""
+    """A frame of a video."""
 
     number: int
     """The first is 0."""
@@ -45,7 +45,7 @@ class Frame:
 
 
 class _Done(msgspec.Struct):
-    """What the journal says of a frame, when a run goes on."""
+    """A frame in the journal of a run that is resumed."""
 
     frame: int
 
@@ -70,27 +70,27 @@ def predict_video(
     progress: Callable[..., Iterable] = lambda frames, total: frames,
 ) -> Path:
     """
-    Detect on the frames of a video. Writes ``NAME.mp4``, with what is found drawn, and ``NAME.jsonl``, a
-    line for each frame: its number, its time in seconds, and detections in COCO's results format, of which
-    ``image_id`` is the number of the frame.
+    Detect objects in the frames of a video. Writes ``NAME.mp4``, with the detections drawn, and
+    ``NAME.jsonl``, with a line for each frame: its number, its time in seconds, and its detections in
+    COCO's results format, in which ``image_id`` is the number of the frame.
 
     Args:
         detector: the model.
-        video: its file.
-        output: a folder that is made if need be.
-        model: what tells the model from others, as JSON has it, for a run that is gone on with.
-        every: of so many frames take one.
+        video: the video file.
+        output: output folder, created if necessary.
+        model: JSON values that identify the model, for runs that are resumed.
+        every: process every Nth frame.
         min_score, top, merge_iou, batch_size: see :func:`maskx_d2.inference.predict.predict`.
-        resume: go on with what an interrupted run with the same video, model, ``every`` and ``min_score``
-            has left: the model does not see these frames again.
-        max_megapixels: videos of larger frames cannot be read.
-        progress: wraps the frames, as ``tqdm`` does, with their number if the video says it.
+        resume: continue an interrupted run with the same video, model, ``every`` and ``min_score``. The
+            model does not see the finished frames again.
+        max_megapixels: videos with larger frames are refused.
+        progress: wraps the frames, as ``tqdm`` does, with their number as ``total`` if it is known.
 
     Returns:
-        The path of the lines.
+        The path of ``NAME.jsonl``.
 
     Raises:
-        ValueError: it cannot be read as a video, or something is in the way of the output.
+        ValueError: the file cannot be read as a video, or the output cannot be written.
     """
     drawn_path, lines_path = output / f"{video.stem}.mp4", output / f"{video.stem}.jsonl"
     unfinished = lines_path.with_name(f"{lines_path.name}.unfinished")
@@ -109,23 +109,25 @@ def predict_video(
     with (
         _open(video, max_megapixels) as (all_frames, rate, number),
         open_journal(unfinished, work=work, kind=_Done) as journal,
-        replacing(drawn_path) as temporary,
-        _writer(temporary, rate / every, shown_as=drawn_path) as write,
     ):
-        total = -(-number // every) if number else None
-        frames = iter(progress(islice(all_frames, 0, None, every), total=total))
-        # The frames of an earlier start are drawn anew, by what was found in them.
-        pieces = zip(journal.pieces(_DoneWithObjects), journal.pieces(), frames, strict=False)
-        for checked, piece, frame in islice(pieces, len(journal.done)):
-            _check(checked, frame, journal, detector)
-            write(drawn(frame, piece["detections"]))
-        while batch := list(islice(frames, batch_size)):
-            results = detector.coco_results([f.image for f in batch], [f.number for f in batch])
-            for frame, detections in zip(batch, results, strict=True):
-                found = [d for d in detections if d["score"] >= min_score]
-                write(drawn(frame, found))
-                seconds = round(frame.seconds, 6)
-                journal.append({"frame": frame.number, "time": seconds, "detections": found})
+        with (
+            replacing(drawn_path) as temporary,
+            _writer(temporary, rate / every, shown_as=drawn_path) as write,
+        ):
+            total = -(-number // every) if number else None
+            frames = iter(progress(islice(all_frames, 0, None, every), total=total))
+            # Frames of the interrupted run are drawn again, from their recorded detections.
+            pieces = zip(journal.pieces(_DoneWithObjects), journal.pieces(), frames, strict=False)
+            for checked, piece, frame in islice(pieces, len(journal.done)):
+                _check(checked, frame, journal, detector)
+                write(drawn(frame, piece["detections"]))
+            while batch := list(islice(frames, batch_size)):
+                results = detector.coco_results([f.image for f in batch], [f.number for f in batch])
+                for frame, detections in zip(batch, results, strict=True):
+                    found = [d for d in detections if d["score"] >= min_score]
+                    write(drawn(frame, found))
+                    seconds = round(frame.seconds, 6)
+                    journal.append({"frame": frame.number, "time": seconds, "detections": found})
         _write_lines(lines_path, journal)
     journal.delete()
     return lines_path

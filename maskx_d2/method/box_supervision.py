@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_COLOUR_SIMILARITY = 0.3  # of two cells that are taken for one surface; BoxInst's
+MIN_COLOUR_SIMILARITY = 0.3  # of two cells that count as one surface; BoxInst's value
 _NEIGHBOUR_DISTANCE = 2  # cells; BoxInst's dilation
 _DICE_EPSILON = 1e-5
 
@@ -21,10 +21,10 @@ _DICE_EPSILON = 1e-5
 class BoxSupervision(nn.Module):
     """
     The weighted sum of :func:`projection_loss`, :func:`known_background_loss` and :func:`pairwise_loss`,
-    which sets in late: masks that mean nothing yet have nothing to gain by filling their boxes.
+    which starts late in training: masks that are still meaningless gain nothing from filling their boxes.
 
-    It counts the training steps that it has seen. The count is in the checkpoint, so that a run that
-    resumes goes on with the weights that it had.
+    It counts the training steps. The count is saved in checkpoints, so that a resumed run continues with
+    the same loss weights.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class BoxSupervision(nn.Module):
         """
         Args:
             projection, known_background, pairwise: weights of the three losses; 0 for none.
-            start: steps before them, in which they are zero.
-            warmup: steps after those in which they rise from zero to their weights.
+            start: number of steps in which the losses are zero.
+            warmup: number of steps after these in which they rise from zero to their full weights.
         """
         super().__init__()
         weights = {"projection": projection, "known_background": known_background, "pairwise": pairwise}
@@ -59,12 +59,12 @@ class BoxSupervision(nn.Module):
         return "pairwise" in self.weights
 
     def check_rois(self, train_rois: str) -> None:
-        """Raise ValueError for RoIs that are the boxes and a loss that has nothing to say there."""
+        """Raise ValueError if the RoIs are the boxes themselves and a loss is meaningless for them."""
         idle = [name for name in ("projection", "pairwise") if name in self.weights]
         if train_rois == "ground_truth" and idle:
             raise ValueError(
                 "train_rois is 'ground_truth', expected 'proposals' or 'both' with box supervision by "
-                f"{idle[0]}: where a RoI is the box itself, that loss has nothing to say"
+                f"{idle[0]}: if a RoI is the box itself, that loss is meaningless"
             )
 
     def forward(
@@ -76,18 +76,18 @@ class BoxSupervision(nn.Module):
         colours: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
-        The losses of one training step, to be called once in each, RoIs or not.
+        The losses of one training step. Call it exactly once in each step, even without RoIs.
 
         Args:
             mask_logits: (N, M, M), one map for each RoI whose matched instance has a box only.
             rois: (N, 4) regions that the maps belong to.
             boxes: (N, 4) ground-truth boxes of the matched instances.
             other_masks: (N, M, M) bool, the cells that masks of other instances of the image cover.
-            colours: (N, 3, M, M) RGB in [0, 1], the image averaged to the cells; for the pairwise loss.
+            colours: (N, 3, M, M) RGB in [0, 1], the image averaged over each cell; for the pairwise loss.
 
         Returns:
-            ``{"projection"|"known_background"|"pairwise": float32 scalar}``, weighted, of those that have
-            a weight. Without RoIs they are zero and still depend on the logits.
+            ``{"projection"|"known_background"|"pairwise": float32 scalar}``, the weighted losses that have
+            a weight. Without RoIs they are zero but still depend on the logits.
         """
         if mask_logits.dtype in (torch.float16, torch.bfloat16):
             mask_logits = mask_logits.float()
@@ -111,7 +111,7 @@ class BoxSupervision(nn.Module):
         return losses
 
     def _ramp(self) -> Tensor:
-        """Scalar in [0, 1]. A tensor, because reading the count would make a GPU wait."""
+        """Scalar in [0, 1]. A tensor, because reading the count would wait for the GPU."""
         since_start = self.steps - self.start
         return ((since_start + 1) / (self.warmup + 1)).clamp(0, 1)
 
@@ -122,7 +122,7 @@ class BoxSupervision(nn.Module):
 
 def box_coverage(rois: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """
-    How much of each row and of each column of a RoI's cells its ground-truth box covers.
+    The share of each row and of each column of a RoI's cells that its ground-truth box covers.
 
     Args:
         rois, boxes: (N, 4).
@@ -146,8 +146,9 @@ def box_coverage(rois: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor
 
 def projection_loss(mask_logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
-    The mask's shadow on both axes is that of its box: Dice losses between the maxima of the mask over each
-    row and column and the box's coverage of them (Tian et al., "BoxInst", CVPR 2021, section 3.1).
+    The projections of a mask onto both axes must equal those of its box: Dice losses between the maxima of
+    the mask over each row and column and the box's coverage of them (Tian et al., "BoxInst", CVPR 2021,
+    section 3.1).
 
     Args:
         mask_logits: (N, M, M), N > 0.
@@ -159,7 +160,7 @@ def projection_loss(mask_logits: Tensor, rows: Tensor, columns: Tensor) -> Tenso
 
 def known_background_loss(mask_logits: Tensor, is_background: Tensor) -> Tensor:
     """
-    Mean cross-entropy towards 0 over cells that cannot be of the instance.
+    Mean cross-entropy towards 0 over cells that cannot belong to the instance.
 
     Args:
         mask_logits: (N, M, M).
@@ -172,8 +173,8 @@ def pairwise_loss(mask_logits: Tensor, in_box: Tensor, similarity: Tensor) -> Te
     """
     Neighbouring cells of similar colour have the same label (BoxInst, section 3.2): mean of ``-log(m_i m_j
     + (1 - m_i)(1 - m_j))`` over the pairs of a cell in the box and one of its eight neighbours, two cells
-    away, that are more similar than :data:`MIN_COLOUR_SIMILARITY`. The RoI must reach beyond the box: if
-    all cells were in it, a mask of all of them would be the best.
+    away, that are more similar than :data:`MIN_COLOUR_SIMILARITY`. The RoI must extend beyond the box: if
+    all cells were in the box, a mask of all of them would be optimal.
 
     Args:
         mask_logits: (N, M, M).
@@ -197,7 +198,7 @@ def colour_similarity(lab: Tensor) -> Tensor:
         lab: (N, 3, M, M) colours in CIELAB.
 
     Returns:
-        (N, 8, M, M) in [0, 1]; 0 where the neighbour is beyond the map.
+        (N, 8, M, M) in [0, 1]; 0 where the neighbour is outside the map.
     """
     difference = torch.stack([_neighbours(channel) for channel in lab.unbind(1)], 1) - lab.unsqueeze(2)
     is_inside = _neighbours(torch.ones_like(lab[:, 0]))
@@ -206,7 +207,8 @@ def colour_similarity(lab: Tensor) -> Tensor:
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
     """
-    (N, 3, ...) sRGB in [0, 1] to CIELAB of the white point D65: L in [0, 100], by IEC 61966-2-1 and CIE 15.
+    Convert (N, 3, ...) sRGB in [0, 1] to CIELAB with white point D65 and L in [0, 100], as in
+    IEC 61966-2-1 and CIE 15.
     """
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0) ** 2.4, rgb / 12.92)
     to_xyz = rgb.new_tensor(
@@ -229,8 +231,8 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 def _outside(rows: Tensor, columns: Tensor) -> Tensor:
     """
-    (N, M, M) bool, the cells of which the box covers less than half: a mask within the box is 0 there
-    whatever it is, as targets of masks are rounded.
+    (N, M, M) bool, the cells of which the box covers less than half. Any mask within the box is 0 there,
+    because mask targets are rounded.
     """
     return rows.unsqueeze(2) * columns.unsqueeze(1) < 0.5
 
@@ -242,7 +244,7 @@ def _dice_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def _neighbours(cells: Tensor) -> Tensor:
-    """(N, M, M) -> (N, 8, M, M): the values at the eight places around each, zero beyond the map."""
+    """(N, M, M) -> (N, 8, M, M): the values of the eight neighbours of each cell, zero outside the map."""
     distance = _NEIGHBOUR_DISTANCE
     shifted = F.unfold(cells.unsqueeze(1), kernel_size=3, dilation=distance, padding=distance)
     around = [i for i in range(9) if i != 4]

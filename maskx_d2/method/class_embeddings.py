@@ -13,10 +13,10 @@ class BoxPredictorWeights(NamedTuple):
     """The rows of a box predictor that belong to the K foreground classes; F is its feature width."""
 
     cls: Tensor
-    """(K, F) classifier weights. The background's row is not a class and must not be in here."""
+    """(K, F) classifier weights, without the row of the background, which is not a class."""
 
     box: Tensor | None
-    """(K, 4F) regression weights, the four rows of a class laid end to end; None if class-agnostic."""
+    """(K, 4F) regression weights, the four rows of a class concatenated; None if class-agnostic."""
 
 
 def box_embedding_dim(kind: str, feature_dim: int) -> int:
@@ -31,7 +31,7 @@ class BoxPredictorEmbeddings(nn.Module):
     the paper): of the classifier (``cls``), of the regressor (``box``), or of both (``cls+box``,
     the paper's choice).
 
-    The weights stay where they are, in the box predictor: ``connect`` tells where to read them.
+    The weights stay in the box predictor: ``connect`` says where to read them.
     """
 
     def __init__(self, kind: str = "cls+box", *, stop_grad: bool = True):
@@ -51,8 +51,8 @@ class BoxPredictorEmbeddings(nn.Module):
     def connect(self, read_weights: Callable[[], BoxPredictorWeights]) -> None:
         """
         Args:
-            read_weights: returns the box predictor's present weights. To survive ``copy.deepcopy`` of
-                the model it must be a bound method or a ``functools.partial``, not a lambda.
+            read_weights: returns the box predictor's current weights. To survive ``copy.deepcopy`` of
+                the model, it must be a bound method or a ``functools.partial``, not a lambda.
         """
         self._read_weights = read_weights
 

@@ -6,12 +6,12 @@ from torch import Tensor
 
 def expected_iou(probabilities: Tensor, *, threshold: float = 0.5) -> Tensor:
     """
-    The IoU of masks with the truth that is to be expected if the probabilities hold: expected intersection
-    by expected union. Not from the paper; it needs no head of its own, as that of Mask Scoring R-CNN.
+    The expected IoU of masks with the ground truth, if the probabilities are right: expected intersection
+    over expected union. Not from the paper. Unlike Mask Scoring R-CNN, it needs no head of its own.
 
     Args:
-        probabilities: (N, H, W) in [0, 1], of each cell that it belongs to the object.
-        threshold: cells above it are the mask.
+        probabilities: (N, H, W) in [0, 1], the probability of each cell to belong to the object.
+        threshold: cells above it form the mask.
 
     Returns:
         (N,) in [0, 1]; 0 for an empty mask.

@@ -19,23 +19,23 @@ _STAGES = {
 HOURGLASSES = tuple(_STAGES)
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of so many channels."""
+"""Returns a normalisation layer for the given number of channels."""
 
 
 class Hourglass(nn.Module):
     """
-    A single-stage hourglass without initial downsampling: it halves the side of its input once for each
-    stage but the first, and adds what comes back up to what was there.
+    A single-stage hourglass without initial downsampling. It halves the side of its input once for each
+    stage except the first, and on the way back up adds the features of equal side from the way down.
     """
 
     def __init__(self, name: str, in_channels: int, *, channels: int = 64, norm: Norm):
         """
         Args:
-            name: ``"hourglass_20"``, ``"hourglass_52"`` or ``"hourglass_100"``, by the number of layers on
-                the longest way.
-            in_channels: of the RoI feature.
-            channels: n; the output has 2n.
-            norm: normalisation behind each convolution.
+            name: ``"hourglass_20"``, ``"hourglass_52"`` or ``"hourglass_100"``, after the number of layers
+                on the longest path.
+            in_channels: channels of the RoI feature.
+            channels: n; the output has 2n channels.
+            norm: normalisation after each convolution.
         """
         super().__init__()
         if name not in _STAGES:
@@ -53,7 +53,7 @@ class Hourglass(nn.Module):
         self.out = nn.Sequential(_conv_norm(stages[0], stages[0], 3, norm=norm), nn.ReLU())
 
     def check_side(self, side: int) -> None:
-        """Raise ValueError unless a RoI feature of (side, side) cells can be halved as often as it must."""
+        """Raise ValueError unless a RoI feature of (side, side) cells can be halved often enough."""
         if side % self.stride:
             raise ValueError(
                 f"the RoI feature has {side} x {side} cells, expected a multiple of {self.stride}"
@@ -65,7 +65,7 @@ class Hourglass(nn.Module):
 
 
 class _EncoderDecoder(nn.Module):
-    """The stages from one on: beside them at full side, through them at half."""
+    """A stage and all deeper ones: a branch at full side, and the deeper stages at half side."""
 
     def __init__(self, channels: Sequence[int], num_blocks: Sequence[int], *, norm: Norm):
         super().__init__()

@@ -9,8 +9,8 @@ def mask_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
     """
     Mean binary cross-entropy over all cells of all masks, as in Mask R-CNN.
 
-    Without a single mask the loss is zero and still depends on the logits, so that every parameter
-    behind them gets a gradient (of zero): under DDP all ranks must take part in the reduction.
+    Without any mask the loss is zero but still depends on the logits, so that every parameter they depend
+    on gets a gradient (of zero): under DDP, all ranks must take part in the reduction.
 
     Args:
         mask_logits: (N, M, M), one map for each RoI whose matched instance has a mask.
@@ -29,8 +29,8 @@ def mask_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
 @torch.no_grad()
 def mask_statistics(mask_logits: Tensor, mask_targets: Tensor) -> dict[str, float]:
     """
-    How far the thresholded predictions are from their (N, M, M) targets: ``accuracy`` over all cells,
-    ``false_positive`` over the background's cells, ``false_negative`` over the foreground's cells.
+    Compare the thresholded predictions with their (N, M, M) targets: ``accuracy`` over all cells,
+    ``false_positive`` over the background cells, ``false_negative`` over the foreground cells.
     """
     foreground = mask_targets > 0.5
     wrong = (mask_logits > 0) != foreground

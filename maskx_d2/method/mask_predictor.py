@@ -24,17 +24,17 @@ PREDICTORS = ("transfer", "agnostic", "class_specific")
 
 def class_mask_logits(features: Tensor, class_weights: Tensor) -> Tensor:
     """
-    Apply to each RoI its own 1x1 convolution with a single output.
+    Apply a separate 1x1 convolution with a single output to each RoI.
 
     Args:
         features: (N, C, M, M) mask features.
-        class_weights: (N, C) mask weights, row n those of the class of RoI n.
+        class_weights: (N, C) mask weights; row n belongs to the class of RoI n.
 
     Returns:
         (N, M, M) mask logits.
     """
     if torch.jit.is_tracing():
-        # Slower, but ONNX, which a trace may be for, cannot reshape the features of no RoI.
+        # Slower, but needed for traces that are exported to ONNX, which cannot reshape features of no RoI.
         return torch.einsum("nchw,nc->nhw", features, class_weights)
     num_rois, channels, height, width = features.shape
     # The sizes are spelled out because "-1" is ambiguous for N = 0.
@@ -47,9 +47,9 @@ class MLPBranch(nn.Module):
     The class-agnostic branch of section 3.4 of the paper: fully connected layers that see the whole
     RoI at once and whose (M, M) map is added to the mask logits.
 
-    In the paper's form the input is the flattened (C, M, M) feature behind the deconvolution. On C =
+    In the paper's form, the input is the flattened (C, M, M) feature after the deconvolution. With C =
     256 that is 157 million weights for one layer, so there is a reduced form for small heads: a 1x1
-    convolution to a few channels on the feature before the deconvolution, then the layers.
+    convolution to a few channels on the feature before the deconvolution, followed by the layers.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class MLPBranch(nn.Module):
         Args:
             in_channels, in_side: shape of the input feature, (in_channels, in_side, in_side).
             out_side: M, the side of the output map.
-            num_layers: 1 (the paper's choice), 2 or 3 linear layers, ReLU between them.
-            hidden_dim: width of the layers between.
-            reduced_channels: channels of the 1x1 convolution in front; 0 for the paper's form.
+            num_layers: 1 (the paper's choice), 2 or 3 linear layers, with ReLU between them.
+            hidden_dim: width of the hidden layers.
+            reduced_channels: channels of the 1x1 convolution before the layers; 0 for the paper's form.
         """
         super().__init__()
         if num_layers not in (1, 2, 3):
@@ -96,8 +96,8 @@ class MLPBranch(nn.Module):
 
 class MaskPredictor(nn.Module):
     """
-    The last layer of the mask head. Subclasses say where the mask weights of a class come from; what
-    is done with them, and the MLP branch, is the same for all.
+    The last layer of the mask head. Subclasses define where the mask weights of a class come from. How
+    the weights are applied, and the MLP branch, are the same for all.
     """
 
     def __init__(self, *, mlp_branch: MLPBranch | None = None):
@@ -141,7 +141,7 @@ class MaskPredictor(nn.Module):
 
 class ClassSpecificMaskPredictor(MaskPredictor):
     """
-    Weights and a bias of its own for each class, as in Mask R-CNN: the paper's oracle. Its parameters
+    Separate weights and a bias for each class, as in Mask R-CNN: the paper's oracle. Its parameters
     have the names and shapes of the usual 1x1 convolution, so stock checkpoints fit.
     """
 
@@ -179,11 +179,11 @@ class TransferMaskPredictor(MaskPredictor):
     """
     Mask weights predicted from class embeddings by the weight transfer function: Mask^X R-CNN.
 
-    In training T runs over the classes of the RoIs. Dropout on the class embeddings, beyond
-    the paper, keeps T from memorising the few that it is trained on. In inference T runs once over all K
-    and the result is kept until a weight changes: an optimiser's step, ``load_state_dict``, a move to
-    another device or dtype, a switch of the training mode. What torch cannot see does not count: after
-    writing to ``parameter.data``, call ``model.eval()``.
+    In training, the function T runs on the classes of the RoIs. Dropout on the class embeddings, which
+    goes beyond the paper, keeps T from memorising the few classes that it is trained on. In inference, T
+    runs once on all K classes, and the result is cached until a weight changes: by an optimiser step,
+    ``load_state_dict``, a move to another device or dtype, or a switch of the training mode. Changes that
+    torch cannot see are not noticed: after writing to ``parameter.data``, call ``model.eval()``.
     """
 
     def __init__(
@@ -196,9 +196,9 @@ class TransferMaskPredictor(MaskPredictor):
     ):
         """
         Args:
-            class_embeddings, transfer: what T reads, and T.
-            embedding_dropout: share of a class embedding that is zeroed in training (and the rest scaled
-                up), drawn anew for each class that occurs in a step.
+            class_embeddings, transfer: the input of T, and T itself.
+            embedding_dropout: share of a class embedding that is zeroed in training (the rest is scaled
+                up), drawn separately for each class that occurs in a step.
             mlp_branch: see :class:`MaskPredictor`.
         """
         super().__init__(mlp_branch=mlp_branch)
@@ -219,8 +219,8 @@ class TransferMaskPredictor(MaskPredictor):
     def class_weights(self, classes: Tensor) -> Tensor:
         if not self.training:
             return self.all_class_weights()[classes]
-        # A row for each RoI, of which the first of a class counts for all of it: how many classes there
-        # are, which unique() returns, a GPU would have to be waited for.
+        # One row for each RoI; all RoIs of a class use the row of the first. With unique() there would be
+        # fewer rows, but finding their number would wait for the GPU.
         rois = torch.arange(len(classes), device=classes.device)
         first_of = rois.new_zeros(self.num_classes).scatter_reduce(
             0, classes, rois, reduce="amin", include_self=False
@@ -231,7 +231,7 @@ class TransferMaskPredictor(MaskPredictor):
         return self.transfer(embeddings)[first_of[classes]]
 
     def all_class_weights(self) -> Tensor:
-        """(K, C) mask weights of all classes, from the cache where gradients are not asked for."""
+        """(K, C) mask weights of all classes, from the cache if no gradients are needed."""
         sources = (*self.class_embeddings.tensors(), *self.transfer.parameters())
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if torch.is_grad_enabled() or traced or any(t.is_inference() for t in sources):
@@ -251,14 +251,14 @@ class TransferMaskPredictor(MaskPredictor):
         return super().train(mode)
 
     def _apply(self, fn, *args, **kwargs):
-        # The hook of every move to another device or dtype. Versions and addresses do not tell: the
-        # weights of .half().float() may lie where they lay before, and are not what they were.
+        # Called for every move to another device or dtype, which versions and addresses do not reveal:
+        # after .half().float(), changed weights may be at the same address as before.
         self._drop_cache()
         return super()._apply(fn, *args, **kwargs)
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast makes T compute in, without touching its weights."""
+    """The dtype in which autocast makes T compute; T's weights keep theirs."""
     available = torch.amp.is_autocast_available(device_type)
     enabled = available and torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if enabled else None
@@ -290,7 +290,7 @@ def build_mask_predictor(
         predictor: ``"transfer"`` (Mask^X R-CNN), ``"agnostic"`` (the paper's baseline) or
             ``"class_specific"`` (its oracle).
         num_classes: K, without the background.
-        in_channels: C, channels of the feature behind the deconvolution.
+        in_channels: C, channels of the feature after the deconvolution.
         mask_side: M, the side of that feature and of the masks.
         trunk_channels: channels of the feature before the deconvolution, whose side is M / 2;
             C if None.
@@ -300,8 +300,8 @@ def build_mask_predictor(
         stop_grad: see :class:`BoxPredictorEmbeddings`.
         embedding_dropout: see :class:`TransferMaskPredictor`.
         transfer_layers, transfer_hidden_dim, transfer_activation: see :class:`WeightTransfer`.
-        mlp_layers: 0 for no MLP branch; else see :class:`MLPBranch`, as for ``mlp_hidden_dim`` and
-            ``mlp_reduced_channels``.
+        mlp_layers: 0 for no MLP branch; otherwise, and for ``mlp_hidden_dim`` and
+            ``mlp_reduced_channels``, see :class:`MLPBranch`.
     """
     if predictor not in PREDICTORS:
         raise ValueError(f"mask predictor must be one of {PREDICTORS}, found {predictor!r}")

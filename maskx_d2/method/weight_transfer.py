@@ -10,7 +10,7 @@ class WeightTransfer(nn.Sequential):
     ``w_seg^c = T(w_det^c; theta)``: one small network, shared by all classes, that predicts a class's
     mask weights from its class embedding (section 3.1 of the paper).
 
-    Linear layers with an activation between them; He initialisation by fan-out (Caffe2's MSRAFill)
+    It has linear layers with an activation between them, He initialisation by fan-out (Caffe2's MSRAFill)
     and zero biases, as in the original code. The predicted 1x1 convolution has no bias.
     """
 
@@ -26,7 +26,7 @@ class WeightTransfer(nn.Sequential):
         Args:
             in_dim: D, the width of the class embeddings.
             out_dim: C, the channels of the feature that the mask weights are applied to.
-            hidden_dim: width of the layers between.
+            hidden_dim: width of the hidden layers.
             num_layers: 1, 2 (the paper's choice) or 3 linear layers.
             activation: ``"leaky_relu"`` (slope 0.1, the paper's choice) or ``"relu"``.
         """

@@ -15,23 +15,23 @@ from maskx_d2.data.class_names import first_difference
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.runtime.pickles import Pickle, RefusedPickle, StandIn
 
-# Bytes of a number in each kind of storage.
+# Bytes per number in each kind of storage.
 _STORAGES = {
     **{"ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1, "UntypedStorage": 1},
     **{"ShortStorage": 2, "HalfStorage": 2, "BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4},
     **{"LongStorage": 8, "DoubleStorage": 8, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16},
 }
 _TYPES = [name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
-_PICKLES_BEFORE, _PICKLES = 3, 5  # of the format before PyTorch 1.6; what was saved is the fourth
+_PICKLES_BEFORE, _PICKLES = 3, 5  # before PyTorch 1.6; the fourth holds what was saved
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """
-    What ``torch.save`` has written, on the CPU. Tensors are read from the disk when they are used.
+    Read what ``torch.save`` has written, on the CPU. Tensors are read from disk when they are used.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, holds something else than tensors and plain values, or asks for
+        ValueError: it is not a checkpoint, holds something other than tensors and plain values, or asks for
             more memory than its size allows.
     """
     if "://" in str(path):
@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict:
         (_check_zip if is_zip else _check_pickles)(Path(path))
     except RefusedPickle as error:
         raise InputError(f"checkpoint {path} is refused: {error}") from error
-    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler stumble over
+    except Exception as error:  # anything the unpickler raises for a file that is not a checkpoint
         raise _no_checkpoint(path) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -59,7 +59,7 @@ def _no_checkpoint(path: str | Path) -> InputError:
 
 
 def _check_zip(path: Path) -> None:
-    """Of a file that ``torch.save`` writes today: a pickle, and a file for each storage."""
+    """Check a file in the current format of ``torch.save``: a pickle, and a file for each storage."""
     with zipfile.ZipFile(path) as archive:
         records = {PurePosixPath(info.filename).name: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -75,7 +75,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_pickles(path: Path) -> None:
-    """Of a file that PyTorch wrote before 1.6: several pickles, and behind them the storages."""
+    """Check a file in the format before PyTorch 1.6: several pickles, followed by the storages."""
     size = path.stat().st_size
     if size == 0:
         raise RefusedPickle("it is nothing that PyTorch writes")
@@ -97,12 +97,12 @@ class _Storage:
 
 
 class _Storages:
-    """What tensors' numbers are in."""
+    """The storages that hold the numbers of tensors."""
 
     def __init__(self, most_bytes):
         """
         Args:
-            most_bytes: of a storage, by its key.
+            most_bytes: returns the largest size of a storage in bytes, given its key.
         """
         self.num_bytes: dict[object, int] = {}
         self._most_bytes = most_bytes
@@ -122,7 +122,7 @@ class _Storages:
 
 
 def _stand_ins(pickle: Pickle) -> dict[tuple[str, str], object]:
-    """For what tensors are made of. Nothing is made of them here; their sizes are looked at."""
+    """Stand-ins for the parts of tensors. No tensors are built here; only their sizes are checked."""
     return {
         **pickle.plain_stand_ins(),
         **{("torch", name): size for name, size in _STORAGES.items()},
@@ -149,12 +149,12 @@ def _look_at_tensor(storage: object, offset: object, size: object, *more: object
 def check_finite(path: str | Path, state: Mapping[str, object]) -> None:
     """
     Args:
-        path: of the checkpoint, for the error.
-        state: a state dict, of tensors or arrays.
+        path: path of the checkpoint, for the error message.
+        state: a state dict of tensors or arrays.
 
     Raises:
-        ValueError: a parameter has numbers that are NaN or infinite: the first is named. A model with them
-            finds nothing.
+        ValueError: a parameter has numbers that are NaN or infinite, with which a model finds nothing. The
+            message names the first such parameter.
     """
     for name, value in state.items():
         if isinstance(value, np.ndarray):
@@ -169,12 +169,12 @@ def check_finite(path: str | Path, state: Mapping[str, object]) -> None:
 def check_state(path: str | Path, found: Mapping, expected: Mapping[str, Tensor]) -> None:
     """
     Args:
-        path: where it comes from, for the error.
+        path: where the state dict comes from, for the error message.
         found: a state dict.
-        expected: one with the names and shapes that are expected.
+        expected: a state dict with the expected names and shapes.
 
     Raises:
-        ValueError: a parameter is missing or of another shape: the first is named.
+        ValueError: a parameter is missing or has another shape; the message names the first.
     """
     for name, value in expected.items():
         tensor = found.get(name)
@@ -186,12 +186,12 @@ def check_state(path: str | Path, found: Mapping, expected: Mapping[str, Tensor]
 def check_classes(path: str | Path, found: Sequence[str], expected: Sequence[str]) -> None:
     """
     Args:
-        path: of the checkpoint, for the error.
+        path: path of the checkpoint, for the error message.
         found, expected: class names in the order of their contiguous indices.
 
     Raises:
-        ValueError: a checkpoint is of other classes, or of the same in another order: the first difference
-            is named.
+        ValueError: the checkpoint has other classes, or the same in another order; the message names the
+            first difference.
     """
     if len(found) != len(expected):
         raise InputError(f"checkpoint {path} knows {len(found)} classes, expected {len(expected)}")
@@ -205,11 +205,11 @@ def check_classes(path: str | Path, found: Sequence[str], expected: Sequence[str
 
 def are_classes(names: object, category_ids: object, with_masks: object) -> bool:
     """
-    Whether what a checkpoint says of its classes is what this project writes.
+    Whether the classes recorded in a checkpoint have the form that this project writes.
 
     Args:
-        names: of the classes, in the order of their contiguous indices.
-        category_ids: of each class, no two the same.
+        names: class names, in the order of their contiguous indices.
+        category_ids: category id of each class, no two the same.
         with_masks: contiguous indices.
     """
     if not all(isinstance(values, list | tuple) for values in (names, category_ids, with_masks)):

@@ -16,7 +16,7 @@ RENAMED_KEYS = {
     "SOLVER.OPTIMIZER": "SOLVER.MASKX_OPTIMIZER",
     "TEST.CLASS_SPLIT": "TEST.MASKX_CLASS_SPLIT",
 }
-"""Detectron2 config keys of 0.2.0 and their names since: other projects have keys of the old names."""
+"""Config keys of 0.2.0 -> their names since then. Other projects also use keys with the old names."""
 
 
 def config_file(name: str) -> Path:
@@ -24,7 +24,7 @@ def config_file(name: str) -> Path:
     Path of a config.
 
     Args:
-        name: its path below ``configs/``, as ``"maskx_R_50_FPN_1x.yaml"``.
+        name: its path below ``configs/``, such as ``"maskx_R_50_FPN_1x.yaml"``.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "configs", package.parent / "configs"):
@@ -35,15 +35,15 @@ def config_file(name: str) -> Path:
 
 def check_yaml(path: Path) -> None:
     """
-    Of a config, and of those that it names as ``_BASE_``.
+    Check the YAML of a config, and of the configs that it names as ``_BASE_``.
 
     Raises:
-        FileNotFoundError: one of these is not a file.
-        ValueError: a file is not YAML, has no keys, or grows as its anchors are followed ("billion
-            laughs"), which would take all memory.
+        FileNotFoundError: one of them is not a file.
+        ValueError: a file is not YAML, has no keys, or grows so much when its anchors are followed
+            ("billion laughs") that it would take all memory.
     """
     try:
-        # Anchors stand for one node here, however often they are named.
+        # Here an anchor stands for one node, however often it is used.
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode | None):
             raise InputError(f"config {path} is no config, expected keys with their values")
@@ -65,10 +65,10 @@ def check_yaml(path: Path) -> None:
 
 def read_yaml(path: Path) -> dict:
     """
-    A config as plain values.
+    Read a config as plain values.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`check_yaml`; it has anything but plain values.
+        FileNotFoundError, ValueError: see :func:`check_yaml`, or it has something other than plain values.
     """
     check_yaml(path)
     try:
@@ -84,8 +84,8 @@ def is_run_config(values: dict) -> bool:
 
 def with_new_keys(values: dict) -> dict:
     """
-    A config as plain values, with today's names for the keys of :func:`is_run_config`; others, which a
-    person wrote, are returned as they are.
+    A config as plain values, with today's names for its keys if :func:`is_run_config`; others, which are
+    hand-written, are returned unchanged.
     """
     if not is_run_config(values):
         return values
@@ -107,7 +107,7 @@ def _parent(values: dict, key: str) -> dict | None:
 
 
 def _bases(root: yaml.Node | None) -> list[Path]:
-    """Of a config, as Detectron2 reads it: a path, or several; addresses are for Detectron2 to open."""
+    """The ``_BASE_`` of a config, one path or several, as Detectron2 reads it; URLs are left out."""
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     named = [value for key, value in pairs if key.value == "_BASE_"]
     lists = [node.value if isinstance(node, yaml.SequenceNode) else [node] for node in named]
@@ -116,7 +116,7 @@ def _bases(root: yaml.Node | None) -> list[Path]:
 
 
 def _num_nodes(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Of what a node stands for."""
+    """The number of nodes that a node expands to."""
     if node not in known:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):

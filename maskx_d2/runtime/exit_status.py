@@ -16,13 +16,13 @@ from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.printable import printable
 
 FOUND_ERRORS = 1
-"""The command did what it was asked for, and some of what it was given is broken."""
+"""The command did its work, but some of its input is broken."""
 
 MISTAKE = 2
-"""The user's, in options or files: see :class:`maskx_d2.data.errors.InputError`."""
+"""A mistake of the user in options or files; see :class:`maskx_d2.data.errors.InputError`."""
 
 FAULT = 3
-"""Nothing that was foreseen: of the program, or of what it runs on."""
+"""An unexpected error of the program, or of the system that it runs on."""
 
 _LONGEST = 2000  # characters of a sentence
 _SECONDS_TOGETHER = 1
@@ -34,18 +34,18 @@ _FROM_OTHER_PROCESS = re.compile(r"^Traceback \(most recent call last\)|^Origina
 @contextlib.contextmanager
 def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
     """
-    Turns errors and signals into exits: a sentence on stderr, and status :data:`MISTAKE`, :data:`FAULT`,
-    or 128 + the signal's number.
+    Turn errors and signals into exits: a sentence on stderr, and status :data:`MISTAKE`, :data:`FAULT`, or
+    128 + the signal number.
 
     Args:
-        program: what the sentence begins with.
-        show_traceback: whether to print where an error comes from, too.
+        program: name of the program, with which the sentence starts.
+        show_traceback: whether to also print the traceback of an error.
     """
     with _exit_on_signals(program):
         try:
             yield
         except BrokenPipeError:
-            # As of `maskx splits voc | head -1`. Python would stumble over the pipe once more at its end.
+            # As in `maskx splits voc | head -1`. Python would fail on the pipe again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except Exception as error:
@@ -55,7 +55,7 @@ def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
             foreseen = _is_foreseen(kind, sentence)
             if _WORKER_GONE.search(sentence):
                 sentence += (
-                    " It loaded images. Where memory is short, fewer need less: --data.num_workers, "
+                    " It was loading images. If memory is short, use fewer workers: --data.num_workers, "
                     "DATALOADER.NUM_WORKERS"
                 )
             elif not foreseen:
@@ -69,8 +69,8 @@ def one_sentence(program: str, *, show_traceback: bool) -> Iterator[None]:
 
 def _is_foreseen(kind: str, sentence: str) -> bool:
     """
-    Whether the user can mend it: an :class:`InputError`, a file that the system refuses (a full disk,
-    permissions), or a loss that is not finite. By name, for an error may come from another process.
+    Whether the user can fix it: an :class:`InputError`, a file that the system refuses (a full disk,
+    permissions), or a loss that is not finite. Checked by name, as an error may come from another process.
     """
     if issubclass(getattr(builtins, kind, Exception), OSError):
         return _FROM_SYSTEM.match(sentence) is not None
@@ -78,7 +78,7 @@ def _is_foreseen(kind: str, sentence: str) -> bool:
 
 
 def _kind_and_sentence(error: Exception) -> tuple[str, str]:
-    """Of an error that another process has handed on with its traceback, those of the error itself."""
+    """Type and message of an error; if another process passed it on, those of the original error."""
     kind, text = type(error).__name__, str(error).strip()
     if _FROM_OTHER_PROCESS.search(text):
         text = text.splitlines()[-1]
@@ -89,26 +89,26 @@ def _kind_and_sentence(error: Exception) -> tuple[str, str]:
 
 class DeferredSignals:
     """
-    Ctrl-C and SIGTERM, remembered instead of obeyed, for a training loop that looks at :attr:`number` when
-    it suits it. A second one is obeyed at once, unless it comes with the first, as to a process that is
-    told by its parent, and as one of a group.
+    Remembers Ctrl-C and SIGTERM instead of obeying them, for a training loop that checks :attr:`number` at
+    a suitable time. A second signal is obeyed at once, unless it arrives together with the first, as in a
+    process that is signalled both by its parent and as a member of a group.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """Of the signal that has come."""
+        """Number of the signal that was received."""
 
         self._since = 0.0
         self._handlers: dict[int, object] = {}
 
     def defer(self) -> None:
-        """From now on. Processes that are forked remember theirs."""
+        """Start to defer signals. Forked processes remember their own."""
         self.number = None
         if threading.current_thread() is threading.main_thread():
             self._handlers = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def obey(self) -> None:
-        """As before."""
+        """Restore the previous handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -122,16 +122,16 @@ class DeferredSignals:
 
 @contextlib.contextmanager
 def _exit_on_signals(program: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let everything that is open be closed, and files that are half-written go."""
+    """On Ctrl-C and SIGTERM, exit so that open files are closed and half-written files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     process = os.getpid()
 
     def leave(number: int, frame) -> None:
-        if os.getpid() == process:  # and not one that loads data for it
+        if os.getpid() == process:  # not one that loads data for it
             print(f"\n{program}: stopped by {signal.Signals(number).name}", file=sys.stderr)
-            if number == signal.SIGTERM:  # of Ctrl-C the terminal tells them
+            if number == signal.SIGTERM:  # on Ctrl-C the terminal signals them
                 for child in multiprocessing.active_children():
                     child.terminate()
         sys.exit(128 + number)

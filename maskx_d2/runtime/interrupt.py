@@ -1,4 +1,4 @@
-"""Ctrl-C before a command has begun, while libraries are imported."""
+"""Handling Ctrl-C before a command has started, while libraries are imported."""
 
 import multiprocessing
 import os
@@ -12,8 +12,8 @@ _SCRIPTS = ("maskx", "maskx.exe", "train_net.py")
 
 def exit_on_ctrl_c() -> None:
     """
-    From now on Ctrl-C ends this process with one line, if it is one of this project's commands. In any
-    other program that imports the package it does what it did.
+    From now on, Ctrl-C ends this process with one line, if it is one of this project's commands. Other
+    programs that import the package are not affected.
     """
     is_first = multiprocessing.parent_process() is None
     is_main_thread = threading.current_thread() is threading.main_thread()
@@ -31,4 +31,4 @@ def _is_command(words: list[str]) -> bool:
 
 def _leave(number: int, frame) -> None:
     print("\nmaskx: stopped by SIGINT", file=sys.stderr, flush=True)
-    os._exit(128 + number)  # an exception would come out of the middle of some library
+    os._exit(128 + number)  # an exception would be raised in the middle of some library

@@ -13,30 +13,30 @@ from maskx_d2.data.files import check_replaceable
 
 
 class Journal:
-    """A file of JSON lines: first what the work is, then a line for each piece of it that is done."""
+    """A file of JSON lines: the first describes the work, each other line a piece of it that is done."""
 
     def __init__(self, path: Path, done: list, file: BinaryIO):
         """See :func:`open_journal`."""
         self.path = path
         self.done = done
-        """What earlier starts have done."""
+        """The pieces that earlier runs have done."""
 
         self._file = file
 
     def append(self, piece) -> None:
         """
         Args:
-            piece: what is done, as the ``kind`` of :func:`open_journal`.
+            piece: a piece that is done, of the ``kind`` given to :func:`open_journal`.
         """
         self._file.write(msgspec.json.encode(piece) + b"\n")
         self._file.flush()
 
     def pieces(self, kind: type = Any) -> Iterator:
         """
-        All that is done, one after the other.
+        All pieces that are done, one after another.
 
         Args:
-            kind: type of a piece, for msgspec; as JSON has it, if not given.
+            kind: type of a piece, for msgspec; plain JSON values if not given.
 
         Raises:
             ValueError: a piece is of another kind.
@@ -54,22 +54,22 @@ class Journal:
         return InputError(f"{self.path} is not what this command writes: {reason}; delete it")
 
     def delete(self) -> None:
-        """When all is done, and where it belongs."""
+        """Delete the file, once everything is done and in its final place."""
         self.path.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
     """
-    Begin a journal, or go on with the one that is there.
+    Start a journal, or continue an existing one.
 
     Args:
-        path: of the file.
-        work: all that the pieces depend on, as JSON has it. What is not in it may change.
-        kind: type of a piece, for msgspec. Of pieces that are there, other fields are passed over.
+        path: path of the file.
+        work: everything that the pieces depend on, as JSON values. Anything else may change between runs.
+        kind: type of a piece, for msgspec. Other fields of existing pieces are ignored.
 
     Raises:
-        ValueError: the file is of other work, or none that this function has begun.
+        ValueError: the file belongs to other work, or was not written by this function.
     """
     check_replaceable(path)
     with path.open("ab+") as file:
@@ -84,7 +84,7 @@ def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
                 if length:
                     done.append(decode(line))
                 elif line != first:
-                    raise InputError("its first line is another")
+                    raise InputError("its first line is different")
                 length += len(line)
         except ValueError as error:  # msgspec's errors too
             raise InputError(

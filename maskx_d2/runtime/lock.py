@@ -25,11 +25,12 @@ LOCK_FILE = ".lock"
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """
-    Hold a folder while it is written to. It is created if it does not exist, and removed at the end if it
+    Lock a folder while it is written to. It is created if it does not exist, and removed at the end if it
     is empty.
 
     Raises:
-        ValueError: another process holds it, which is named; or a link or a pipe is in the lock's place.
+        ValueError: another process holds the lock (the message names it), or a link or a pipe is in its
+            place.
     """
     with _made(folder), _locked(folder / LOCK_FILE, folder):
         yield
@@ -37,7 +38,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """As :func:`locked_folder`, for a single file: the lock file is beside it."""
+    """Like :func:`locked_folder`, for a single file. The lock file is beside it."""
     with _made(path.parent), _locked(path.with_name(f"{path.name}{LOCK_FILE}"), path):
         yield
 
@@ -69,7 +70,7 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
         return
     file = _hold(path, output)
     try:
-        with contextlib.suppress(OSError):  # of a full disk the command itself says what it could not write
+        with contextlib.suppress(OSError):  # if the disk is full, the command itself reports it
             os.ftruncate(file, 0)
             os.write(file, _this_process().encode())
         yield
@@ -87,7 +88,7 @@ def _hold(path: Path, output: Path) -> int:
         except (FileNotFoundError, FileExistsError):
             if os.path.lexists(path.parent) and not path.parent.is_dir():
                 raise
-            continue  # the process that made the folder has just taken it away again
+            continue  # the process that made the folder has just removed it
         try:
             # Unlike flock's, this lock also works on NFS, and workers that are forked do not inherit it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +104,7 @@ def _hold(path: Path, output: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), path.stat()):
                 return file
-        os.close(file)  # the process that held it has just taken the file away
+        os.close(file)  # the process that held it has just removed the file
 
 
 def _warn(output: Path) -> None:

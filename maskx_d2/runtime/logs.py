@@ -19,12 +19,12 @@ _LOGGERS = ("detectron2", "fvcore", "lightning", "maskx_d2", "py.warnings", "tor
 @contextlib.contextmanager
 def log_to_file(path: Path, *, on_screen: Sequence[str] = ()) -> Iterator[None]:
     """
-    Send what the backends log and what COCOeval prints to a file instead of the screen. An error that comes
-    before anything else is in a new folder takes it away again.
+    Send the logs of the backends and the output of COCOeval to a file instead of the screen. If an error
+    occurs while a new folder has nothing else in it, the folder is removed again.
 
     Args:
-        path: of the file, which is added to.
-        on_screen: names of the loggers whose messages are shown, too, above progress bars.
+        path: path of the log file, which is appended to.
+        on_screen: names of loggers whose messages are also shown on the screen, above progress bars.
     """
     if str(path) != os.devnull:
         check_replaceable(path)
@@ -37,7 +37,7 @@ def log_to_file(path: Path, *, on_screen: Sequence[str] = ()) -> Iterator[None]:
     except Exception:
         if is_new and {other.name for other in folder.iterdir()} <= {path.name, LOCK_FILE}:
             path.unlink()
-            with contextlib.suppress(OSError):  # it is locked, by what takes it away afterwards
+            with contextlib.suppress(OSError):  # it is locked; releasing the lock removes it
                 folder.rmdir()
         raise
 

@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 def all_gather(value: object) -> list:
-    """What each process of torch's default group has given, in the order of their ranks."""
+    """The values of all processes of torch's default group, in the order of their ranks."""
     values = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
@@ -23,36 +23,36 @@ def all_gather(value: object) -> list:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of a run this is. Those of a node have ranks that follow each other."""
+    """Which process of a run this is. The processes of a node have consecutive ranks."""
 
     rank: int = 0
     local_rank: int = 0
-    """Among the processes of its node."""
+    """Rank among the processes of its node."""
 
     world_size: int = 1
     all_gather: Callable[[object], list] = all_gather
-    """Gives a value to all processes, which must all come there, and returns theirs, by rank."""
+    """Exchanges values between all processes, which must all call it; returns the values by rank."""
 
 
 def once_per_node(function: Callable[[], _T], ranks: Ranks) -> _T:
     """
-    Call a function in the first process of each node. All processes of the run must come here.
+    Call a function in the first process of each node. All processes of the run must call this.
 
     Args:
-        function: what it returns must be small, and can be pickled.
-        ranks: of this process.
+        function: its result must be small and picklable.
+        ranks: ranks of this process.
 
     Returns:
-        What the function has returned, in the process that called it on this node.
+        The function's result in the process of this node that called it.
 
     Raises:
-        Exception: what it has raised on any node, in all processes.
+        Exception: whatever the function raised on any node, in all processes.
     """
     if ranks.world_size == 1:
         return function()
     own = _outcome(function) if ranks.local_rank == 0 else None
     outcomes = ranks.all_gather(_that_can_be_sent(own))
-    for outcome in (own, *outcomes):  # of its own error a process has the traceback
+    for outcome in (own, *outcomes):  # own first: a process has the traceback of its own error
         if isinstance(outcome, Exception):
             raise outcome
     (result,) = outcomes[ranks.rank - ranks.local_rank]
@@ -67,7 +67,7 @@ def _outcome(function: Callable[[], _T]) -> tuple[_T] | Exception:
 
 
 def _that_can_be_sent(outcome: object) -> object:
-    """Some errors cannot be unpickled."""
+    """Replace errors that cannot be unpickled."""
     if isinstance(outcome, Exception):
         try:
             pickle.loads(pickle.dumps(outcome))
@@ -78,16 +78,16 @@ def _that_can_be_sent(outcome: object) -> object:
 
 def load_once_per_node(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) -> tuple[Sequence, _T]:
     """
-    Load a dataset in the first process of each node, for all of them. All processes of the run must come
-    here.
+    Load a dataset in the first process of each node, for all processes of the node. All processes of the
+    run must call this.
 
     Args:
-        load: returns a dataset's records, and what else all processes shall know, which must be small.
-        ranks: of this process.
+        load: returns a dataset's records, and a small object that all processes need.
+        ranks: ranks of this process.
 
     Returns:
-        The same; where there are several processes, the records as :class:`Records` in memory that those of
-        a node share.
+        The same; if there are several processes, the records are :class:`Records` in memory that the
+        processes of a node share.
     """
     if ranks.world_size == 1:
         return load()
@@ -105,7 +105,7 @@ def load_once_per_node(load: Callable[[], tuple[Iterable, _T]], ranks: Ranks) ->
 
     path, more = once_per_node(write, ranks)
     records = Records.read(path)
-    ranks.all_gather(None)  # all have it
+    ranks.all_gather(None)  # all processes have read it
     if ranks.local_rank == 0:
         path.unlink()
     return records, more

@@ -31,11 +31,11 @@ _INSTALL_DETECTRON2 = (
 def need(what: str, *modules: str) -> None:
     """
     Args:
-        what: needs them, as ``"maskx compare"``.
+        what: what needs the packages, such as ``"maskx compare"``.
         modules: keys of :data:`REQUIREMENTS`.
 
     Raises:
-        InputError: one of these is not installed.
+        InputError: one of the packages is not installed.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
@@ -46,7 +46,7 @@ def need(what: str, *modules: str) -> None:
 
 
 def has_detectron2() -> bool:
-    """Whether it is installed."""
+    """Whether Detectron2 is installed."""
     return find_spec("detectron2") is not None
 
 

@@ -35,7 +35,7 @@ class Pickle:
         """
         Args:
             file: where the pickle begins. Reading more than there is must return what there is.
-            size: of the file in bytes.
+            size: size of the file in bytes.
         """
         self._file = file
         # Text takes up to twice as many bytes in a pickle as in memory, arrays once.
@@ -71,16 +71,16 @@ class Pickle:
         return _Plain().of(content)
 
     def plain_stand_ins(self) -> dict[tuple[str, str], object]:
-        """For what pickles name beside arrays and tensors."""
+        """Stand-ins for the globals that pickles name besides those for arrays and tensors."""
         return {
             ("collections", "OrderedDict"): StandIn(_Dictionary),
             ("_codecs", "encode"): StandIn(self._encode),
-            # An empty one in protocols that have no bytes.
+            # Empty bytes, in protocols without bytes.
             **{(module, "bytes"): StandIn(lambda: b"") for module in ("__builtin__", "builtins")},
         }
 
     def _encode(self, text: object, encoding: object) -> bytes:
-        """As bytes are written in protocols that have none."""
+        """How bytes are written in protocols without bytes."""
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise RefusedPickle(f"it encodes text as {str(encoding)[:20]!r}, expected latin1")
         self._take(len(text))
@@ -114,10 +114,10 @@ class Pickle:
 
 def read_array_pickle(path: Path):
     """
-    What is in a pickle of arrays and plain values, Python 2's included.
+    Read a pickle of arrays and plain values, including pickles of Python 2.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
         RefusedPickle, Exception: see :meth:`Pickle.load`.
@@ -174,7 +174,7 @@ class _Type:
 
 
 class _Array:
-    """Stand-in for an array that is being built: ``value`` is there after ``__setstate__``."""
+    """Stand-in for an array that is being built: ``__setstate__`` sets ``value``."""
 
     value: np.ndarray
 
@@ -235,10 +235,10 @@ def _check_opcodes(file: BinaryIO) -> None:
     Follow a pickle without building anything.
 
     Raises:
-        RefusedPickle: it has too many steps, saves a value at a place that it cannot have come to, or nests
-            values deeper than C code can follow.
+        RefusedPickle: it has too many opcodes, saves a value in a memo slot that it cannot have reached, or
+            nests values deeper than C code can follow.
     """
-    depths: list[int | None] = []  # of what is on the stack; None for a mark
+    depths: list[int | None] = []  # of the values on the stack; None for a mark
     saved: dict[int, int] = {}
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if number == _MOST_OPCODES:
@@ -261,7 +261,7 @@ def _check_opcodes(file: BinaryIO) -> None:
 
 
 def _pop(depths: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int]:
-    """Take from the stack what an opcode takes."""
+    """Pop what an opcode takes from the stack."""
     before, above_mark = opcode.stack_before, []
     count = len(before)
     if pickletools.markobject in before:

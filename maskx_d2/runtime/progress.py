@@ -8,7 +8,7 @@ _SECONDS_IN_A_FILE = 30
 
 
 def progress_bar(total: int, title: str, *, unit: str, initial: int = 0, leave: bool = True) -> tqdm:
-    """A bar on stderr, with the time left; where that is no terminal, with a line every half a minute."""
+    """A bar on stderr with the time left; if stderr is not a terminal, a line every half minute."""
     return tqdm(
         total=total,
         initial=initial,

@@ -198,11 +198,17 @@ def test_a_video_that_is_not_written_whole_is_an_error_and_leaves_nothing(tmp_pa
     """OpenCV says nothing of a full disk."""
     real = cv2.VideoWriter
 
-    class Full(real):
-        def write(self, image):
-            self.count = getattr(self, "count", 0) + 1
-            if self.count < 5:
-                super().write(image)
+    class Full:
+        def __init__(self, *arguments):
+            self.writer, self.left = real(*arguments), 5
+
+        def write(self, pixels):
+            self.left -= 1
+            if self.left > 0:
+                self.writer.write(pixels)
+
+        def release(self):
+            self.writer.release()
 
     monkeypatch.setattr(cv2, "VideoWriter", Full)
     with pytest.raises(InputError, match=r"in.mp4 does not have all 12 frames: is the disk full"):

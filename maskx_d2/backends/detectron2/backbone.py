@@ -9,8 +9,8 @@ from detectron2.modeling.backbone import FPN, build_resnet_backbone
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone_without_top(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
-    Detectron2's ResNet-FPN with the levels of MODEL.FPN.IN_FEATURES and no further one: its own wants all
-    stages of the ResNet, which images of 128 pixels have no use for.
+    Detectron2's ResNet-FPN with the levels of MODEL.FPN.IN_FEATURES and no extra top level. Detectron2's
+    own builder needs all stages of the ResNet, which are of no use for images of 128 pixels.
     """
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),

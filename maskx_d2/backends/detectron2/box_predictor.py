@@ -7,30 +7,30 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 _PAIRS_AT_ONCE = 4096  # their gathered weights are 64 MiB at a feature width of 1024
-# Gathering reads a class's weights for each pair, so of many pairs all classes' boxes are sooner there.
+# Gathering reads the weights of a class for each pair. For many pairs, computing all boxes is faster.
 _MOST_GATHERED = 1 / 64  # of all pairs
 
 
 class PartiallyLabelledFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
-    Detectron2's box predictor, with its parameters and detections. Classes that an image's dataset does
-    not label take no part in the classification of its RoIs: that none of their objects is annotated
-    does not say that there is none.
+    Detectron2's box predictor, with the same parameters and detections. Classes that an image's dataset
+    does not label are left out of the classification of its RoIs: that none of their objects is annotated
+    does not mean that there are none.
 
-    That a dataset's negatives are for its own classes alone is the idea of cross-dataset training (Yao et
-    al., "Cross-dataset Training for Class Increasing Object Detection", arXiv:2001.04621; Zhou et al.,
-    "Simple multi-dataset detection", CVPR 2022, arXiv:2102.13086, as dataset-specific losses).
+    Using a dataset's negatives for its own classes only is the idea of cross-dataset training (Yao et al.,
+    "Cross-dataset Training for Class Increasing Object Detection", arXiv:2001.04621; Zhou et al., "Simple
+    multi-dataset detection", CVPR 2022, arXiv:2102.13086, as dataset-specific losses).
     """
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
         """
         See ``FastRCNNOutputLayers.losses``. Images whose proposals have no ``gt_labelled_classes`` (a
-        :class:`LabelledClasses`) are labelled with all classes.
+        :class:`LabelledClasses`) count as labelled with all classes.
         """
         scores, deltas = predictions
         if any(p.has("gt_labelled_classes") for p in proposals):
             left_out = cat([self._left_out(p, scores.device) for p in proposals])
-            # Not -inf, whose product with 0 in a sigmoid's cross entropy is NaN.
+            # Not -inf, because its product with 0 in a sigmoid's cross-entropy is NaN.
             scores = scores.masked_fill(left_out, torch.finfo(scores.dtype).min)
         return super().losses((scores, deltas), proposals)
 
@@ -44,12 +44,12 @@ class PartiallyLabelledFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
     """
-    With the same parameters, losses and detections. In inference it computes the class scores first,
-    and then regresses and decodes boxes only for the pairs of proposal and class whose score is above
-    the threshold. Detectron2 does so for all: with 3,001 classes, 12,004 numbers for each of 1,000
-    proposals. (If more than a 64th of all pairs is above it, that is faster, and done here too.)
+    A faster predictor with the same parameters, losses and detections. Inference computes the class scores
+    first, and then regresses and decodes boxes only for pairs of proposal and class whose score is above
+    the threshold. Detectron2 does so for all pairs: with 3,001 classes, 12,004 numbers for each of 1,000
+    proposals. (If more than 1/64 of all pairs are above it, that is faster, and is done here too.)
 
-    Boxes that are not finite, of a model that has diverged, are left out.
+    Boxes that are not finite, as from a model that has diverged, are left out.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
         return [found for found, _ in detections], [rows for _, rows in detections]
 
     def predict_boxes(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
-        """See ``FastRCNNOutputLayers.predict_boxes``: of all classes, after all."""
+        """See ``FastRCNNOutputLayers.predict_boxes``. This computes the boxes of all classes."""
         return super().predict_boxes(self._with_deltas(predictions), proposals)
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
         return super().losses(self._with_deltas(predictions), proposals)
 
     def _with_deltas(self, predictions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` returned in either mode -> (R, K + 1) scores and (R, 4K) deltas."""
+        """The output of :meth:`forward` in either mode -> (R, K + 1) scores and (R, 4K) deltas."""
         scores, deltas_or_features = predictions
         return scores, deltas_or_features if self.training else self.bbox_pred(deltas_or_features)
 
@@ -120,7 +120,7 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
             return products.squeeze(2)
 
         if torch.jit.is_tracing():
-            # Neither a branch nor a number of parts may depend on what is found in one image.
+            # In a trace, neither branches nor the number of parts may depend on one image's detections.
             deltas = gathered(rows, classes)
         elif len(rows) > _MOST_GATHERED * len(features) * len(weight):
             deltas = self.bbox_pred(features).unflatten(1, (-1, 4))[rows, classes]

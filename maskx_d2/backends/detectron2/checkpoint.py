@@ -23,16 +23,16 @@ from maskx_d2.runtime.pickles import read_array_pickle
 
 class Checkpointer(DetectionCheckpointer):
     """
-    Detectron2's checkpointer, but what it reads is data: no file runs code, takes more memory than its size
-    allows, or brings weights that are not finite. What it writes is there whole or not at all.
+    Detectron2's checkpointer, but it reads files as data: no file can run code, take more memory than its
+    size allows, or bring weights that are not finite. Files are written completely or not at all.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables):
         """
         Args:
-            model: to load into and to save.
-            save_dir: of the run.
-            checkpointables: what else has a ``state_dict``.
+            model: the model to load into and to save.
+            save_dir: folder of the run.
+            checkpointables: other objects with a ``state_dict``.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = WholeFiles()
@@ -45,7 +45,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         Raises:
             FileNotFoundError: the file that ``last_checkpoint`` names does not exist.
-            ValueError: it names anything but a .pth file in its own folder.
+            ValueError: ``last_checkpoint`` names something other than a .pth file in its own folder.
         """
         name = self._last.read_text(encoding="utf-8", errors="replace").strip()
         if name != Path(name).name or not name.endswith(".pth") or not name.isprintable():
@@ -72,7 +72,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _blobs(path: Path) -> dict:
-    """Of a pickle of Detectron2's model zoo, of Caffe2's Detectron, or of what was trained on ImageNet."""
+    """The weights in a pickle of Detectron2's model zoo, Caffe2's Detectron or ImageNet pre-training."""
     content = read_pickle(path)
     if {"model", "__author__"} <= content.keys():
         return content
@@ -87,11 +87,11 @@ def check_weights(path: str) -> None:
     Read a checkpoint as data before Detectron2 unpickles it.
 
     Args:
-        path: as in MODEL.WEIGHTS: a file, an address that Detectron2 knows, or empty.
+        path: as in MODEL.WEIGHTS: a file, a URL that Detectron2 supports, or empty.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, or holds something else than arrays, tensors and plain values.
+        ValueError: the file is empty, or holds something other than arrays, tensors and plain values.
     """
     if not path:
         return
@@ -110,17 +110,17 @@ def check_weights(path: str) -> None:
 
 def read_pickle(path: Path) -> dict:
     """
-    What is in a pickle of arrays and plain values, Python 2's too.
+    Read a pickle of arrays and plain values, including pickles of Python 2.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no pickle, or holds something else.
+        ValueError: it is not a pickle, or holds something else.
     """
     if not path.is_file():
         raise MissingFileError(f"checkpoint {path} is not a file")
     try:
         content = read_array_pickle(path)
-    except Exception as error:  # whatever a file that is no pickle makes the unpickler stumble over
+    except Exception as error:  # anything the unpickler raises for a file that is not a pickle
         raise InputError(f"checkpoint {path} is refused: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
@@ -128,7 +128,7 @@ def read_pickle(path: Path) -> dict:
 
 
 def check_before_loading(checkpointer: DetectionCheckpointer, path: str, *, resume: bool) -> str:
-    """``check_weights`` of what ``checkpointer.resume_or_load`` is going to read, which is returned."""
+    """Run ``check_weights`` on the file that ``checkpointer.resume_or_load`` will read; return its path."""
     if resume and checkpointer.has_checkpoint():
         path = checkpointer.get_checkpoint_file()
     check_weights(path)
@@ -137,8 +137,8 @@ def check_before_loading(checkpointer: DetectionCheckpointer, path: str, *, resu
 
 class WholeFiles:
     """
-    For ``DetectionCheckpointer.path_manager``: Detectron2's path manager, but a file that it writes is
-    there whole or not at all.
+    Detectron2's path manager, but files are written completely or not at all. For
+    ``DetectionCheckpointer.path_manager``.
     """
 
     def __getattr__(self, name: str):
@@ -161,18 +161,18 @@ class KnownClasses:
     names: list[str]
     category_ids: list[int]
     with_masks: list[int]
-    """Indices of the classes that it was trained with masks of."""
+    """Indices of the classes whose masks it was trained with."""
 
     @classmethod
     def of_config(cls, cfg: CfgNode) -> "KnownClasses | None":
-        """Those of the ``config.yaml`` of a run; None for a config that a person wrote, which has none."""
+        """The classes in a run's ``config.yaml``; None for a hand-written config, which has none."""
         classes = cfg.MODEL.MASKX_CLASSES
         if not classes.NAMES:
             return None
         if not are_classes(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS):
             raise InputError(
                 f"MODEL.MASKX_CLASSES has {len(classes.NAMES)} names, expected a category id for each, and "
-                "indices of those in TRAINED_WITH_MASKS"
+                "valid indices in TRAINED_WITH_MASKS"
             )
         return cls(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS)
 
@@ -188,8 +188,8 @@ class KnownClasses:
 
 class ClassList:
     """
-    The classes of a run as a part of its checkpoints, so that a model can be used without its datasets: for
-    ``DetectionCheckpointer.add_checkpointable``. A run that resumes from a checkpoint of others ends.
+    The classes of a run, saved in its checkpoints so that a model can be used without its datasets. For
+    ``DetectionCheckpointer.add_checkpointable``. Resuming from a checkpoint with other classes is an error.
     """
 
     KEY = "classes"
@@ -203,9 +203,9 @@ class ClassList:
     ):
         """
         Args:
-            names: gives them in the order of their contiguous indices.
-            folder: of the run, for the error.
-            more: gives the other fields of :class:`KnownClasses`.
+            names: returns the class names in the order of their contiguous indices.
+            folder: folder of the run, for the error message.
+            more: returns the other fields of :class:`KnownClasses`.
         """
         self._names = names
         self._folder = folder
@@ -224,10 +224,11 @@ def classes_of_weights(path: str) -> KnownClasses | None:
         path: as in MODEL.WEIGHTS.
 
     Returns:
-        What the checkpoint says of its classes; None if it does not say, as those of 0.2.0 and of others.
+        The classes recorded in the checkpoint; None if there are none, as in checkpoints of 0.2.0 or of
+        other projects.
 
     Raises:
-        ValueError: it is not what this project writes.
+        ValueError: the recorded classes are not in the form that this project writes.
     """
     state = _class_state(path)
     if not isinstance(state, dict) or state.keys() != {f.name for f in fields(KnownClasses)}:
@@ -243,10 +244,10 @@ def check_classes_of_weights(path: str, names: Sequence[str]) -> None:
     """
     Args:
         path: as in MODEL.WEIGHTS.
-        names: of the classes that it shall know.
+        names: the expected class names.
 
     Raises:
-        ValueError: the checkpoint says that it knows others. Those that are not of this project do not say.
+        ValueError: other classes are recorded in the checkpoint. Checkpoints of other projects record none.
     """
     state = _class_state(path)
     if state is not None:
@@ -254,7 +255,7 @@ def check_classes_of_weights(path: str, names: Sequence[str]) -> None:
 
 
 def _class_state(path: str) -> object:
-    """What a :class:`ClassList` has left in a checkpoint of PyTorch; None where there is nothing."""
+    """The state of a :class:`ClassList` in a PyTorch checkpoint; None if there is none."""
     path = _without_query(path)
     if not path.endswith(".pth") or not Path(path).is_file():
         return None
@@ -262,5 +263,5 @@ def _class_state(path: str) -> object:
 
 
 def _without_query(path: str) -> str:
-    """Detectron2 takes options from a query behind the name."""
+    """Remove the query after the name, from which Detectron2 reads options."""
     return urlparse(path)._replace(query="").geturl()

@@ -14,8 +14,8 @@ from maskx_d2.data.errors import InputError
 
 def class_names(dataset_name: str) -> list[str]:
     """
-    Names of a dataset's classes for people, in the order of their contiguous indices. Detectron2 knows
-    those of a user's own COCO JSON only after loading it, so it is loaded if need be.
+    Readable names of a dataset's classes, in the order of their contiguous indices. Detectron2 knows the
+    classes of a user's own COCO JSON only after loading it, so it is loaded if necessary.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is None:
@@ -24,7 +24,7 @@ def class_names(dataset_name: str) -> list[str]:
 
 
 def category_ids(dataset_name: str) -> list[int]:
-    """The dataset's own category ids, class by class; of one that labels some of them, 1, 2, 3, ..."""
+    """The dataset's category id of each class; 1, 2, 3, ... if it labels only some of the classes."""
     num_classes = len(class_names(dataset_name))
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     if to_contiguous is None:
@@ -39,18 +39,18 @@ def load_dataset(dataset_name: str) -> list[dict]:
     Detectron2's dicts of a dataset.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: no dataset of this name is registered.
     """
     if dataset_name not in DatasetCatalog:
         raise InputError(
             f"dataset {dataset_name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered: use a "
-            "registered name, or register it by DATASETS.MASKX_REGISTER"
+            "registered name, or register it with DATASETS.MASKX_REGISTER"
         )
     return DatasetCatalog.get(dataset_name)
 
 
 def dataset_names(names: str | Sequence[str]) -> list[str]:
-    """Those of a LazyConfig, which may be one or several."""
+    """The dataset names in a LazyConfig, which may have one or several."""
     return [names] if isinstance(names, str) else list(names)
 
 
@@ -64,7 +64,7 @@ def check_same_classes(dataset_names: Sequence[str]) -> None:
             number, a, b = different
             raise InputError(
                 f"the datasets {first!r} and {name!r} have other classes, number {number + 1} is {a!r} and "
-                f"{b!r}: give both one class list, the fourth item of an entry in DATASETS.MASKX_REGISTER"
+                f"{b!r}: give both the same class list, the fourth item of a DATASETS.MASKX_REGISTER entry"
             )
 
 
@@ -80,7 +80,7 @@ def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:
 
 @dataclass(frozen=True)
 class ClassHasMask:
-    """Tells for each class of a dataset whether a split leaves it its masks, once the dataset is known."""
+    """Returns for each class of a dataset whether a split keeps its masks, once the dataset is known."""
 
     dataset_name: str
 

@@ -74,7 +74,7 @@ def read_config(config_file: str, overrides: list | None = None, *, with_dataset
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
-    """What each process of a run does: train and evaluate, or with ``--eval-only`` evaluate."""
+    """Runs in each process: train and evaluate, or only evaluate with ``--eval-only``."""
     cfg = _config_of_run(args.config_file, args.opts or [])
     with contextlib.ExitStack() as held:
         once_per_node(partial(_hold_folder, cfg, args, held), datasets=[])
@@ -83,8 +83,8 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
 
 def _config_of_run(config_file: str, overrides: list) -> CfgNode:
     """
-    Numbers of a config are for SOLVER.REFERENCE_WORLD_SIZE GPUs, and scaled on others. Those of the command
-    line are for the GPUs that there are.
+    Values in a config file are for SOLVER.REFERENCE_WORLD_SIZE GPUs, and are scaled for other numbers of
+    GPUs. Values on the command line are for the actual number of GPUs.
     """
     pairs = list(zip(overrides[::2], overrides[1::2], strict=False))
     given = [pair for pair in pairs if pair[0] in _SCALED_KEYS]
@@ -107,7 +107,7 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
         _clear_folder(folder, resume=args.resume)
     without_folder = cfg.clone()
     without_folder.defrost()
-    without_folder.OUTPUT_DIR = None  # where it would write through links
+    without_folder.OUTPUT_DIR = None  # otherwise it would write there, through links
     with log_to_file(Path(os.devnull)):
         default_setup(without_folder, args)
     is_main = comm.is_main_process()
@@ -119,7 +119,7 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
         with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
             results = work(cfg, args)
     except SystemExit as stopped:
-        if stopped.code == 1:  # so verify_results() ends, which has said why to the log
+        if stopped.code == 1:  # from verify_results(), which has logged the reason
             raise InputError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
         raise
     if is_main:
@@ -128,18 +128,18 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
 
 
 def _hold_folder(cfg: CfgNode, args: argparse.Namespace, held: contextlib.ExitStack) -> None:
-    """In the first process: the folder is its own as long as the run lasts."""
+    """Lock the folder in the main process for the duration of the run."""
     if comm.is_main_process():
         folder = Path(cfg.OUTPUT_DIR)
         inputs = [Path(args.config_file), *named_files(cfg)]
-        if args.resume:  # with what the run itself has left
+        if args.resume:  # the run's own files may be inputs and outputs
             inputs = [path for path in inputs if not real_path(path).is_relative_to(real_path(folder))]
         names = EVALUATION_FILES if args.eval_only else RUN_FILES
         held.enter_context(writing([OutputFolder(folder, names)], inputs))
 
 
 def _write_config(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """The config of a run stays that of its training, and its own config is not an output."""
+    """Write the config, unless it is the run's own or an evaluation would replace that of the training."""
     path = Path(cfg.OUTPUT_DIR, "config.yaml")
     is_own = path.exists() and path.samefile(args.config_file)
     if not is_own and not (args.eval_only and path.exists()):
@@ -172,7 +172,7 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
 
 
 class WatchedTrainer(Trainer):
-    """With progress bars, for its log is in a file."""
+    """A trainer with progress bars, because its log goes to a file."""
 
     def build_hooks(self) -> list[HookBase]:
         bar = [ProgressBar("training")] if comm.is_main_process() else []
@@ -185,7 +185,7 @@ class WatchedTrainer(Trainer):
 
 
 def _report(cfg: CfgNode) -> str:
-    """The tables of what was evaluated last, and where everything is."""
+    """The tables of the last evaluation, and a list of the output files."""
     folders = {name: evaluation_folder(cfg, name) for name in _coco_datasets(cfg)}
     if cfg.TEST.AUG.ENABLED:
         augmented = {f"{n}, test-time augmentation": evaluation_folder(cfg, n, TTA_FOLDER) for n in folders}
@@ -196,14 +196,14 @@ def _report(cfg: CfgNode) -> str:
 
 def check_evaluation(cfg: CfgNode) -> None:
     """
-    Before hours of training, what the evaluation at its end needs.
+    Check, before hours of training, that the evaluation at the end has what it needs.
 
     Raises:
         FileNotFoundError: an annotation file or an image of DATASETS.TEST does not exist.
-        ValueError: an annotation file cannot be used, or is of other classes than the model.
+        ValueError: an annotation file cannot be used, or has other classes than the model.
     """
     for name in _coco_datasets(cfg):
-        # Loading it says what its classes are.
+        # Loading the dataset also sets its classes.
         paths = [record["file_name"] for record in load_dataset(name)]
         check_num_classes(cfg, name)
         local = (Path(path) for path in paths if "://" not in path)
@@ -211,18 +211,18 @@ def check_evaluation(cfg: CfgNode) -> None:
 
 
 def _coco_datasets(cfg: CfgNode) -> list[str]:
-    """Of DATASETS.TEST those that this project evaluates; one that is not registered is among them."""
+    """The datasets of DATASETS.TEST that this project evaluates, including unregistered ones."""
     other = {n for n in MetadataCatalog.list() if MetadataCatalog.get(n).get("evaluator_type") != "coco"}
     return [name for name in cfg.DATASETS.TEST if name not in other]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """What a run has left."""
+    """The checkpoints that a run has left."""
     return [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]
 
 
 def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
-    """A folder has one run, whose files none other may mix with its own."""
+    """A folder belongs to one run. Files of different runs must not be mixed."""
     folder = Path(cfg.OUTPUT_DIR)
     earlier = _checkpoints(folder)
     if earlier and resume:
@@ -235,7 +235,7 @@ def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
 
 
 def _clear_folder(folder: Path, *, resume: bool) -> None:
-    """Take away what a run has left half-written that was killed, and, but to go on with it, all of it."""
+    """Remove half-written files of a killed run and, unless resuming, its checkpoints and metrics."""
     if comm.is_main_process():
         old = [*folder.glob("*.pth.*.partial")]
         for path in old if resume else [*old, *_checkpoints(folder), folder / METRICS_FILE]:
@@ -243,7 +243,7 @@ def _clear_folder(folder: Path, *, resume: bool) -> None:
 
 
 def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
-    """The state of the optimizer, from which a run goes on, has these as they were."""
+    """A resumed run keeps these values, because they are part of the optimizer's state."""
     if not config_file.is_file():
         return
     solver = with_new_keys(read_yaml(config_file)).get("SOLVER")
@@ -251,8 +251,8 @@ def _check_not_overruled(cfg: CfgNode, config_file: Path) -> None:
     for name in ("MASKX_OPTIMIZER", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"):
         if name in solver and solver[name] != cfg.SOLVER[name]:
             raise InputError(
-                f"SOLVER.{name} is {cfg.SOLVER[name]}, but the run that --resume goes on with keeps "
-                f"{solver[name]}: leave it so, or start a new run"
+                f"SOLVER.{name} is {cfg.SOLVER[name]}, but the run that --resume continues keeps "
+                f"{solver[name]}: keep that value, or start a new run"
             )
 
 
@@ -261,13 +261,13 @@ def main(arguments: list[str] | None = None, *, program: str = "train_net.py") -
     Parse Detectron2's arguments and launch the processes.
 
     Args:
-        arguments: of the command line; those of this process if None.
-        program: its name, for messages.
+        arguments: command-line arguments; those of this process if None.
+        program: name of the program, for messages.
     """
     parser = default_argument_parser()
     parser.prog = program
-    parser.add_argument("--overwrite", action="store_true", help="an earlier run in OUTPUT_DIR may go")
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUTPUT_DIR")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     if not args.config_file:
         sys.exit("give a config: --config-file configs/maskx_R_50_FPN_1x.yaml")

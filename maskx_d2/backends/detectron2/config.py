@@ -18,7 +18,7 @@ COUNTERPARTS = {
     "CascadeROIHeads": "PartiallySupervisedCascadeROIHeads",
     "Res5ROIHeads": "PartiallySupervisedRes5ROIHeads",
 }
-"""Of Detectron2's ROI heads in this project."""
+"""Detectron2's ROI heads -> their counterparts in this project."""
 
 OPTIMIZERS = ("SGD", "AdamW")
 TRUNKS = ("convs", *HOURGLASSES)
@@ -37,19 +37,19 @@ def check_has_keys(cfg: CfgNode) -> None:
 
 
 def check_maskx_config(cfg: CfgNode) -> None:
-    """Raise ValueError for a value that is not allowed, naming the key, the value and what is."""
+    """Raise ValueError for a value that is not allowed, naming the key, the value and what is allowed."""
     _one_of("SOLVER.MASKX_OPTIMIZER", cfg.SOLVER.MASKX_OPTIMIZER, OPTIMIZERS)
     _at_least("SOLVER.CHECKPOINTS_TO_KEEP", cfg.SOLVER.CHECKPOINTS_TO_KEEP, 0)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference != 0:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of "
-            f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 for a batch of your own"
+            f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: set that to 0 to choose your own batch size"
         )
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
         raise InputError(
-            "TEST.AUG.ENABLED is True, expected False with MODEL.KEYPOINT_ON: Detectron2 has it for boxes "
-            "and masks alone"
+            "TEST.AUG.ENABLED is True, expected False with MODEL.KEYPOINT_ON: Detectron2 supports it for "
+            "boxes and masks only"
         )
     ratio = cfg.DATALOADER.MASKX_DATASET_RATIO
     are_numbers = all(type(share) in (int, float) and 0 < share < math.inf for share in ratio)
@@ -61,7 +61,7 @@ def check_maskx_config(cfg: CfgNode) -> None:
     if ratio and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler': "
-            "DATALOADER.MASKX_DATASET_RATIO has a sampler of its own"
+            "DATALOADER.MASKX_DATASET_RATIO uses its own sampler"
         )
     if cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION:
         _check_roi_heads(cfg, "MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION is True")
@@ -69,7 +69,7 @@ def check_maskx_config(cfg: CfgNode) -> None:
 
 
 def check_mask_head_config(cfg: CfgNode) -> None:
-    """As :func:`check_maskx_config`, of the keys that the mask head and the ROI heads obey."""
+    """Like :func:`check_maskx_config`, for the keys that the mask head and the ROI heads read."""
     check_has_keys(cfg)
     head = cfg.MODEL.ROI_MASK_HEAD
     _one_of("MODEL.ROI_MASK_HEAD.MASKX_PREDICTOR", head.MASKX_PREDICTOR, PREDICTORS)
@@ -97,7 +97,7 @@ def check_mask_head_config(cfg: CfgNode) -> None:
         raise InputError(
             f"MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING is {head.CLASS_EMBEDDING!r}, but with "
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True the box predictor has no regression weights "
-            "of a class: use 'cls' or class-specific regression"
+            "per class: use 'cls' or class-specific regression"
         )
 
 
@@ -141,7 +141,7 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
 
 def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
     """
-    Read a YAML config over the defaults, override keys, and check.
+    Read a YAML config on top of the defaults, apply overrides, and check the values.
 
     Args:
         config_file: path of the YAML file.
@@ -175,7 +175,7 @@ def load_config(config_file: str, overrides: list | None = None) -> CfgNode:
 
 def _merge_from_file(cfg: CfgNode, config_file: str) -> None:
     if yaml.compose(Path(config_file).read_text(encoding="utf-8")) is None:
-        return  # an empty file, at which Detectron2 stumbles
+        return  # an empty file, which Detectron2 cannot read
     values = cfg.load_yaml_with_base(config_file)
     if is_run_config(values):
         cfg.merge_from_other_cfg(CfgNode(with_new_keys(values)))
@@ -184,20 +184,20 @@ def _merge_from_file(cfg: CfgNode, config_file: str) -> None:
 
 
 def in_place_of(roi_heads: str) -> str:
-    """The name of this project's ROI heads for those of Detectron2; for others the standard ones."""
+    """The name of this project's counterpart of ROI heads of Detectron2; for others, the standard one."""
     return COUNTERPARTS.get(roi_heads, COUNTERPARTS["StandardROIHeads"])
 
 
 def _check_roi_heads(cfg: CfgNode, why: str) -> None:
-    """Raise ValueError unless they are of this project, which ``why`` needs."""
+    """Raise ValueError unless the ROI heads are this project's, which ``why`` requires."""
     name = cfg.MODEL.ROI_HEADS.NAME
     if not roi_heads_are(cfg, "PartialSupervision"):
         raise InputError(f"{why}, but MODEL.ROI_HEADS.NAME is {name!r}, expected {in_place_of(name)!r}")
 
 
 def roi_heads_are(cfg: CfgNode, name: str) -> bool:
-    """Whether those of a config are of a class of this name, which may be a base of theirs."""
-    # By name: the module of such a class imports this one.
+    """Whether the ROI heads of a config are of a class of this name, or of a subclass."""
+    # Compared by name, because the module of such a class imports this one.
     roi_heads = cfg.MODEL.ROI_HEADS.NAME
     bases = ROI_HEADS_REGISTRY.get(roi_heads).__mro__ if roi_heads in ROI_HEADS_REGISTRY else ()
     return any(base.__name__ == name for base in bases)

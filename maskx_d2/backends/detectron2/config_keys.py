@@ -10,7 +10,7 @@ from maskx_d2.data.images import MAX_MEGAPIXELS
 
 @dataclass(frozen=True)
 class Key:
-    """A key, dotted, what it is where a config does not have it, and what it means, in Markdown."""
+    """A config key: its dotted name, its default, and its meaning in Markdown."""
 
     name: str
     default: Any
@@ -160,7 +160,7 @@ def add_maskx_config(cfg: CfgNode) -> None:
 
 
 def keys_as_markdown() -> str:
-    """The table of ``docs/config-keys.md``, which ``python -m`` with this module's name prints."""
+    """The table of ``docs/config-keys.md``. ``python -m`` with the name of this module prints it."""
     rows = [f"| `{key.name}` | `{key.default!r}` | {key.meaning} |" for key in KEYS]
     return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows]) + "\n"
 

@@ -40,20 +40,20 @@ def build_train_loader(
     start_iter: int = 0,
 ):
     """
-    Detectron2's training loader, with :class:`PartiallySupervisedMapper`, the datasets mixed by
-    DATALOADER.MASKX_DATASET_RATIO, and without the masks that DATASETS.CLASSES_WITH_MASKS takes away: they
-    are dropped as the dataset is loaded.
+    Build Detectron2's training loader with :class:`PartiallySupervisedMapper`. Datasets are mixed by
+    DATALOADER.MASKX_DATASET_RATIO. Masks that DATASETS.CLASSES_WITH_MASKS removes are dropped when the
+    dataset is loaded.
 
     Args:
         cfg: the config.
         mapper: as for Detectron2's loader; :class:`PartiallySupervisedMapper` if None.
-        dataset: Detectron2's dicts, which stay as they are; those of DATASETS.TRAIN if None.
-        sampler: of indices of the dataset; that of the config if None.
-        augmentations: in place of those of the config, for the mapper that is built here.
-        start_iter: iterations done before, whose images are skipped.
+        dataset: Detectron2's dicts, which are not modified; those of DATASETS.TRAIN if None.
+        sampler: sampler of dataset indices; that of the config if None.
+        augmentations: augmentations of the mapper that is built here; those of the config if None.
+        start_iter: number of iterations that are done; their images are skipped.
 
     Returns:
-        Detectron2's loader, which has as ``training_data`` the :class:`TrainingData` of its dataset.
+        Detectron2's loader. Its attribute ``training_data`` is the :class:`TrainingData` of its dataset.
 
     Raises:
         ValueError: the datasets' classes are not the model's, there is no mask to learn from, or both a
@@ -82,8 +82,8 @@ def build_train_loader(
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
     if cfg.SEED >= 0:
-        # A generator of its own: drawing from torch's, the loader would shift the random numbers of the
-        # iteration that it is started in. Another for each rank, whose workers would flip and scale alike.
+        # A separate generator: by drawing from torch's, the loader would shift the random numbers of the
+        # iteration in which it starts. One per rank, or workers of all ranks would flip and scale alike.
         arguments["seed"] = (cfg.SEED + start_iter) * comm.get_world_size() + comm.get_rank()
     loader = build_detection_train_loader(**arguments)
     loader.training_data = training_data
@@ -108,12 +108,12 @@ def _mapper(
 
 def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tuple[list[dict], list[int]]:
     """
-    Detectron2's dicts of DATASETS.TRAIN with the masks that DATASETS.CLASSES_WITH_MASKS leaves, and with
-    DATALOADER.MASKX_DATASET_RATIO how many there are of each dataset.
+    Load Detectron2's dicts of DATASETS.TRAIN with the masks that DATASETS.CLASSES_WITH_MASKS keeps, and the
+    number of images: of each dataset with DATALOADER.MASKX_DATASET_RATIO, otherwise of all.
 
     Args:
         cfg: the config.
-        given: dicts in place of those of DATASETS.TRAIN, of the same classes.
+        given: dicts to use instead of those of DATASETS.TRAIN, with the same classes.
 
     Raises:
         ValueError: the datasets' classes are not the model's, or there is no mask to learn from.
@@ -127,7 +127,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
         of_some = cfg.clone()
         of_some.defrost()
         of_some.DATASETS.TRAIN = together
-        # To load them no mapper and no sampler is needed, but None would build Detectron2's.
+        # Loading needs neither mapper nor sampler, but None would build Detectron2's.
         arguments = build_detection_train_loader.from_config(of_some, mapper=False, sampler=False)
         dataset += arguments["dataset"]
         sizes.append(len(arguments["dataset"]))
@@ -144,7 +144,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
 
 
 def _copied(dataset: Iterable[dict]) -> list[dict]:
-    """So that masks can be taken away from the copy."""
+    """A copy from which masks can be removed."""
     return [
         {**image, "annotations": [dict(a) for a in image["annotations"]]}
         if "annotations" in image
@@ -172,11 +172,11 @@ def build_test_loader(
     augmentations: Sequence[Augmentation] | None = None,
 ) -> DataLoader:
     """
-    Detectron2's test loader of a dataset that is read once per node.
+    Build Detectron2's test loader for a dataset, which is read once per node.
 
     Args:
         cfg: the config.
-        dataset_name: of a registered dataset.
+        dataset_name: name of a registered dataset.
         mapper, dataset, sampler, augmentations: see :func:`build_train_loader`; the mapper is Detectron2's.
     """
 
@@ -197,11 +197,11 @@ def mixing_sampler(
     sizes: Sequence[int], ratio: Sequence[float], *, seed: int | None = None
 ) -> RepeatFactorTrainingSampler:
     """
-    A sampler over datasets that lie one behind the other.
+    A sampler over concatenated datasets.
 
     Args:
-        sizes: how many images each dataset has.
-        ratio: how many images are drawn from each, against each other.
+        sizes: number of images of each dataset.
+        ratio: relative numbers of images to draw from each dataset.
         seed: see ``RepeatFactorTrainingSampler``.
     """
     unit = sum(sizes) / sum(ratio)
@@ -213,10 +213,10 @@ def mixing_sampler(
 
 def load_without_masks(names: str | Sequence[str], *, split: str, **options) -> list[dict]:
     """
-    For LazyConfig: ``get_detection_dataset_dicts`` without the masks that a split takes away.
+    For LazyConfig: ``get_detection_dataset_dicts`` without the masks that a split removes.
 
     Args:
-        names: of a registered dataset, or of several of the same classes.
+        names: name of a registered dataset, or names of several with the same classes.
         split: a value of DATASETS.CLASSES_WITH_MASKS.
         options: see Detectron2's ``get_detection_dataset_dicts``.
     """
@@ -228,7 +228,7 @@ def load_without_masks(names: str | Sequence[str], *, split: str, **options) -> 
 
 
 def remove_masks(dataset: list[dict], class_has_mask: list[bool]) -> None:
-    """Take the ``segmentation`` away, in place, from annotations whose class shall have no masks."""
+    """Remove the ``segmentation``, in place, from annotations of classes that should have no masks."""
     for image in dataset:
         for annotation in image.get("annotations", ()):
             if not class_has_mask[annotation["category_id"]]:

@@ -1,4 +1,4 @@
-"""``PartiallySupervisedMapper``: Detectron2's dataset mapper for annotations of which some have no mask."""
+"""``PartiallySupervisedMapper``: Detectron2's dataset mapper for annotations that may have no mask."""
 
 from pathlib import Path
 from reprlib import repr as shown
@@ -26,9 +26,9 @@ _MIN_BOX_SIDE = 1e-5  # pixels; Detectron2's own limit for an empty box
 
 class PartiallySupervisedMapper(DatasetMapper):
     """
-    As Detectron2's ``DatasetMapper``, and every instance gets ``gt_has_mask`` (bool): whether its
-    annotation has a ``segmentation``. An instance without one has an empty ``gt_masks`` and is kept.
-    Images with ``labelled_classes``, see :func:`pack_classes`, have it as ``gt_labelled_classes``, a
+    Like Detectron2's ``DatasetMapper``, but every instance gets ``gt_has_mask`` (bool): whether its
+    annotation has a ``segmentation``. An instance without one is kept, with an empty mask in ``gt_masks``.
+    The ``labelled_classes`` of an image (see :func:`pack_classes`) become ``gt_labelled_classes``, a
     :class:`LabelledClasses`.
     """
 
@@ -46,11 +46,11 @@ class PartiallySupervisedMapper(DatasetMapper):
         """
         Args:
             is_train: whether it is used in training.
-            num_classes: of the model; needed for images with ``labelled_classes``.
-            expected_roi_heads: where the model's would train on empty masks, and take classes that are not
-                labelled for background, so that both are errors: those that would not.
-            max_megapixels: larger images cannot be read.
-            num_keypoints: of an instance, where the model has any.
+            num_classes: number of classes of the model; needed for images with ``labelled_classes``.
+            expected_roi_heads: the ROI heads to use instead, if the model's would train on empty masks and
+                take unlabelled classes for background. Such data are then errors.
+            max_megapixels: larger images are refused.
+            num_keypoints: number of keypoints of an instance, if the model has any.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
@@ -79,7 +79,7 @@ class PartiallySupervisedMapper(DatasetMapper):
             pass  # Detectron2 would let Pillow clip pixels of more than 8 bits.
         try:
             result = super().__call__(dataset_dict)
-        except (OSError, SyntaxError) as error:  # as Pillow has them
+        except (OSError, SyntaxError) as error:  # Pillow raises both
             raise InputError(f"{file_name} cannot be read as an image: {error}") from error
         if "instances" in result and "labelled_classes" in result:
             instances, packed = result["instances"], result.pop("labelled_classes")
@@ -88,7 +88,7 @@ class PartiallySupervisedMapper(DatasetMapper):
 
     @staticmethod
     def _check_rle(rle: dict, file_name: str) -> None:
-        """Also of datasets that Detectron2 read, which checks none."""
+        """Also for datasets that were read by Detectron2, which does not check RLE."""
         try:
             check_rle(rle)
         except ValueError as error:
@@ -157,14 +157,14 @@ class PartiallySupervisedMapper(DatasetMapper):
             tight = instances.gt_masks.get_bounding_boxes().tensor
             boxes = instances.gt_boxes.tensor
             boxes[instances.gt_has_mask] = tight[instances.gt_has_mask].to(boxes.dtype)
-        # A mask that a crop has emptied takes its instance away, as in Detectron2; one that was never
-        # there does not.
+        # As in Detectron2, an instance whose mask was emptied by a crop is removed. An instance that never
+        # had a mask is kept.
         keep = instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
         keep &= instances.gt_masks.nonempty() | ~instances.gt_has_mask
         dataset_dict["instances"] = instances[keep]
 
     def _instances(self, annotations: list[dict], image_shape: tuple[int, int]) -> Instances:
-        """Detectron2 wants a segmentation from all or none."""
+        """Build the instances of an image. Detectron2 expects a segmentation for all or none of them."""
         if self.instance_mask_format == "polygon":
             complete = [{"segmentation": [], **annotation} for annotation in annotations]
             return utils.annotations_to_instances(complete, image_shape, mask_format="polygon")

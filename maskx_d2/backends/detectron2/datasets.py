@@ -32,7 +32,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: an annotation file, image folder or class list does not exist.
-        ValueError: an entry is not what it should be, or its name stands for other files already.
+        ValueError: an entry is malformed, or its name is already registered with other files.
     """
     for entry in cfg.DATASETS.MASKX_REGISTER:
         is_list = isinstance(entry, list | tuple) and all(isinstance(item, str) for item in entry)
@@ -63,14 +63,14 @@ def register_datasets(cfg: CfgNode) -> None:
 
 def register_visual_genome() -> None:
     """
-    Register, below the folder that Detectron2 looks for datasets in (the environment variable
-    ``DETECTRON2_DATASETS``, or ``datasets``), all with the 3,001 classes of Visual Genome:
+    Register these datasets, all with the 3,001 classes of Visual Genome, below Detectron2's dataset folder
+    (the environment variable ``DETECTRON2_DATASETS``, or ``datasets``):
 
     - ``vg3k_train``, ``vg3k_val``, ``vg3k_test``: what ``maskx prepare vg3k`` writes;
     - ``coco_2017_train_vg3k``, ``coco_2017_val_vg3k``: COCO, whose 80 classes are the first of them.
 
-    Beside Detectron2's usual metadata they have ``classes_with_masks``, the 80 classes that COCO has masks
-    of, and ``readable_classes``, the class names for people.
+    In addition to Detectron2's usual metadata they have ``classes_with_masks``, the 80 classes that have
+    masks in COCO, and ``readable_classes``, readable class names.
     """
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
     classes = visual_genome_class_names()
@@ -82,7 +82,7 @@ def register_visual_genome() -> None:
     }
 
     def register(name: str, load: Callable, json_file: Path, images: Path, category_ids: Iterable[int]):
-        """``category_ids`` are those of the first classes, in their order."""
+        """``category_ids`` are the ids of the first classes, in order."""
         if name in DatasetCatalog:
             return
         files = {"json_file": str(json_file), "image_root": str(images)}
@@ -110,7 +110,7 @@ def _must_be_there(json_file: str, where_from: str) -> None:
 
 
 def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | None = None) -> list[dict]:
-    """With the classes that the file has, or with those of a list that has them too."""
+    """Load a dataset with the classes of its file, or with a class list that includes them."""
     file = read_coco_file(Path(json_file), needs_annotations=False)
     classes, indices = file.class_names, list(range(len(file.categories)))
     if class_list is not None:
@@ -150,10 +150,9 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
 
 def _records(name: str, json_file: str, file: CocoFile, image_root: str) -> list[dict]:
     """
-    What Detectron2's ``load_coco_json`` makes of a file, with class indices by the metadata; annotations
-    whose polygons are all of fewer than three points keep their boxes. Where the file does not label all
-    classes, there are ``labelled_classes``: those of its categories, but for such as say that they have no
-    instance.
+    The same dicts as of Detectron2's ``load_coco_json``, with class indices from the metadata. Annotations
+    whose polygons all have fewer than three points keep their boxes. If the file does not label all
+    classes, the dicts have ``labelled_classes``: its categories, except those said to have no instances.
     """
     metadata = MetadataCatalog.get(name)
     index_of, num_classes = metadata.thing_dataset_id_to_contiguous_id, len(metadata.thing_classes)
@@ -194,8 +193,8 @@ def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str)
 
 def _keypoints(keypoints: object) -> object:
     """
-    For Detectron2, whose places are in the middle of pixels; every third number is no place. Those of
-    another form are for the mapper to refuse, where a model has any use for them.
+    Shift coordinates to pixel centres, as Detectron2 expects; every third number is no coordinate.
+    Malformed keypoints are left for the mapper to refuse, if the model uses keypoints.
     """
     if not are_keypoints(keypoints):
         return keypoints

@@ -22,16 +22,18 @@ _TASKS = ("bbox", "segm")
 
 class PartiallySupervisedEvaluator(COCOEvaluator):
     """
-    Detectron2's ``COCOEvaluator``, and for boxes and masks AP on A, on B and on all classes out of the
-    same evaluation, at the cost of :func:`class_precisions`. Beside what ``COCOEvaluator`` returns there
-    are, unless all classes have masks, ``bbox_A``, ``bbox_B``, ``segm_A`` and ``segm_B``, and where the
-    annotations say how many training instances each class has ``bbox_frequent``, ``bbox_common``,
-    ``bbox_rare`` and the same of masks, on thirds of the classes; ``ap_by_group.json`` in the output folder
-    has ``{"bbox"|"segm": {"A"|"B"|"all"|...: {metric: value}}}``, null where there is no ground truth.
-    Instances without a mask are ignored in the evaluation of masks, which is left out if none has one.
+    Detectron2's ``COCOEvaluator``, which also reports box and mask AP on A, on B and on all classes. They
+    come from the same evaluation, at the cost of :func:`class_precisions`.
 
-    On a dataset that labels some of the model's classes, detections of the others are skipped. Of a file
-    without annotations, as COCO's test-dev, the detections are written and nothing is evaluated.
+    In addition to the results of ``COCOEvaluator`` there are ``bbox_A``, ``bbox_B``, ``segm_A`` and
+    ``segm_B``, unless all classes have masks. If the annotations say how many training instances each class
+    has, there are also ``bbox_frequent``, ``bbox_common`` and ``bbox_rare``, on thirds of the classes, and
+    the same for masks. ``ap_by_group.json`` in the output folder has
+    ``{"bbox"|"segm": {"A"|"B"|"all"|...: {metric: value}}}``, null where there is no ground truth.
+    Instances without a mask are ignored in the evaluation of masks, which is skipped if none has one.
+
+    On a dataset that labels only some of the model's classes, detections of the others are skipped. For a
+    file without annotations, such as COCO's test-dev, detections are written and nothing is evaluated.
     """
 
     def __init__(self, dataset_name: str, *, classes_with_masks: Sequence[int], **kwargs):
@@ -45,14 +47,14 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         if self._do_evaluation:
             complete_annotations(self._coco_api)
         self.classes_with_masks = classes_with_masks
-        # So that its own evaluation asks for them by the method below.
+        # None makes Detectron2's evaluation ask _tasks_from_predictions() for its tasks.
         self._given_tasks, self._tasks = self._tasks, None
         self._own_index: dict[int, int] | None = None
         self._go_by_own_classes()
         self._precisions: dict[str, np.ndarray] = {}
 
     def _go_by_own_classes(self) -> None:
-        """Instead of those of the list that the model has, which may be more and in another order."""
+        """Use the dataset's classes. The model's list may have more classes, in another order."""
         category_ids = sorted(getattr(self._coco_api, "cats", ()))
         model_index = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
         if not category_ids or not all(category_id in model_index for category_id in category_ids):
@@ -101,7 +103,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         return results
 
     def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
-        """What is left to Detectron2: boxes and masks are evaluated here."""
+        """The tasks left to Detectron2. Boxes and masks are evaluated here."""
         return [task for task in self._all_tasks(predictions) if task not in _TASKS]
 
     def _all_tasks(self, results: list[dict]) -> Sequence[str]:
@@ -113,7 +115,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
                 {**of_image, "instances": self._of_own_classes(of_image["instances"])}
                 for of_image in predictions
             ]
-        # It also writes the category ids of the dataset into the results, and these into a file.
+        # This also writes the category ids of the dataset into the results, and the results into a file.
         super()._eval_predictions(predictions, img_ids)
         if not self._do_evaluation:
             return
@@ -129,7 +131,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
 
     def _class_precisions(self, results: list[dict], task: str, img_ids=None) -> np.ndarray:
         log = logging.getLogger(COCOeval_opt.__module__)
-        log.disabled = True  # It would say four things about each class.
+        log.disabled = True  # It would log four lines for each class.
         try:
             return class_precisions(
                 self._coco_api,
@@ -143,7 +145,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             log.disabled = False
 
     def _metrics(self, task: str) -> dict[str, float]:
-        """Detectron2's metrics, AP of each class too, out of the precision of all classes."""
+        """Detectron2's metrics, including AP of each class, from the precision of all classes."""
         precision = self._precisions[task]
         in_per_cent = average_precision(precision, {"all": range(precision.shape[2])})["all"]
         coco_eval = COCOeval(iouType=task)
@@ -152,7 +154,7 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         return self._derive_coco_results(coco_eval, task, class_names=self._metadata.get("thing_classes"))
 
     def _of_own_classes(self, results: list[dict]) -> list[dict]:
-        """Results whose ``category_id`` is an index of the model's classes, with those of the dataset."""
+        """Results with ``category_id`` turned from an index of the model's classes into the dataset's."""
         return [
             {**result, "category_id": self._own_index[result["category_id"]]}
             for result in results
@@ -161,10 +163,10 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
 
 
 class PredictionsForFirstRank(COCOEvaluator):
-    """In the other processes of a run: hands what they predict to the one that evaluates."""
+    """For the other processes of a run: sends their predictions to the process that evaluates."""
 
     def __init__(self) -> None:
-        # Not that of COCOEvaluator, which reads the annotations.
+        # COCOEvaluator's own is not called, because it reads the annotations.
         self._distributed = True
         self._cpu_device = torch.device("cpu")
         self.reset()

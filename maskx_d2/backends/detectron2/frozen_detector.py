@@ -14,11 +14,11 @@ from maskx_d2.data.errors import InputError
 @META_ARCH_REGISTRY.register()
 class FrozenDetectorRCNN(GeneralizedRCNN):
     """
-    A detector that is trained already, on which only the mask head is trained: the second stage of
-    stage-wise training (section 3.2 of the paper).
+    A trained detector on which only the mask head is trained: the second stage of stage-wise training
+    (section 3.2 of the paper).
 
-    All parts but the mask head have no gradients and stay in eval mode, so BatchNorm statistics do not
-    move, and compute no losses. ``MODEL.WEIGHTS`` must hold the trained detector.
+    All parts except the mask head have no gradients, compute no losses, and stay in eval mode, so that
+    BatchNorm statistics do not change. ``MODEL.WEIGHTS`` must hold the trained detector.
     """
 
     @configurable

@@ -12,15 +12,15 @@ from maskx_d2.data.errors import InputError
 
 class ImageField:
     """
-    One value for all instances of an image, and for none too. ``Instances`` wants fields of one length and
-    picks instances out of all of them: this one has the length, and stays what it is.
+    One value for all instances of an image, also if there are none. ``Instances`` requires fields of equal
+    length and indexes all of them. This field has that length, and indexing does not change its value.
     """
 
     def __init__(self, value: Any, num_instances: int):
         """
         Args:
-            value: a tensor, another structure that has ``to``, or None.
-            num_instances: its length as a field.
+            value: a tensor, another structure with ``to``, or None.
+            num_instances: length of the field.
         """
         self.value = value
         self._num_instances = num_instances
@@ -35,7 +35,7 @@ class ImageField:
         return self.of_length(int(item.count_nonzero()) if item.dtype == torch.bool else len(item))
 
     def of_length(self, num_instances: int) -> "ImageField":
-        """The same as a field of other instances of the image."""
+        """The same value, as a field of other instances of the image."""
         return type(self)(self.value, num_instances)
 
     def to(self, *args, **kwargs) -> "ImageField":
@@ -48,7 +48,7 @@ class ImageField:
         For ``Instances.cat``.
 
         Raises:
-            ValueError: they are of images with other values, of which one field cannot tell.
+            ValueError: the fields are of images with different values, which one field cannot hold.
         """
         first = fields[0]
         for field in fields:

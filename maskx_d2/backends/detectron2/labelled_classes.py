@@ -10,14 +10,14 @@ from maskx_d2.backends.detectron2.image_field import ImageField
 
 
 def pack_classes(indices: Iterable[int], num_classes: int) -> np.ndarray:
-    """Some of ``num_classes`` classes as bits, (num_classes / 8,) uint8: every image has them."""
+    """Some of ``num_classes`` classes as bits, (num_classes / 8,) uint8, because every image has them."""
     is_labelled = np.zeros(num_classes, dtype=bool)
     is_labelled[list(indices)] = True
     return np.packbits(is_labelled)
 
 
 def unpack_classes(packed: np.ndarray, num_classes: int) -> Tensor:
-    """(num_classes,) bool."""
+    """The inverse of :func:`pack_classes`, (num_classes,) bool."""
     return torch.from_numpy(np.unpackbits(packed, count=num_classes).astype(bool))
 
 
@@ -28,7 +28,7 @@ class LabelledClasses(ImageField):
         """
         Args:
             is_labelled: (K,) bool.
-            num_instances: its length as a field.
+            num_instances: length of the field.
         """
         super().__init__(is_labelled, num_instances)
 

@@ -28,7 +28,7 @@ from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.method import BoxSupervision, Hourglass, build_mask_predictor
 
 HOURGLASS_SIDE = 32
-"""Of the RoIs that hourglasses were published with; their masks have twice as many cells."""
+"""Side of the RoIs that hourglasses were published with; the side of their masks is twice that."""
 
 _ROI_HEADS = {ROI_HEADS_REGISTRY.get(a): ROI_HEADS_REGISTRY.get(b) for a, b in COUNTERPARTS.items()}
 
@@ -36,7 +36,7 @@ _ROI_HEADS = {ROI_HEADS_REGISTRY.get(a): ROI_HEADS_REGISTRY.get(b) for a, b in C
 def load_lazy_config(path: str | Path, overrides: Sequence = ()) -> DictConfig:
     """
     Args:
-        path: of a Python file, which is run.
+        path: path of a Python file, which is executed.
         overrides: ``KEY, VALUE, KEY, VALUE, ...``, keys as in ``model.roi_heads.num_classes``.
 
     Raises:
@@ -65,7 +65,7 @@ def partially_supervise(
     **mask_predictor,
 ) -> None:
     """
-    Turn Detectron2's LazyConfig of a Mask R-CNN, standard, cascade or C4, and its data into Mask^X R-CNN's
+    Turn Detectron2's LazyConfig of a Mask R-CNN (standard, cascade or C4) and its data into Mask^X R-CNN
     and the data of a split, in place.
 
     Args:
@@ -74,17 +74,17 @@ def partially_supervise(
         split: a value of DATASETS.CLASSES_WITH_MASKS.
         box_supervision: options of :class:`maskx_d2.method.BoxSupervision`; None for no such losses.
         train_rois, rois_per_image: see :func:`select_mask_rois`.
-        trunk: ``"convs"`` for those of the config, or a name of :class:`maskx_d2.method.Hourglass`, with
-            RoIs of 32 x 32 and masks of 64 x 64.
+        trunk: ``"convs"`` for the convolutions of the config, or the name of a
+            :class:`maskx_d2.method.Hourglass`, with RoIs of 32 x 32 and masks of 64 x 64.
         trunk_channels, trunk_norm: n and the normalisation of an hourglass.
-        output_dir: folder of the run, as in ``train.output_dir``: the evaluation is written into it, where
-            ``maskx compare`` reads it.
-        mask_predictor: options of :func:`maskx_d2.method.build_mask_predictor`. If not among them, class
-            embeddings are ``"cls"`` where box regression is class-agnostic, else ``"cls+box"``.
+        output_dir: folder of the run, as in ``train.output_dir``. The evaluation is written there, for
+            ``maskx compare``.
+        mask_predictor: options of :func:`maskx_d2.method.build_mask_predictor`. The default class embedding
+            is ``"cls"`` if box regression is class-agnostic, otherwise ``"cls+box"``.
 
     Raises:
         ValueError: the ROI heads have no counterpart in this project, or there are several test datasets,
-            which Detectron2 evaluates one by one.
+            but Detectron2's evaluator takes only one.
     """
     heads, train = model.roi_heads, dataloader.train
     if heads._target_ not in _ROI_HEADS:

@@ -33,10 +33,10 @@ from maskx_d2.method import (
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskXHead(MaskRCNNConvUpsampleHead):
     """
-    Convolutions and a deconvolution as in Detectron2's ``MaskRCNNConvUpsampleHead``, under the same
-    parameter names, then a mask predictor: weight transfer, class-agnostic or class-specific. Beyond the
-    paper, an hourglass may take the place of the convolutions, and RoIs whose instance has a box only may
-    have losses of their own.
+    Convolutions and a deconvolution as in Detectron2's ``MaskRCNNConvUpsampleHead``, with the same
+    parameter names, followed by a mask predictor: weight transfer, class-agnostic or class-specific. Beyond
+    the paper, an hourglass can replace the convolutions, and RoIs whose instance has only a box can have
+    their own losses.
     """
 
     @configurable
@@ -56,10 +56,10 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             input_shape: shape of the RoI feature, (channels, side, side).
             predictor: see :func:`maskx_d2.method.build_mask_predictor`.
             conv_dims: output channels of the convolutions and, last, of the deconvolution.
-            conv_norm: normalisation of the convolutions, as Detectron2's ``get_norm`` knows it; with an
-                hourglass, of the deconvolution.
-            hourglass: the trunk in place of convolutions; ``conv_dims`` is the deconvolution's alone.
-            box_supervision: losses for RoIs whose instance has a box only, by ``gt_has_mask``; without it
+            conv_norm: normalisation of the convolutions, as in Detectron2's ``get_norm``; with an
+                hourglass, that of the deconvolution.
+            hourglass: replaces the convolutions; ``conv_dims`` then has only that of the deconvolution.
+            box_supervision: losses for RoIs whose instance has only a box, by ``gt_has_mask``; without it
                 all RoIs must have a mask.
             kwargs: ``loss_weight`` (of ``loss_mask``), ``vis_period`` of Detectron2's ``BaseMaskRCNNHead``.
         """
@@ -123,7 +123,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         return ret
 
     def connect_box_predictor(self, box_predictor: FastRCNNOutputLayers) -> None:
-        """Let the class embeddings, if they are read from a box predictor, be read from this one."""
+        """If the class embeddings are read from a box predictor, read them from this one."""
         if not isinstance(self.predictor, TransferMaskPredictor):
             return
         embeddings = self.predictor.class_embeddings
@@ -146,7 +146,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
     def layers(self, x: Tensor) -> Tensor:
         """
         (N, channels, side, side) RoI features -> (N, K, M, M) mask logits of all classes, K = 1 if they are
-        class-agnostic, as in Detectron2. Cost grows with K: :meth:`forward` calls :meth:`mask_logits`.
+        class-agnostic, as in Detectron2. The cost grows with K; :meth:`forward` uses :meth:`mask_logits`.
         """
         trunk_features, features = self._trunk(x)
         classes = torch.arange(self.predictor.num_classes, device=x.device)[:, None].expand(-1, len(x))
@@ -155,7 +155,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
 
     def _trunk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features -> features before and after the deconvolution."""
-        # By their names, so that a layer that was replaced by another is the one that runs.
+        # Looked up by name, so that a layer that was replaced is the one that runs.
         for number in range(len(self.conv_norm_relus)):
             x = self.get_submodule(f"mask_fcn{number + 1}")(x)
         if self.hourglass is not None:
@@ -166,19 +166,19 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         """
         Args:
             x: (N, channels, side, side) features of the RoIs of all images.
-            instances: for each image the RoIs: in training with ``proposal_boxes``, ``gt_classes`` and
-                ``gt_masks``, and for box supervision ``gt_boxes``, ``gt_has_mask``, ``gt_other_masks`` and
-                ``gt_image``, as :class:`PartiallySupervisedROIHeads` gives them; in inference with
+            instances: the RoIs of each image. In training they have ``proposal_boxes``, ``gt_classes`` and
+                ``gt_masks``, and for box supervision also ``gt_boxes``, ``gt_has_mask``, ``gt_other_masks``
+                and ``gt_image``, as set by :class:`PartiallySupervisedROIHeads`. In inference they have
                 ``pred_classes``.
 
         Returns:
-            In training ``{"loss_mask": ...}`` and ``"loss_mask_..."`` of box supervision; in inference
-            ``instances`` with ``pred_masks``.
+            In training, ``{"loss_mask": ...}`` and the ``"loss_mask_..."`` of box supervision; in
+            inference, ``instances`` with ``pred_masks``.
         """
         if not self.training:
             logits = self.mask_logits(x, cat([i.pred_classes for i in instances]))
-            # Detectron2 takes a single map for each RoI for class-agnostic and picks no class. By its
-            # module, where Detectron2's export puts functions of its own in place.
+            # With a single map for each RoI, Detectron2 assumes a class-agnostic head and selects no class.
+            # Called through its module, where Detectron2's export substitutes its own function.
             mask_head.mask_rcnn_inference(logits.unsqueeze(1), instances)
             return instances
 
@@ -205,7 +205,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
     def _box_supervision_losses(
         self, logits: Tensor, instances: list[Instances], without_mask: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Of the RoIs that have no mask, whose (N, M, M) logits and indices in each image are given."""
+        """Losses of the RoIs without a mask, given their (N, M, M) logits and indices in each image."""
         side = logits.shape[-1]
         with_colours = self.box_supervision.needs_colours
         rois, boxes = [logits.new_zeros(0, 4)], [logits.new_zeros(0, 4)]
@@ -214,7 +214,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             [logits.new_zeros(0, 3, side, side)],
         )
         for of_image, chosen in zip(instances, without_mask, strict=True):
-            if len(of_image) == 0:  # and then without ground truth
+            if len(of_image) == 0:  # it has no ground truth either
                 continue
             rois.append(of_image.proposal_boxes.tensor[chosen])
             boxes.append(of_image.gt_boxes.tensor[chosen])
@@ -244,7 +244,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
 
 
 def build_box_supervision(cfg: CfgNode) -> BoxSupervision | None:
-    """By MODEL.ROI_MASK_HEAD.BOX_SUPERVISION; None if all of its weights are 0."""
+    """Build the losses of MODEL.ROI_MASK_HEAD.BOX_SUPERVISION; None if all of its weights are 0."""
     options = cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
     supervision = BoxSupervision(**{key.lower(): value for key, value in options.items()})
     return supervision if supervision.weights else None
@@ -266,9 +266,9 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
             "maskx embeddings writes one"
         )
     try:
-        # Mapped, so that a header cannot ask for memory that the file has not.
+        # Memory-mapped, so that a header cannot ask for more memory than the file has.
         table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # whatever a file that is none makes NumPy stumble over
+    except Exception as error:  # anything NumPy raises for an invalid file
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     if not isinstance(table, np.ndarray):
         raise InputError(f"{path} holds several arrays, expected a .npy file of one")
@@ -284,12 +284,12 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
 
 
 def _has_mask(rois: Instances) -> Tensor:
-    """(number of RoIs,) bool. Detectron2 hands no fields on where there are no instances."""
+    """(number of RoIs,) bool. Detectron2 passes on no fields if there are no instances."""
     return rois.gt_has_mask if len(rois) > 0 else rois.gt_classes.bool()
 
 
 def _foreground_weights(box_predictor: FastRCNNOutputLayers) -> BoxPredictorWeights:
-    """Detectron2's box predictor has the background last in ``cls_score`` and not in ``bbox_pred``."""
+    """In Detectron2's box predictor the background is last in ``cls_score`` and absent in ``bbox_pred``."""
     num_classes = box_predictor.num_classes
     box = box_predictor.bbox_pred.weight
     class_specific = len(box) == 4 * num_classes
@@ -300,7 +300,7 @@ def _foreground_weights(box_predictor: FastRCNNOutputLayers) -> BoxPredictorWeig
 
 
 def _box_feature_dim(cfg: CfgNode, in_channels: int) -> int:
-    """Width of what the box predictor reads: means of res5, or what ``FastRCNNConvFCHead`` hands to it."""
+    """Width of the box predictor's input: means of res5, or the output of ``FastRCNNConvFCHead``."""
     if roi_heads_are(cfg, "Res5ROIHeads"):
         return in_channels
     box_head = cfg.MODEL.ROI_BOX_HEAD

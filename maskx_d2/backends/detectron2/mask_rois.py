@@ -18,21 +18,21 @@ def select_mask_rois(
     rois_per_image: int = 0,
 ) -> list[Instances]:
     """
-    The RoIs of each image that the mask head is trained on. Their ``gt_has_mask`` is their supervision: a
-    mask, or a box only.
+    Select the RoIs of each image that the mask head is trained on. ``gt_has_mask`` says whether a RoI is
+    supervised by a mask, or only by a box.
 
     Args:
-        sampled: of each image the sampled proposals, with ``gt_classes`` and the other fields of the
-            instances that they are matched to: ``gt_has_mask`` (absent where all have a mask), and, unless
-            ``train_rois`` is ``"proposals"``, ``gt_of_image``, see :func:`remember_ground_truth`.
+        sampled: the sampled proposals of each image, with ``gt_classes`` and the other fields of their
+            matched instances: ``gt_has_mask`` (absent if all have a mask) and, unless ``train_rois`` is
+            ``"proposals"``, ``gt_of_image``, see :func:`remember_ground_truth`.
         num_classes: K; proposals of other classes are background.
-        include_box_only: whether RoIs whose instance has no mask are among them.
-        train_rois: ``"proposals"`` for the positive ones of ``sampled``, ``"ground_truth"`` for the boxes
-            of the instances (Birodkar et al., ICCV 2021), ``"both"`` for the ones and then the others.
-        rois_per_image: the most RoIs of an image, drawn at random; 0 for all.
+        include_box_only: whether to include RoIs whose instance has no mask.
+        train_rois: ``"proposals"`` for the positive proposals of ``sampled``, ``"ground_truth"`` for the
+            boxes of the instances (Birodkar et al., ICCV 2021), ``"both"`` for proposals, then boxes.
+        rois_per_image: maximum number of RoIs of an image, drawn at random; 0 for all.
 
     Returns:
-        For each image its RoIs, in the order of ``sampled``.
+        The RoIs of each image, in the order of ``sampled``.
     """
     selected = []
     for rois in sampled:
@@ -52,7 +52,7 @@ def select_mask_rois(
 
 
 def remember_ground_truth(sampled: list[Instances], targets: list[Instances]) -> None:
-    """Let the proposals of each image have its ground truth as ``gt_of_image``, its boxes as RoIs."""
+    """Give the proposals of each image its ground truth as ``gt_of_image``, with the boxes as RoIs."""
     for rois, instances in zip(sampled, targets, strict=True):
         ground_truth = Instances(instances.image_size, **instances.get_fields())
         ground_truth.proposal_boxes = instances.gt_boxes

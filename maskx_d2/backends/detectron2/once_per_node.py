@@ -17,8 +17,8 @@ def once_per_node(function: Callable[[], _T], *, datasets: Sequence[str]) -> _T:
     :func:`maskx_d2.runtime.once_per_node.once_per_node`.
 
     Args:
-        function: what it returns must be small, and can be pickled.
-        datasets: names of those that it may load. What Detectron2 then knows of them, all processes know.
+        function: its result must be small and picklable.
+        datasets: names of the datasets that it may load. Their metadata are then set in all processes.
     """
     result, metadata = any_backend.once_per_node(lambda: (function(), _metadata(datasets)), _ranks())
     _set(metadata)
@@ -32,7 +32,7 @@ def load_once_per_node(
     :func:`maskx_d2.runtime.once_per_node.load_once_per_node`.
 
     Args:
-        load: returns Detectron2's dicts, and what else all processes shall know, which must be small.
+        load: returns Detectron2's dicts, and a small object that all processes need.
         datasets: see :func:`once_per_node`.
     """
 

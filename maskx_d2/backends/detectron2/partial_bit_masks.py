@@ -1,4 +1,4 @@
-"""``PartialBitMasks``: bit masks of instances of which some have none."""
+"""``PartialBitMasks``: bit masks of instances, some of which have none."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from maskx_d2.data.errors import InputError
 
 class PartialBitMasks(BitMasks):
     """
-    Detectron2's ``BitMasks``, but an instance without a mask takes no memory, and of instances that are
-    picked, as the RoIs of a training step are, no masks are copied: each says which of the masks is its.
+    Detectron2's ``BitMasks``, but an instance without a mask takes no memory, and indexing, as for the RoIs
+    of a training step, copies no masks: each instance has the index of its mask.
     """
 
     def __init__(self, masks: Tensor, index: Tensor | None = None):
         """
         Args:
             masks: (M, H, W) bool.
-            index: (N,) int64, of each instance its mask, -1 for none; None for one each, in their order.
+            index: (N,) int64, the mask of each instance, -1 for none; None for one mask each, in order.
         """
         self.masks = masks.to(torch.bool)
         self.index = torch.arange(len(masks), device=masks.device) if index is None else index
@@ -29,7 +29,7 @@ class PartialBitMasks(BitMasks):
 
     @property
     def tensor(self) -> Tensor:
-        """(N, H, W) bool, made anew: zeros for an instance without a mask."""
+        """(N, H, W) bool, newly created; zeros for an instance without a mask."""
         if len(self.masks) == 0:
             return self.masks.new_zeros(len(self.index), *self.image_size)
         return self.masks[self.index.clamp(min=0)] & self._has_mask[:, None, None]
@@ -66,7 +66,7 @@ class PartialBitMasks(BitMasks):
     def get_bounding_boxes(self) -> Boxes:
         """See ``BitMasks``."""
         boxes = BitMasks(self.masks).get_bounding_boxes().tensor
-        boxes = torch.cat([boxes, boxes.new_zeros(1, 4)])  # the last, which -1 is, for none
+        boxes = torch.cat([boxes, boxes.new_zeros(1, 4)])  # index -1, for no mask
         return Boxes(boxes[self.index.to(boxes.device)])
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
@@ -86,7 +86,7 @@ class PartialBitMasks(BitMasks):
     def cat(masks: Sequence["PartialBitMasks"]) -> "PartialBitMasks":
         """For ``Instances.cat``."""
         first = masks[0]
-        if all(each.masks is first.masks for each in masks):  # picked out of the same
+        if all(each.masks is first.masks for each in masks):  # indexed from the same masks
             return type(first)(first.masks, torch.cat([each.index for each in masks]))
         starts = np.cumsum([0, *(len(each.masks) for each in masks)])
         indices = [

@@ -31,19 +31,19 @@ from maskx_d2.data.errors import InputError
 
 class PartialSupervision(ROIHeads):
     """
-    In front of ROI heads of Detectron2 among the bases of a class: only positive RoIs whose matched
-    instance has a mask are for the mask head; the box losses see everything. It works with any mask head.
-    A :class:`MaskXHead` reads the class embeddings of its box predictor, of the last one in a cascade, and
-    with box supervision gets the other positive RoIs too.
+    Mixin that goes before Detectron2's ROI heads in the bases of a class. Only positive RoIs whose matched
+    instance has a mask reach the mask head; the box losses see everything. It works with any mask head. A
+    :class:`MaskXHead` reads its class embeddings from the box predictor (the last one in a cascade) and,
+    with box supervision, also gets the other positive RoIs.
 
-    An instance has a mask if ``gt_has_mask`` says so (:class:`PartiallySupervisedMapper` writes it;
-    where it is absent, all instances of an image with ``gt_masks`` have one) and its class is not one
-    whose masks are taken away by ``DATASETS.CLASSES_WITH_MASKS``. In an image with
-    ``gt_labelled_classes`` the other classes are left out of the classification loss.
+    An instance has a mask if ``gt_has_mask`` says so and ``DATASETS.CLASSES_WITH_MASKS`` does not remove
+    the masks of its class. :class:`PartiallySupervisedMapper` sets ``gt_has_mask``; if it is absent, all
+    instances of an image with ``gt_masks`` have a mask. In an image with ``gt_labelled_classes``, the other
+    classes are left out of the classification loss.
 
-    Stage-wise training (``detector_is_frozen``) trains the mask head alone: box and keypoint branch compute
-    no losses, only instances that the mask head learns from take part, and only positive RoIs are sampled,
-    as in the original code.
+    Stage-wise training (``detector_is_frozen``) trains only the mask head: the box and keypoint branches
+    compute no losses, only instances that the mask head learns from are used, and only positive RoIs are
+    sampled, as in the original code.
     """
 
     @configurable
@@ -95,7 +95,7 @@ class PartialSupervision(ROIHeads):
         ret = super().from_config(cfg, input_shape)
         for name in {"box_predictor", "box_predictors"} & ret.keys():
             ret[name] = _for_partial_labels(cfg, ret[name])
-        # Without a dataset to train on there is nothing to take masks away from.
+        # Without a training dataset there are no masks to remove.
         if cfg.DATASETS.CLASSES_WITH_MASKS != "all" and cfg.DATASETS.TRAIN:
             ret["get_class_has_mask"] = ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)
         ret["train_rois"] = cfg.MODEL.ROI_MASK_HEAD.TRAIN_ROIS
@@ -110,7 +110,7 @@ class PartialSupervision(ROIHeads):
 
     @property
     def box_predictors(self) -> list[FastRCNNOutputLayers]:
-        """One, or one for each stage of a cascade."""
+        """The box predictor, or one for each stage of a cascade."""
         return (
             list(self.box_predictor)
             if isinstance(self.box_predictor, nn.ModuleList)
@@ -143,7 +143,7 @@ class PartialSupervision(ROIHeads):
             for instances in targets:
                 instances.gt_has_mask = self._has_mask(instances)
                 if self._masks_learn_from_boxes:
-                    # An instance without a mask need not be left out: all masks are of other instances.
+                    # Masks need not be filtered for an instance without one: all belong to other instances.
                     has_masks = instances.has("gt_masks")
                     masks = instances.gt_masks[indices(instances.gt_has_mask)] if has_masks else None
                     instances.gt_other_masks = ImageField(masks, len(instances))
@@ -173,14 +173,14 @@ class PartialSupervision(ROIHeads):
         return rois
 
     def _hand_on_labelled_classes(self, rois: Instances, targets: Instances) -> None:
-        """To the RoIs of an image. Detectron2 hands no fields on where there are no instances."""
+        """Set them on the RoIs of an image. Detectron2 passes on no fields if there are no instances."""
         if not targets.has("gt_labelled_classes"):
             return
         for predictor in self.box_predictors:
             if not isinstance(predictor, PartiallyLabelledFastRCNNOutputLayers):
                 raise InputError(
                     f"box_predictor is a {type(predictor).__name__}, expected a "
-                    "PartiallyLabelledFastRCNNOutputLayers for images that are labelled in part"
+                    "PartiallyLabelledFastRCNNOutputLayers for partially labelled images"
                 )
         rois.gt_labelled_classes = targets.gt_labelled_classes.of_length(len(rois))
 
@@ -199,7 +199,7 @@ class PartialSupervision(ROIHeads):
 
 
 def _for_partial_labels(cfg: CfgNode, predictor):
-    """Detectron2's box predictor, or its list of them, with classes left out of the loss where need be."""
+    """Detectron2's box predictor, or list of them, in a form that can leave classes out of the loss."""
     if isinstance(predictor, list | nn.ModuleList):
         return [_for_partial_labels(cfg, each) for each in predictor]
     gathered = cfg.MODEL.ROI_BOX_HEAD.GATHERED_REGRESSION
@@ -211,7 +211,7 @@ def _for_partial_labels(cfg: CfgNode, predictor):
             )
         return predictor
     kind = GatheredFastRCNNOutputLayers if gathered else PartiallyLabelledFastRCNNOutputLayers
-    # With one seed all models have the weights of Detectron2's.
+    # So that, with the same seed, all models have the same weights as Detectron2's.
     with torch.random.fork_rng(devices=[]):
         new = kind(
             cfg,

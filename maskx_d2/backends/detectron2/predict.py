@@ -51,8 +51,8 @@ class Detectron2Detector(Detector):
         """
         Args:
             model: a meta-architecture of Detectron2 with its weights.
-            classes: that it knows.
-            augmentations: what resizes an image for it.
+            classes: the classes that the model knows.
+            augmentations: augmentations that resize an image for the model.
             image_format: ``"RGB"`` or ``"BGR"``.
         """
         self._model = model.eval()
@@ -68,8 +68,8 @@ class Detectron2Detector(Detector):
     def from_config(cls, cfg: CfgNode) -> "Detectron2Detector":
         """
         Args:
-            cfg: a YAML config, with MODEL.WEIGHTS. If neither these nor the config have the classes, they
-                are those of DATASETS.TEST[0].
+            cfg: a YAML config, with MODEL.WEIGHTS. If neither the weights nor the config record the
+                classes, those of DATASETS.TEST[0] are used.
         """
         weights = cfg.MODEL.WEIGHTS
         check_weights(weights)
@@ -93,8 +93,8 @@ class Detectron2Detector(Detector):
     def from_lazy_config(cls, config: DictConfig, weights: str) -> "Detectron2Detector":
         """
         Args:
-            config: a LazyConfig with ``model`` and ``dataloader``. Classes that the weights do not have are
-                those of its test dataset.
+            config: a LazyConfig with ``model`` and ``dataloader``. If the weights do not record the
+                classes, those of its test dataset are used.
             weights: see :func:`check_weights`.
         """
         for name in ("model", "dataloader"):
@@ -157,7 +157,7 @@ class Detectron2Detector(Detector):
         ]
 
     def _input(self, image: Image.Image) -> tuple[dict, Transform]:
-        """What the model reads, and how the image was resized: as Detectron2's ``DefaultPredictor``."""
+        """The model's input, and how the image was resized, as in Detectron2's ``DefaultPredictor``."""
         pixels = np.asarray(image)
         given = AugInput(pixels[:, :, ::-1] if self._image_format == "BGR" else pixels)
         resize = self._augmentations(given)
@@ -173,7 +173,7 @@ def _classes_of_config(cfg: CfgNode) -> KnownClasses | None:
 
 
 def _classes_of_lazy_config(config: DictConfig, weights: str) -> KnownClasses:
-    """With masks are those of the split of :func:`partially_supervise`; without one, all."""
+    """Classes with masks are those of the split of :func:`partially_supervise`, or all without a split."""
     (name, *_) = dataset_names(config.dataloader.test.dataset.names)
     names = class_names(name)
     check_classes_of_weights(weights, names)
@@ -183,7 +183,7 @@ def _classes_of_lazy_config(config: DictConfig, weights: str) -> KnownClasses:
 
 
 def _classes_of_dataset(cfg: CfgNode) -> KnownClasses:
-    """For checkpoints that do not say which classes they know."""
+    """For checkpoints that do not record their classes."""
     register_datasets(cfg)
     datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not datasets:
@@ -196,7 +196,7 @@ def _classes_of_dataset(cfg: CfgNode) -> KnownClasses:
 
 
 def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedMask | None]:
-    """Of an image; None for a box in which Detectron2 sees no pixel."""
+    """The masks of an image; None for a box that contains no pixel for Detectron2."""
     found.mask_scores = expected_iou(found.pred_masks[:, 0])
     masks: list[PredictedMask | None] = [None] * len(found)
     width, height = size

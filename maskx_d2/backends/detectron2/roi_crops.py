@@ -44,12 +44,12 @@ def average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
 
 def covered_cells(masks: BitMasks | PolygonMasks | None, rois: Tensor, side: int) -> Tensor:
     """
-    Which cells any of an image's masks covers for the most part.
+    The cells that any of an image's masks mostly covers.
 
     Args:
-        masks: of the image; None for no masks.
-        rois: (R, 4) boxes in it.
-        side: cells of a RoI in each direction.
+        masks: masks of the image; None for no masks.
+        rois: (R, 4) boxes in the image.
+        side: number of cells of a RoI in each direction.
 
     Returns:
         (R, side, side) bool.
@@ -59,7 +59,7 @@ def covered_cells(masks: BitMasks | PolygonMasks | None, rois: Tensor, side: int
     if isinstance(masks, BitMasks):
         covered = masks.tensor.any(0).to(rois)
         return average_to_cells(covered[None], rois, side)[:, 0] >= 0.5
-    # Together the polygons of several masks are one mask, of their union.
+    # The polygons of several masks together form one mask, their union.
     is_near = pairwise_intersection(Boxes(rois.cpu()), masks.get_bounding_boxes()) > 0
     unions = [
         [polygon for mask, near in zip(masks.polygons, of_roi, strict=True) if near for polygon in mask]

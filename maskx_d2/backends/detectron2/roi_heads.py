@@ -29,7 +29,7 @@ class PartiallySupervisedROIHeads(PartialSupervision, StandardROIHeads):
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
         if not (self.training and self.mask_on):
             return super()._forward_mask(features, instances)
-        # Detectron2's own looks for positive RoIs once more, for which a GPU would have to be waited for.
+        # Detectron2's own code looks for positive RoIs again, which would wait for the GPU.
         rois = self.select_mask_rois(instances)
         features = {name: features[name] for name in self.mask_in_features}
         if self.mask_pooler is not None:
@@ -46,7 +46,7 @@ class PartiallySupervisedROIHeads(PartialSupervision, StandardROIHeads):
 class PartiallySupervisedCascadeROIHeads(PartiallySupervisedROIHeads, CascadeROIHeads):
     """
     Detectron2's ``CascadeROIHeads`` with :class:`PartialSupervision`. Class embeddings are the rows of the
-    last stage's classifier: it has seen the best boxes, and box regression is the same for all classes.
+    last stage's classifier, which sees the best boxes; box regression is the same for all classes.
     """
 
     def _match_and_label_boxes(
@@ -61,9 +61,9 @@ class PartiallySupervisedCascadeROIHeads(PartiallySupervisedROIHeads, CascadeROI
 @ROI_HEADS_REGISTRY.register()
 class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
     """
-    Detectron2's ``Res5ROIHeads``, those of C4 models, with :class:`PartialSupervision`. Box and mask branch
-    share res5: the class embeddings are what the box predictor has for the means of its features, 2,048
-    numbers wide in a ResNet-50 (four times that for its regression). The paper has no such model.
+    Detectron2's ``Res5ROIHeads``, those of C4 models, with :class:`PartialSupervision`. The box and mask
+    branches share res5. The class embeddings are the box predictor's weights for the mean of its features,
+    2,048 numbers in a ResNet-50 (four times that for box regression). The paper has no such model.
     """
 
     @configurable
@@ -71,7 +71,7 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         """
         Args:
             kwargs: see :class:`PartialSupervision` and ``Res5ROIHeads``; ``train_rois`` must be
-                ``"proposals"``, whose features are there.
+                ``"proposals"``, the only RoIs whose features are computed.
         """
         super().__init__(**kwargs)
         if self.train_rois != "proposals":
@@ -99,7 +99,7 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ):
-        """See ``Res5ROIHeads.forward``, which selects RoIs for the mask head itself."""
+        """See ``Res5ROIHeads.forward``, replaced in training because it selects the mask RoIs itself."""
         if not self.training:
             return super().forward(images, features, proposals, targets)
         self.add_colours(images, targets)
@@ -120,7 +120,7 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
 
 def side_behind_res5(side: int) -> int:
     """
-    Side of a RoI's features after res5, by their side before it. Detectron2 tells a mask head the side
-    before it, which its own heads do not read.
+    Side of a RoI's features after res5, given their side before it. Detectron2 tells mask heads the side
+    before res5, which its own heads do not read.
     """
     return (side + 1) // 2

@@ -22,12 +22,12 @@ from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing
 from maskx_d2.runtime.configs import config_file
 
 _BACKUP = "_jcvbackup"
-# By the number of blocks in res4.
+# Number of blocks in res4 -> depth.
 _DEPTHS = {6: 50, 23: 101, 36: 152}
-# Of ImageNet pre-training and of the solver, kept in files that have no use for them.
+# From ImageNet pre-training and the solver; some files have them, but they are not used.
 _UNUSED = re.compile(r".*_momentum|.*_jcvbackup|fc1000_[wb]|pred_[wb]|conv1_b|lr|model_iter")
 _DATASETS = {3001: "vg3k_val", 80: "coco_2017_val"}
-# Of which sizes are read: how many dimensions they have.
+# Blobs whose sizes are read -> number of dimensions.
 _NEEDED = {
     **dict.fromkeys(("conv1_w", "res2_0_branch1_w", "res2_0_branch2a_w", "fpn_inner_res5_2_sum_w"), 4),
     **{"_[mask]_fcn1_w": 4, "conv5_mask_w": 4},
@@ -40,22 +40,23 @@ def convert_checkpoint(
     path: Path, output: Path, *, classes: Path | None = None, classes_with_masks: str | None = None
 ) -> Path:
     """
-    Turn a checkpoint of seg_every_thing with a weight transfer function into one of this project. All sizes
-    are those of the file; a detector whose rows were cut to COCO's classes gets all its rows back.
+    Convert a checkpoint of seg_every_thing with a weight transfer function to one of this project. All
+    sizes are read from the file. A detector whose rows were cut to COCO's classes gets all its rows back.
 
     Args:
         path: the pickle.
         output: the folder that ``model_final.pth`` and ``config.yaml`` are written to.
-        classes: the class list of a model that has neither Visual Genome's 3,001 nor COCO's 80.
+        classes: class list, for a model with neither Visual Genome's 3,001 classes nor COCO's 80.
         classes_with_masks: the split that it was trained with, see ``maskx splits``; if None, COCO's
-            classes for a model that has these, and all for another.
+            classes for a model that has them, and all classes otherwise.
 
     Returns:
         The path of the config.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, or blobs are missing, unknown or of another shape: they are named.
+        ValueError: it is something else, or blobs are missing, unknown or of another shape; the message
+            names them.
     """
     config, weights, class_list = (output / n for n in ("config.yaml", "model_final.pth", "classes.json"))
     check_keeps_inputs([config, weights, class_list], [path, *([classes] if classes else [])])
@@ -99,7 +100,7 @@ def _known_classes(cfg: CfgNode, names: list[str]) -> KnownClasses:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Blobs, and the settings that they were trained with, YAML with Python's tags."""
+    """The blobs, and the settings that they were trained with, as YAML with Python's tags."""
     content = read_pickle(path)
     blobs = content.get("blobs") if isinstance(content, dict) else None
     if not isinstance(blobs, dict) or not all(
@@ -114,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _config(path: Path, blobs: dict[str, np.ndarray], settings: str) -> CfgNode:
-    """For the sizes of the blobs."""
+    """A config that fits the sizes of the blobs."""
     blocks = _count(blobs, r"res4_\d+_branch2a_w")
     if blocks not in _DEPTHS:
         raise InputError(
@@ -126,8 +127,8 @@ def _config(path: Path, blobs: dict[str, np.ndarray], settings: str) -> CfgNode:
     hidden_dim, embedding_dim = np.atleast_2d(blobs[first]).shape[:2]
     if embedding_dim not in embeddings:
         raise InputError(
-            f"checkpoint {path} has a weight transfer function of embeddings of {embedding_dim} numbers, "
-            f"expected one of {', '.join(map(str, embeddings))}: weights of its box predictor"
+            f"checkpoint {path} has a weight transfer function for embeddings of {embedding_dim} numbers, "
+            f"expected one of {', '.join(map(str, embeddings))}, as many as its box predictor has weights"
         )
     head = "MODEL.ROI_MASK_HEAD"
     joint = "mask_mlp_logits_raw_w" in blobs
@@ -162,7 +163,7 @@ def _numbered(blobs: dict[str, np.ndarray], name: str) -> list[str]:
 
 
 def _parameters(cfg: CfgNode) -> dict[str, Tensor]:
-    """Of a new model."""
+    """The parameters of a newly built model."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg).state_dict()
@@ -181,14 +182,14 @@ def _class_names(cfg: CfgNode, classes: Path | None) -> list[str]:
 
 
 def _state(path: Path, blobs: dict[str, np.ndarray], model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters of a model, out of blobs."""
+    """The parameters of a model, from blobs."""
     tensors = {name: torch.from_numpy(np.asarray(blob)).float() for name, blob in blobs.items()}
     state: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for name, key in _of_mask_predictor(blobs).items():
         state[f"roi_heads.mask_head.predictor.{key}"] = tensors.pop(name)
         origin[f"roi_heads.mask_head.predictor.{key}"] = name
-    # Background rows go, or go to the end, and names become Detectron2's, without what is in front.
+    # Removes background rows or moves them to the end, and gives Detectron2's names, without their prefix.
     renamed, of_caffe2 = convert_c2_detectron_names(tensors)
     unknown = []
     for suffix, tensor in renamed.items():
@@ -199,7 +200,7 @@ def _state(path: Path, blobs: dict[str, np.ndarray], model: dict[str, Tensor]) -
             unknown.append(of_caffe2[suffix])
     for key, value in model.items():
         if key.endswith(("norm.running_mean", "norm.running_var")):
-            state[key] = value  # Detectron has them within scale and bias
+            state[key] = value  # Detectron folds them into scale and bias
     misshapen = [
         f"{origin[key]} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
         for key, value in model.items()
@@ -213,11 +214,11 @@ def _state(path: Path, blobs: dict[str, np.ndarray], model: dict[str, Tensor]) -
 def _of_mask_predictor(blobs: dict[str, np.ndarray]) -> dict[str, str]:
     """
     Blob -> parameter of the weight transfer function and the MLP branch. Detectron2's renaming would take
-    one of them for a predictor with a row for the background, and the others for nothing.
+    one of them for a predictor with a row for the background, and would not recognise the others.
     """
     transfer = [*_numbered(blobs, "bbox2mask_mlp_l"), "mask_fcn_logits_w_flat"]
     mlp_branch = [*_numbered(blobs, "fc_mask_head_mlp_l"), "mask_mlp_logits_raw"]
-    # Between the layers of the transfer function activations are counted.
+    # In the transfer function, the activations between the layers count too.
     layers = {name: f"transfer.{2 * i}" for i, name in enumerate(transfer)}
     layers |= {name: f"mlp_branch.layers.{i}" for i, name in enumerate(mlp_branch)}
     kinds = {"w": "weight", "b": "bias"}
@@ -240,4 +241,4 @@ def _check_blobs(
         if names
     ]
     if said:
-        raise InputError(f"checkpoint {path} has not the blobs of seg_every_thing; {'; '.join(said)}")
+        raise InputError(f"checkpoint {path} does not have the blobs of seg_every_thing; {'; '.join(said)}")

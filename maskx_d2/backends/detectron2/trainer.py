@@ -50,11 +50,11 @@ class Trainer(DefaultTrainer):
     """
     Detectron2's ``DefaultTrainer`` for partially supervised training.
 
-    With a ``SEED``, a run that was killed and resumed ends with the same weights as one that went
-    through: the random numbers of an iteration depend on seed and iteration alone, and the data loader
-    starts where it would be. (Exact with ``DATALOADER.NUM_WORKERS`` 0 on a deterministic device. Worker
-    processes draw flips and scales from generators of their own, and ``ASPECT_RATIO_GROUPING`` may hold
-    back a few images across the break.)
+    With a ``SEED``, a run that was killed and resumed ends with the same weights as an uninterrupted run:
+    the random numbers of an iteration depend only on seed and iteration, and the data loader starts where
+    it would have been. (Exact with ``DATALOADER.NUM_WORKERS`` 0 on a deterministic device. Worker processes
+    draw flips and scales from their own generators, and ``ASPECT_RATIO_GROUPING`` may hold back a few
+    images across the interruption.)
     """
 
     def __init__(self, cfg: CfgNode):
@@ -71,7 +71,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.add_checkpointable(ClassList.KEY, classes)
 
     def known_classes(self) -> KnownClasses:
-        """The classes of the model, as its checkpoints have them."""
+        """The classes of the model, as recorded in its checkpoints."""
         return KnownClasses(**self.checkpointer.checkpointables[ClassList.KEY].state_dict())
 
     def _trained_with_masks(self) -> list[int]:
@@ -86,12 +86,12 @@ class Trainer(DefaultTrainer):
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
         super().resume_or_load(resume)
         if self.start_iter > 0:
-            # Those that the run has left are the first to go. Of other runs there are none in its folder.
+            # The run's earlier checkpoints are the first to be deleted. Its folder has none of other runs.
             earlier = sorted(map(str, Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")))
             for hook in self._hooks:
                 if isinstance(hook, PeriodicCheckpointer):
                     hook.recent_checkpoints = earlier
-        # A subclass's, with Detectron2's own signature, has no beginning to leave out.
+        # A loader of a subclass with Detectron2's own signature cannot skip the first iterations.
         takes_start = "start_iter" in inspect.signature(self.build_train_loader).parameters
         if self.start_iter > 0 and takes_start:
             self._trainer.reset_data_loader(
@@ -104,7 +104,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         seed = [_SeedIteration(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         first, last = _DeferSignals(self._deferred_signals), _StopOnSignal(self._deferred_signals)
-        # DefaultTrainer has just made one of Detectron2's own, which the hooks are going to use.
+        # Replaces Detectron2's checkpointer, made by DefaultTrainer, before the hooks are built with it.
         trainer = weakref.proxy(self)
         self.checkpointer = Checkpointer(self._trainer.model, self.cfg.OUTPUT_DIR, trainer=trainer)
         hooks = super().build_hooks()
@@ -112,13 +112,13 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, PeriodicCheckpointer):
                 hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
         if self.cfg.TEST.AUG.ENABLED:
-            # Behind the other evaluation, in front of what writes the results; 0 is after all iterations.
+            # After the other evaluation and before the writers; 0 means after the last iteration.
             place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1
             hooks.insert(place, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return [first, *seed, *hooks, last]
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's, without the one for TensorBoard where that is not installed."""
+        """Detectron2's writers, without TensorBoard's if that is not installed."""
         has_tensorboard = find_spec("tensorboard") is not None
         return [
             w for w in super().build_writers() if has_tensorboard or not isinstance(w, TensorboardXWriter)
@@ -156,7 +156,7 @@ class Trainer(DefaultTrainer):
         if not comm.is_main_process():
             return PredictionsForFirstRank()
         check_num_classes(cfg, dataset_name)
-        # Left to itself, Detectron2 takes the tasks from the detections, of which there may be none.
+        # By default, Detectron2 takes the tasks from the detections, of which there may be none.
         tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
         return PartiallySupervisedEvaluator(
             dataset_name,
@@ -168,10 +168,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> dict:
         """
-        Evaluation with test-time augmentation, as in Detectron2's own train_net, by TEST.AUG.
+        Evaluate with test-time augmentation, see TEST.AUG, as in Detectron2's own train_net.
 
         Returns:
-            The results of each task under its name and ``_TTA``.
+            The results of each task, under its name with the suffix ``_TTA``.
         """
         model = GeneralizedRCNNWithTTA(cfg, model)
         evaluators = [
@@ -183,18 +183,18 @@ class Trainer(DefaultTrainer):
 
 
 def evaluation_folder(cfg: CfgNode, dataset_name: str, name: str = EVALUATION_FOLDER) -> str:
-    """Detectron2's for the first dataset, below it one for each of the others."""
+    """Detectron2's folder for the first dataset, and a subfolder of it for each of the others."""
     folder = os.path.join(cfg.OUTPUT_DIR, name)
     return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder
 
 
 def scale_to(cfg: CfgNode, num_workers: int) -> CfgNode:
     """
-    ``DefaultTrainer.auto_scale_workers``, and the same of this project's keys.
+    ``DefaultTrainer.auto_scale_workers``, also for this project's keys.
 
     Args:
-        cfg: of which the numbers are for SOLVER.REFERENCE_WORLD_SIZE GPUs.
-        num_workers: the GPUs that there are.
+        cfg: a config with values for SOLVER.REFERENCE_WORLD_SIZE GPUs.
+        num_workers: the actual number of GPUs.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, num_workers):
@@ -211,7 +211,7 @@ def scale_to(cfg: CfgNode, num_workers: int) -> CfgNode:
 
 
 class _DeferSignals(HookBase):
-    """First of the hooks, so that the evaluation after the training can be stopped at once."""
+    """Defers signals. The first hook, so that the evaluation after training can be stopped at once."""
 
     def __init__(self, deferred: DeferredSignals):
         self.deferred = deferred
@@ -228,8 +228,8 @@ class _DeferSignals(HookBase):
 
 class _StopOnSignal(HookBase):
     """
-    Saves a checkpoint and ends the process when Ctrl-C or SIGTERM has come. Last of the hooks: what belongs
-    to an iteration is done then.
+    Saves a checkpoint and ends the process after Ctrl-C or SIGTERM. The last hook, so that everything that
+    belongs to the iteration is done.
     """
 
     def __init__(self, deferred: DeferredSignals):
@@ -254,7 +254,7 @@ class _StopOnSignal(HookBase):
         _leave(number)
 
     def _number(self, *, is_last: bool) -> int | None:
-        """Of the signal that has come, to any of the processes, which agree on the iteration."""
+        """Number of the signal received by any process; all processes agree on the iteration."""
         number = self.deferred.number
         if comm.get_world_size() == 1:
             return number
@@ -264,7 +264,7 @@ class _StopOnSignal(HookBase):
 
 
 def _leave(number: int) -> NoReturn:
-    """Together: the first process that ends takes the others with it."""
+    """End all processes together, because the first one that ends takes the others with it."""
     comm.synchronize()
     if comm.get_world_size() > 1:
         torch.distributed.destroy_process_group()

@@ -26,7 +26,7 @@ class RepeatableSteps(Callback):
     """
     Makes the random numbers of a step, and of loading its images, a function of seed, step and rank.
     With it, and without worker processes, a run that was killed and resumed ends with the same weights
-    as one that went through.
+    as an uninterrupted run.
     """
 
     def __init__(self, seed: int):
@@ -38,7 +38,7 @@ class RepeatableSteps(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int
     ) -> None:
-        # Of several batches that make one step, each has numbers of its own.
+        # If several batches make one step, each has its own random numbers.
         self._seed(trainer, part=(batch_idx + 1) % trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -51,15 +51,15 @@ class RepeatableSteps(Callback):
 
 
 def checkpoints_of_run(folder: Path) -> list[Path]:
-    """What a run has left in its folder."""
+    """The checkpoints that a run has left in its folder."""
     names = ("last.ckpt", "model_*.ckpt")
     return sorted(path for name in names for path in folder.glob(name))
 
 
 class WholeFiles(TorchCheckpointIO):
     """
-    Writes checkpoints so that each is there whole or not at all. (Lightning moves them from the folder for
-    temporary files, which may be on another disk.)
+    Writes each checkpoint completely or not at all. (Lightning moves them from the folder for temporary
+    files, which may be on another disk.)
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
@@ -70,15 +70,16 @@ class WholeFiles(TorchCheckpointIO):
 
 class Checkpoints(Checkpoint):
     """
-    Writes ``last.ckpt``, from which a run goes on, every few steps, after the last one, and when Ctrl-C or
-    SIGTERM stops it; a second signal stops it at once. A new run takes away what an earlier one has left.
+    Writes ``last.ckpt``, from which a run can be resumed, every few steps, after the last step, and when
+    Ctrl-C or SIGTERM stops the run; a second signal stops it at once. A new run deletes the checkpoints and
+    metrics of an earlier one.
     """
 
     def __init__(self, folder: Path, *, period: int):
         """
         Args:
-            folder: of the run.
-            period: steps between two checkpoints.
+            folder: folder of the run.
+            period: number of steps between two checkpoints.
         """
         self.path = folder / "last.ckpt"
         self.period = period
@@ -99,8 +100,8 @@ class Checkpoints(Checkpoint):
         if not trainer.is_global_zero:
             return
         folder = self.path.parent
-        old = [*folder.glob("*.ckpt.*.partial")]  # as a run leaves that is killed
-        if self.path.is_symlink():  # as earlier versions have made it
+        old = [*folder.glob("*.ckpt.*.partial")]  # left by a killed run
+        if self.path.is_symlink():  # made by earlier versions
             old.append(self.path)
         if trainer.ckpt_path is None:
             old += [*checkpoints_of_run(folder), folder / METRICS_FILE]
@@ -108,7 +109,7 @@ class Checkpoints(Checkpoint):
             path.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # In place of Lightning's own handlers, by which a process leaves while the others wait for it.
+        # Replaces Lightning's own handlers, which let a process exit while the others wait for it.
         self._deferred.defer()
         self._step = trainer.global_step
 
@@ -116,11 +117,11 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         step, before, self._step = trainer.global_step, self._step, trainer.global_step
-        if step == before:  # of several batches that make one step
+        if step == before:  # one of several batches that make one step
             return
         number, is_last = self._stopped_by(trainer), step >= trainer.estimated_stepping_batches
         if is_last:
-            # First, for a run that goes on after its last step writes them no more.
+            # First, because a run that is resumed after its last step does not write them again.
             module.save_weights()
         if number or is_last or step % self.period == 0:
             trainer.save_checkpoint(self.path)
@@ -128,7 +129,7 @@ class Checkpoints(Checkpoint):
             self._leave(trainer, number)
 
     def _stopped_by(self, trainer: Trainer) -> int | None:
-        """The signal that has come, to any of the processes, which agree on the step."""
+        """The signal received by any process; all processes agree on the step."""
         number = self._deferred.number
         if trainer.world_size == 1:
             return number
@@ -166,7 +167,7 @@ class ProgressBar(Callback):
         self.bar.update(trainer.global_step - self.bar.n)
         if self.bar.n % 20 == 0:
             self.bar.set_postfix(loss=f"{trainer.callback_metrics['total_loss']:.3f}", refresh=False)
-        if self.bar.n >= self.bar.total:  # the evaluation takes none of its time
+        if self.bar.n >= self.bar.total:  # the time of the evaluation is not the training's
             self.bar.close()
 
     @rank_zero_only
@@ -192,7 +193,7 @@ class ProgressBar(Callback):
 
 
 class MetricsFile(Logger):
-    """Appends what is logged to ``metrics.json`` as Detectron2 does: a line of JSON, with its iteration."""
+    """Appends logged values to ``metrics.json`` as Detectron2 does: a line of JSON with the iteration."""
 
     def __init__(self, folder: Path):
         super().__init__()

@@ -31,15 +31,15 @@ from maskx_d2.runtime.configs import check_yaml
 from maskx_d2.runtime.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
-# What a checkpoint has itself, or what led to it.
+# Options whose result is in the checkpoint itself.
 _MAY_DIFFER = ("detector", "weights_backbone", "norm", "trainable_backbone_layers")
 
 
 class CommandLine(LightningCLI):
     """
     ``fit`` and ``validate`` with the options of :class:`TrainingModule` (``--model.``),
-    :class:`CocoDataModule` (``--data.``) and Lightning's ``Trainer`` (``--trainer.``). A run leaves all
-    its files in ``--trainer.default_root_dir``.
+    :class:`CocoDataModule` (``--data.``) and Lightning's ``Trainer`` (``--trainer.``). A run writes all
+    its files to ``--trainer.default_root_dir``.
     """
 
     def __init__(self, *args, **kwargs):
@@ -57,7 +57,7 @@ class CommandLine(LightningCLI):
             "--checkpoint_period", type=int, default=5000, help="steps between two checkpoints"
         )
         parser.add_argument(
-            "--overwrite", type=bool, default=False, help="whether an earlier run in the folder may go"
+            "--overwrite", type=bool, default=False, help="whether to replace an earlier run in the folder"
         )
         parser.set_defaults({f"model.{name}": value for name, value in option_defaults().items()})
         parser.link_arguments("seed_everything", "data.seed")
@@ -82,15 +82,15 @@ class CommandLine(LightningCLI):
     def _writing(
         self, folder: Path, args: list[str], *, resumes: bool
     ) -> contextlib.AbstractContextManager[None]:
-        """The folder is this process's own as long as the run lasts."""
+        """Lock the folder for the duration of the run."""
         inputs = named_files([word.rpartition("=")[2] for word in args])
-        if resumes:  # with what the run itself has left
+        if resumes:  # the run's own files may be inputs and outputs
             inputs = [path for path in inputs if not real_path(path).is_relative_to(real_path(folder))]
         names = RUN_FILES if self.config.subcommand == "fit" else EVALUATION_FILES
         return writing([OutputFolder(folder, names)], inputs)
 
     def _log_to_file(self, folder: Path) -> None:
-        """From now on, but for what a person who watches shall see."""
+        """Log to a file from now on, except messages that are also meant for the screen."""
         rank, shown = rank_zero_only.rank, [data_module.__name__, training.__name__]
         log = log_to_file(log_file(folder, rank=rank), on_screen=[] if rank else shown)
         self._held.enter_context(log)
@@ -101,10 +101,10 @@ class CommandLine(LightningCLI):
                 raise InputError("--ckpt_path is not given, expected the checkpoint to evaluate")
             return
         config.weights_only = True
-        # Before Lightning makes a model by what is in it.
+        # Before Lightning builds a model from its content.
         checkpoint = read_checkpoint(config.ckpt_path)
         if "pytorch-lightning_version" not in checkpoint:
-            raise InputError(f"--ckpt_path {config.ckpt_path} is of no run of this backend")
+            raise InputError(f"--ckpt_path {config.ckpt_path} was not written by this backend")
         if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
             raise InputError(
                 f"--ckpt_path {config.ckpt_path} holds weights alone, expected last.ckpt, with the state "
@@ -114,7 +114,7 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "validate":
-            # The config of the run stays that of its training.
+            # Keep the config of the training.
             self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
@@ -134,7 +134,7 @@ class CommandLine(LightningCLI):
 
 
 def _check_not_overruled(options: dict, of_checkpoint: dict) -> None:
-    """A run goes on, and a model is evaluated, with the options that the checkpoint was made with."""
+    """A run is resumed, and a model is evaluated, with the options that the checkpoint was made with."""
     defaults = training_defaults()
     for name, value in options.items():
         if name in _MAY_DIFFER or name not in of_checkpoint or name not in defaults:
@@ -148,12 +148,12 @@ def _check_not_overruled(options: dict, of_checkpoint: dict) -> None:
 
 
 def _plain(value):
-    """Tuples and lists are one here."""
+    """Turn tuples into lists, so that the two compare equal."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_folder(folder: Path, checkpoint: str | None) -> None:
-    """A folder has one run, whose files none other may mix with its own."""
+    """A folder belongs to one run. Files of different runs must not be mixed."""
     earlier = checkpoints_of_run(folder)
     if not earlier or (checkpoint is not None and real_path(checkpoint).parent == real_path(folder)):
         return
@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> None:
     Run ``fit`` or ``validate``.
 
     Raises:
-        ValueError, FileNotFoundError: an option does not fit, or a file is not what it should be.
+        ValueError, FileNotFoundError: an option or a file is invalid, or a file does not exist.
     """
     for word in arguments:
         path = Path(word.rpartition("=")[2])
@@ -181,18 +181,18 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    # The data module goes on where the run was interrupted, which Lightning cannot see.
+    # The data module continues where the run was interrupted, which Lightning cannot see.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     # The frozen detector of stage-wise training is in eval mode on purpose.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-    # sys.argv stays as it is, for the processes that Lightning starts by it.
+    # sys.argv is left as it is, because Lightning starts other processes from it.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
-    # The first process alone evaluates, what all have found.
+    # Only the first process evaluates the detections of all.
     warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
-    # Lightning's own business.
+    # Internal to Lightning.
     warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    # Where an option may be anything, a class that it names is not made.
+    # If an option can be anything, do not instantiate a class that it names.
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
     command_line = CommandLine(
         TrainingModule,

@@ -29,7 +29,7 @@ from maskx_d2.runtime.once_per_node import Ranks, load_once_per_node
 
 
 class CocoDataModule(LightningDataModule):
-    """Any dataset in COCO's format, with the masks that a class split leaves."""
+    """Any dataset in COCO format, with the masks that a class split keeps."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class CocoDataModule(LightningDataModule):
             val_json: annotation file to evaluate on; all its masks are used.
             val_images: its image folder.
             classes_with_masks: the classes whose masks are used in training: "all", "voc", "nonvoc",
-                "E1_A20B60" ... "E5_A60B20", or the path of a text file with one class name a line. It takes
-                masks away, it never adds any.
+                "E1_A20B60" ... "E5_A60B20", or the path of a text file with one class name per line. It
+                removes masks and never adds any.
             class_split: the split that evaluation reports AP on A and B for; that of classes_with_masks
                 if empty.
-            batch_size: images in a step of one device.
-            num_workers: processes that load data, for each device.
-            seed: of the order of the images.
-            max_megapixels: larger images cannot be read.
+            batch_size: number of images per step and device.
+            num_workers: number of data-loading processes per device.
+            seed: random seed of the order of the images.
+            max_megapixels: larger images are refused.
         """
         super().__init__()
         self.train_json, self.train_images = train_json, train_images
@@ -71,14 +71,15 @@ class CocoDataModule(LightningDataModule):
         self.max_megapixels = max_megapixels
 
     def setup(self, stage: str) -> None:
-        # Here, where all processes are. What the evaluation at the end of a long training needs is there.
+        # Done here, where all processes take part. Loading the validation data now shows, before a long
+        # training, whether the evaluation has what it needs.
         if stage == "fit":
             self._training  # noqa: B018
         self._validation  # noqa: B018
 
     @cached_property
     def _training(self) -> tuple[PartiallySupervisedCoco, TrainingData]:
-        """Each machine reads the annotations once, and their rest is not kept."""
+        """Each machine reads the annotations once, and keeps only what is needed."""
 
         def load() -> tuple[Records, TrainingData]:
             file = read_coco_file(Path(self.train_json))
@@ -94,7 +95,7 @@ class CocoDataModule(LightningDataModule):
 
     @cached_property
     def _validation(self) -> PartiallySupervisedCoco:
-        """Of the same classes, and all images are there."""
+        """Checked to have the same classes and all of its images."""
 
         def load() -> tuple[Records, None]:
             file = read_coco_file(Path(self.val_json))
@@ -195,16 +196,16 @@ def _count(file: CocoFile, num_images: int, with_masks: Collection[int]) -> Trai
 
 class ShuffledStream(DistributedSampler):
     """
-    An endless stream of shuffled passes over a dataset, dealt out to the ranks. It comes in epochs of
-    any length, and can start anywhere, where a run that was interrupted goes on.
+    An endless stream of shuffled passes over a dataset, distributed over the ranks. Epochs can have any
+    length, and the stream can start anywhere, to continue an interrupted run.
     """
 
     def __init__(self, dataset: Dataset, *, length: int, start: int = 0, **kwargs):
         """
         Args:
-            dataset: it is asked for its length only.
-            length: indices in an epoch of one rank.
-            start: indices that this rank has had.
+            dataset: only its length is used.
+            length: number of indices in an epoch of one rank.
+            start: number of indices that this rank has already had.
             kwargs: ``num_replicas``, ``rank`` and ``seed`` of torch's ``DistributedSampler``.
         """
         super().__init__(dataset, **kwargs)

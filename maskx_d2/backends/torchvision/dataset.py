@@ -26,7 +26,7 @@ def read_records(
     file: CocoFile, *, with_masks: Collection[int] | None = None, annotated_only: bool = False
 ) -> Records:
     """
-    What :class:`PartiallySupervisedCoco` holds of an annotation file.
+    The content of an annotation file that :class:`PartiallySupervisedCoco` needs.
 
     Args:
         file: the annotations.
@@ -51,10 +51,10 @@ def read_records(
 
 class PartiallySupervisedCoco(Dataset):
     """
-    Samples are what torchvision's detection models take, an image and a target with ``boxes``,
+    A dataset for torchvision's detection models. A sample is an image and a target with ``boxes``,
     ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks``, ``has_mask``
-    and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and its class is one
-    whose masks may be used; the mask of one that has not is empty. Crowd regions are left out.
+    and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and the masks of its
+    class may be used; otherwise its mask is empty. Crowd regions are left out.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class PartiallySupervisedCoco(Dataset):
     ):
         """
         Args:
-            records: of :func:`read_records`.
+            records: as returned by :func:`read_records`.
             image_root: the folder that their file names are relative to.
             transforms: torchvision's v2 transforms.
-            max_megapixels: larger images cannot be read.
+            max_megapixels: larger images are refused.
         """
         if not image_root.is_dir():
             raise MissingFileError(f"image folder {image_root} is not a folder")
         self.image_root = image_root
         self.transforms = transforms
         self.max_megapixels = max_megapixels
-        # Tensors: worker processes that are not forked share these alone.
+        # Tensors, because worker processes that are not forked can share nothing else.
         self._content, self._ends = torch.from_numpy(records.content), torch.from_numpy(records.ends)
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class PartiallySupervisedCoco(Dataset):
 
 
 class _Record(NamedTuple):
-    """What is held of an image and its N objects."""
+    """The data that are kept of an image and its N objects."""
 
     image: Image
     boxes: np.ndarray
@@ -118,13 +118,13 @@ class _Record(NamedTuple):
     """(N,) int64."""
 
     masks: list
-    """Polygons, RLE, or None where there is no mask or none to be used."""
+    """Polygons, RLE, or None if there is no mask or it may not be used."""
 
 
 def training_transforms() -> v2.Transform:
     """
-    Horizontal flips; boxes inside the image, none of less than a pixel (torchvision's limit; Detectron2 has
-    none); float images in [0, 1].
+    Horizontal flips; boxes clipped to the image, and those smaller than a pixel removed (torchvision's
+    limit; Detectron2 has none); float images in [0, 1].
     """
     return v2.Compose(
         [
@@ -145,6 +145,6 @@ def evaluation_transforms() -> v2.Transform:
 
 
 def _of_each_box(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """What has to go, beside its mask, with a box that is removed."""
+    """What must be removed along with a box, in addition to its mask."""
     target = sample[1]
     return target["labels"], target["has_mask"]

@@ -14,8 +14,8 @@ def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Seq
     """
     Args:
         detections: what a torchvision detection model returns for an image.
-        image_id: of that image.
-        category_ids: category id of each class, the background left out.
+        image_id: id of that image.
+        category_ids: category id of each class, without the background.
 
     Returns:
         For each detection ``image_id``, ``category_id``, ``bbox`` (XYWH), ``score`` and, if there are
@@ -35,5 +35,5 @@ def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Seq
 
 
 def binary_masks(detections: dict[str, Tensor]) -> np.ndarray:
-    """(N, H, W) bool, of the ``masks`` of an image."""
+    """The ``masks`` of an image as (N, H, W) bool."""
     return (detections["masks"][:, 0] > _MASK_THRESHOLD).cpu().numpy()

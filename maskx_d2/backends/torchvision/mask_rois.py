@@ -32,27 +32,27 @@ class MaskRois:
 
     @property
     def classes(self) -> Tensor:
-        """(R,), the background not counted."""
+        """(R,) class indices, without the background."""
         return self.target["labels"][self.instances] - 1
 
     @property
     def is_masked(self) -> Tensor:
-        """(R,) bool, the supervision of each RoI: whether its instance has a mask, or a box only."""
+        """(R,) bool, whether the instance of each RoI has a mask; otherwise it has only a box."""
         return self.has_mask[self.instances]
 
     @property
     def true_boxes(self) -> Tensor:
-        """(R, 4) of the instances."""
+        """(R, 4) boxes of the instances."""
         return self.target["boxes"].to(self.boxes)[self.instances]
 
     def mask_targets(self, side: int) -> Tensor:
-        """(R, side, side), of RoIs that all have a mask."""
+        """(R, side, side) targets. All RoIs must have a mask."""
         return project_masks_on_boxes(self.target["masks"], self.boxes, self.instances, side)
 
     def covered_cells(self, side: int) -> Tensor:
         """
-        (R, side, side) bool, the cells that masks of the image cover: for RoIs whose instance has no mask
-        those of other instances.
+        (R, side, side) bool, the cells that masks of the image cover. For RoIs whose instance has no mask,
+        these are masks of other instances.
         """
         if len(self.boxes) == 0 or not self.has_mask.any():
             return self.boxes.new_zeros(len(self.boxes), side, side, dtype=torch.bool)
@@ -75,20 +75,20 @@ def select_mask_rois(
     rois_per_image: int = 0,
 ) -> list[MaskRois]:
     """
-    The RoIs of each image that the mask branch is trained on.
+    Select the RoIs of each image that the mask branch is trained on.
 
     Args:
-        proposals: of each image (P, 4) sampled proposals.
-        matched: of each image (P,) indices of the instances that they are matched to.
-        labels: of each image (P,), 0 for background.
-        targets: of each image the instances.
-        include_box_only: whether RoIs whose instance has no mask are among them.
+        proposals: (P, 4) sampled proposals of each image.
+        matched: (P,) indices of their matched instances, for each image.
+        labels: (P,) labels of each image, 0 for background.
+        targets: the instances of each image.
+        include_box_only: whether to include RoIs whose instance has no mask.
         train_rois: ``"proposals"`` for the positive proposals, ``"ground_truth"`` for the boxes of the
-            instances (Birodkar et al., ICCV 2021), ``"both"`` for the ones and then the others.
-        rois_per_image: the most RoIs of an image, drawn at random; 0 for all.
+            instances (Birodkar et al., ICCV 2021), ``"both"`` for the proposals, then the boxes.
+        rois_per_image: maximum number of RoIs of an image, drawn at random; 0 for all.
 
     Returns:
-        For each image its RoIs, in the order of ``proposals``, with their supervision.
+        The RoIs of each image, in the order of ``proposals``, with their supervision.
     """
     selected = []
     for boxes, instances, of_proposals, target in zip(proposals, matched, labels, targets, strict=True):
@@ -112,7 +112,7 @@ def select_mask_rois(
 
 
 def select_instances(target: Target, instances: Tensor) -> Target:
-    """What the mask branch reads of a target, of some of its instances."""
+    """The parts of a target that the mask branch reads, for some of its instances."""
     return {key: target[key][instances] for key in ("boxes", "labels", "masks") if key in target}
 
 
@@ -126,7 +126,7 @@ def has_mask(target: Target) -> Tensor:
     (number of boxes,) bool: the target's own ``has_mask``; without one, whether the target has masks.
 
     Raises:
-        ValueError: masks or ``has_mask`` are not one for each box.
+        ValueError: there is not exactly one mask or one ``has_mask`` for each box.
     """
     num_boxes = len(target["boxes"])
     if "masks" in target and len(target["masks"]) != num_boxes:

@@ -33,7 +33,7 @@ _HOURGLASS_ROI_SIDE = 32
 
 
 class TorchvisionOptions(TypedDict, total=False):
-    """What torchvision's own models can be told in numbers; see its ``MaskRCNN``."""
+    """Numeric options of torchvision's own models; see its ``MaskRCNN``."""
 
     min_size: int | list[int]
     max_size: int
@@ -105,8 +105,8 @@ class MaskXRCNN(MaskRCNN):
 
     def freeze_detector(self) -> None:
         """
-        Stage-wise training (section 3.2 of the paper): from now on all parts but the mask branch have no
-        gradients, stay in eval mode and have no losses.
+        Freeze the detector for stage-wise training (section 3.2 of the paper). From now on, all parts
+        except the mask branch have no gradients, stay in eval mode and have no losses.
         """
         self.roi_heads.detector_is_frozen = True
         for part in self._detector_parts():
@@ -118,16 +118,16 @@ class MaskXRCNN(MaskRCNN):
         self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
     ) -> list[dict[str, Tensor]]:
         """
-        Masks of objects whose boxes and classes are known.
+        Predict masks of objects whose boxes and classes are known. The model must be in eval mode.
 
         Args:
-            images: (3, H, W) each, as the model is called with; it must be in eval mode.
-            boxes: of each image (N, 4), x0, y0, x1, y1 in its pixels.
-            labels: of each image (N,), where the first class is 1.
+            images: (3, H, W) each, as for a call of the model.
+            boxes: (N, 4) boxes of each image, x0, y0, x1, y1 in its pixels.
+            labels: (N,) labels of each image; the first class is 1.
 
         Returns:
-            For each image ``boxes``, ``labels``, ``masks`` as of detections, (N, 1, H, W), and
-            ``mask_scores``, (N,): see :func:`maskx_d2.method.expected_iou`.
+            For each image, ``boxes``, ``labels``, ``masks`` as in detections, (N, 1, H, W), and
+            ``mask_scores``, (N,); see :func:`maskx_d2.method.expected_iou`.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
         known = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
@@ -183,12 +183,12 @@ def maskx_rcnn_resnet_fpn(
     **kwargs: Unpack[TorchvisionOptions],
 ) -> FasterRCNN:
     """
-    Mask^X R-CNN with a ResNet-FPN backbone. The defaults are the paper's final model; what is not the
-    mask predictor is that of ``torchvision.models.detection.maskrcnn_resnet50_fpn``, whose parameter
-    names it has.
+    Mask^X R-CNN with a ResNet-FPN backbone. The defaults are the paper's final model. All parts except
+    the mask predictor are those of ``torchvision.models.detection.maskrcnn_resnet50_fpn``, with the same
+    parameter names.
 
     Args:
-        depth: of the ResNet: 18, 34, 50, 101 or 152.
+        depth: depth of the ResNet: 18, 34, 50, 101 or 152.
         num_classes: number of classes including the background, as in torchvision.
         predictor: ``"transfer"`` (Mask^X R-CNN), ``"agnostic"`` (the paper's baseline),
             ``"class_specific"`` (its oracle, Mask R-CNN), or None for torchvision's Faster R-CNN, the
@@ -197,32 +197,33 @@ def maskx_rcnn_resnet_fpn(
             transfer_hidden_dim, transfer_activation, mlp_layers, mlp_hidden_dim, mlp_reduced_channels: see
             :func:`maskx_d2.method.build_mask_predictor`. An embedding table has no row for the
             background.
-        box_supervision: losses for instances without a mask, by the arguments of
-            :class:`maskx_d2.method.BoxSupervision`, as ``{"projection": 0.3, "known_background": 0.3,
+        box_supervision: losses for instances without a mask: arguments of
+            :class:`maskx_d2.method.BoxSupervision`, such as ``{"projection": 0.3, "known_background": 0.3,
             "start": 200, "warmup": 100}``; None for none, as in the paper.
         train_rois, rois_per_image: the RoIs that the mask branch is trained on, see
             :class:`MaskXRoIHeads`.
-        weights_backbone: ImageNet weights of the ResNet, as ``"DEFAULT"`` or
-            ``torchvision.models.ResNet50_Weights.IMAGENET1K_V1``; None for random ones.
-        trainable_backbone_layers: how many layers of the backbone are trained, from the last, 0 to 5; if
-            None, as in torchvision, 3 of a pre-trained one and all of one that starts from random.
+        weights_backbone: ImageNet weights of the ResNet, such as ``"DEFAULT"`` or
+            ``torchvision.models.ResNet50_Weights.IMAGENET1K_V1``; None for random weights.
+        trainable_backbone_layers: number of backbone layers to train, counted from the last, 0 to 5; if
+            None, as in torchvision, 3 for a pre-trained backbone and all for a randomly initialised one.
         norm: normalisation of the backbone, ``"BN"``, ``"FrozenBN"`` or ``"GN"``; if None, as in
-            torchvision, FrozenBN for a pre-trained backbone and BN for one that starts from random.
+            torchvision, FrozenBN for a pre-trained backbone and BN for a randomly initialised one.
         fpn_channels: channels of the FPN.
-        returned_layers: layers of the ResNet that the FPN reads, of 1 to 4. It has a level for each, and
-            one more.
+        returned_layers: layers of the ResNet that the FPN reads, from 1 to 4. The FPN has one level for
+            each of them, and one more.
         anchor_sizes: sizes of the anchors in pixels for each level of the FPN; torchvision's own if None.
         anchor_aspect_ratios: heights over widths of those anchors.
         box_head_dim: F, width of the box head.
         box_sampling_ratio: samples along each side of a cell in RoIAlign for boxes.
         mask_head_channels: output channels of the convolutions of the mask head. The deconvolution has
             as many as the last.
-        trunk: ``"convs"``, or instead of these convolutions ``"hourglass_20"``, ``"hourglass_52"`` or
+        trunk: ``"convs"`` for these convolutions, or ``"hourglass_20"``, ``"hourglass_52"`` or
             ``"hourglass_100"`` on RoIs of 32 x 32, with masks of 64 x 64; see
             :class:`maskx_d2.method.Hourglass`.
-        trunk_norm: normalisation of an hourglass and of the deconvolution behind it, ``"BN"`` or ``"GN"``.
-        hourglass_channels: n of an hourglass. The deconvolution has as many.
-        kwargs: see :class:`TorchvisionOptions`; from Python its modules too, ``mask_roi_pool`` ...
+        trunk_norm: normalisation of an hourglass and of the deconvolution after it, ``"BN"`` or ``"GN"``.
+        hourglass_channels: n of an hourglass. The deconvolution has as many channels.
+        kwargs: see :class:`TorchvisionOptions`; from Python also torchvision's modules, such as
+            ``mask_roi_pool``.
 
     Returns:
         A :class:`MaskXRCNN`; with ``predictor=None`` torchvision's ``FasterRCNN``.
@@ -313,7 +314,7 @@ def _box_supervision(options: dict[str, float], train_rois: str) -> BoxSupervisi
 def _add_images(
     transform: GeneralizedRCNNTransform, inputs: tuple, output: tuple[ImageList, list[Target] | None]
 ) -> None:
-    """Give the targets of a step their ``image``, resized as they are, (3, H, W) RGB in [0, 1]."""
+    """Give each target its ``image``, resized like the target, (3, H, W) RGB in [0, 1]."""
     images, targets = output
     mean, std = (
         images.tensors.new_tensor(values)[:, None, None]
@@ -324,7 +325,7 @@ def _add_images(
 
 
 def _roi_align(side: int, sampling_ratio: int = 2) -> MultiScaleRoIAlign:
-    """Torchvision's own, but for what can be chosen."""
+    """Torchvision's own RoIAlign, except for the options given here."""
     return MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=side, sampling_ratio=sampling_ratio)
 
 
@@ -355,10 +356,9 @@ def _backbone(*, depth, weights, trainable_layers, norm, channels, returned_laye
 
 def _initialize_box_branch(box_head: TwoMLPHead, box_predictor: FastRCNNPredictor) -> None:
     """
-    Give it the initial weights that Mask R-CNN's original code has. Torchvision's are 4 times (classifier)
-    and 36 times (regressor) as large. They are noise in the class embeddings, which a short training does
-    not get rid of: masks of classes that were trained with masks are as good with it, those of the others
-    are not.
+    Initialise the weights as in the original code of Mask R-CNN. Torchvision's are 4 times (classifier) and
+    36 times (regressor) as large. They are noise in the class embeddings that a short training does not
+    remove: masks of classes trained with masks are as good with it, but those of the other classes are not.
     """
     for layer in (box_head.fc6, box_head.fc7):
         nn.init.kaiming_uniform_(layer.weight, a=1)

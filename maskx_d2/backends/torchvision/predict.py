@@ -23,7 +23,7 @@ class TorchvisionDetector(Detector):
     def __init__(self, checkpoint: Path):
         """
         Args:
-            checkpoint: of :class:`TrainingModule`.
+            checkpoint: a checkpoint of :class:`TrainingModule`.
         """
         module = TrainingModule.from_checkpoint(checkpoint)
         self._model = module.model.eval()

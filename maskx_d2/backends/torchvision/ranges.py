@@ -12,7 +12,7 @@ class _Range:
     least: float
     most: float
     lengths: tuple[int, int] | None = None
-    """Of a sequence, at least and at most; None where the option is a number."""
+    """Shortest and longest length of a sequence; None if the option is a number."""
 
     or_number: bool = False
     """Whether a sequence may also be one number."""
@@ -68,10 +68,10 @@ _RANGES = {
 def check_ranges(options: Mapping[str, object]) -> None:
     """
     Args:
-        options: of :func:`maskx_rcnn_resnet_fpn`. None stands for a default.
+        options: options of :func:`maskx_rcnn_resnet_fpn`. None stands for a default.
 
     Raises:
-        ValueError: one is out of its range, or of another kind: it is named.
+        ValueError: an option is out of range or of the wrong type; the message names it.
     """
     for name, allowed in _RANGES.items():
         value = options.get(name)

@@ -29,8 +29,8 @@ from maskx_d2.method import (
 
 class MaskXPredictor(MaskRCNNPredictor):
     """
-    Torchvision's deconvolution, then a mask predictor of the method, under the parameter names of
-    torchvision's ``MaskRCNNPredictor``, whose checkpoints load into a class-specific one.
+    Torchvision's deconvolution, followed by a mask predictor of the method, with the parameter names of
+    torchvision's ``MaskRCNNPredictor``. Torchvision's checkpoints load into a class-specific predictor.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class MaskXPredictor(MaskRCNNPredictor):
         """
         Args:
             in_channels: channels of the feature before the deconvolution.
-            dim_reduced: C, channels of the feature behind it.
+            dim_reduced: C, channels of the feature after the deconvolution.
             mask_predictor: see :func:`maskx_d2.method.build_mask_predictor`.
-            norm: makes the normalisation of so many channels, behind the deconvolution; None for none.
+            norm: returns the normalisation after the deconvolution, given its channels; None for none.
         """
         super().__init__(in_channels, dim_reduced, num_classes=1)
         self.norm = nn.Identity() if norm is None else norm(dim_reduced)
@@ -56,7 +56,7 @@ class MaskXPredictor(MaskRCNNPredictor):
         """
         Args:
             features: (N, in_channels, M/2, M/2) features of the mask head.
-            classes: (N,) classes, the background not counted: torchvision's labels minus one.
+            classes: (N,) class indices without the background: torchvision's labels minus one.
 
         Returns:
             (N, M, M) mask logits.
@@ -65,7 +65,7 @@ class MaskXPredictor(MaskRCNNPredictor):
         return self.mask_fcn_logits(upsampled, classes, trunk_features=features)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Torchvision's predictor has a row for the background too, the first, which is never used.
+        # The first row of torchvision's predictor is for the background. It is never used.
         predictor = self.mask_fcn_logits
         if type(predictor) is ClassSpecificMaskPredictor:
             for name, parameter in predictor.named_parameters(recurse=False):
@@ -77,16 +77,16 @@ class MaskXPredictor(MaskRCNNPredictor):
 
 class MaskXRoIHeads(RoIHeads):
     """
-    As torchvision's ``RoIHeads``, but the mask branch computes the map of one class for each RoI, and
-    only positive RoIs whose matched instance has a mask reach it in training; the box losses see
+    Like torchvision's ``RoIHeads``, but the mask branch computes the map of only one class for each RoI,
+    and in training only positive RoIs whose matched instance has a mask reach it; the box losses see
     everything. With box supervision, which goes beyond the paper, the other positive RoIs reach it too,
-    with losses of their own; for its pairwise loss targets must have ``image``, (3, H, W) RGB in [0, 1].
+    with their own losses. Its pairwise loss needs targets with ``image``, (3, H, W) RGB in [0, 1].
 
     An instance has a mask if the target's ``has_mask`` (bool, one for each box) says so. Without that
-    key all instances have one where the target has ``masks``, and none where it has not.
+    key, all instances have one if the target has ``masks``, and none otherwise.
 
-    Stage-wise training (``detector_is_frozen``) trains the mask branch alone: there are no box losses, only
-    instances that the mask branch learns from take part, and only positive RoIs are sampled, as in the
+    Stage-wise training (``detector_is_frozen``) trains only the mask branch: there are no box losses, only
+    instances that the mask branch learns from are used, and only positive RoIs are sampled, as in the
     original code.
     """
 
@@ -104,9 +104,9 @@ class MaskXRoIHeads(RoIHeads):
     ):
         """
         Args:
-            mask_predictor: its class embeddings, if they are read from a box predictor, are read from
-                the one that this module has at the time.
-            mask_box_supervision: losses for RoIs whose instance has a box only; None for none.
+            mask_predictor: if its class embeddings are read from a box predictor, they are read from the
+                current one of this module.
+            mask_box_supervision: losses for RoIs whose instance has only a box; None for none.
             train_rois, rois_per_image: see :func:`select_mask_rois`.
             detector_is_frozen: whether only the mask branch is trained.
             args, kwargs: see torchvision's ``RoIHeads``.
@@ -134,7 +134,7 @@ class MaskXRoIHeads(RoIHeads):
 
     @classmethod
     def from_roi_heads(cls, roi_heads: RoIHeads, **kwargs) -> "MaskXRoIHeads":
-        """These RoI heads with the parts and settings of torchvision's, and options of their own."""
+        """Build from torchvision's RoI heads, with their parts and settings, and additional options."""
         return cls(
             roi_heads.box_roi_pool,
             roi_heads.box_head,
@@ -155,8 +155,8 @@ class MaskXRoIHeads(RoIHeads):
 
     def has_mask(self) -> bool:
         """
-        False: torchvision's ``forward`` shall leave the mask branch alone, and its check of the targets
-        shall not ask for masks.
+        Always False, so that torchvision's ``forward`` leaves the mask branch alone and its check of the
+        targets does not require masks.
         """
         return False
 
@@ -197,7 +197,7 @@ class MaskXRoIHeads(RoIHeads):
         return [], losses
 
     def _mask_losses(self, features, image_shapes, rois: list[MaskRois]) -> dict[str, Tensor]:
-        """``loss_mask`` of RoIs whose instance has a mask, and those of box supervision of the others."""
+        """``loss_mask`` of RoIs whose instance has a mask, and the box-supervision losses of the others."""
         logits = self._mask_logits(
             features, [r.boxes for r in rois], [r.classes for r in rois], image_shapes
         )
@@ -235,7 +235,7 @@ class MaskXRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
     ) -> None:
         """
-        Give the ``boxes`` and ``labels`` of each image ``masks``, (number of boxes, 1, M, M) probabilities.
+        Add ``masks`` to ``boxes`` and ``labels`` of each image: (number of boxes, 1, M, M) probabilities.
         """
         boxes = [detected["boxes"] for detected in detections]
         classes = [detected["labels"] - 1 for detected in detections]
@@ -249,7 +249,7 @@ class MaskXRoIHeads(RoIHeads):
         return self.mask_predictor(self.mask_head(pooled), torch.cat(classes))
 
     def _foreground_weights(self) -> BoxPredictorWeights:
-        """Torchvision's box predictor has the background first, in ``bbox_pred`` too."""
+        """Torchvision's box predictor has the background first, also in ``bbox_pred``."""
         classifier, regressor = self.box_predictor.cls_score, self.box_predictor.bbox_pred
         num_rows, feature_dim = classifier.weight.shape
         class_specific = len(regressor.weight) == 4 * num_rows

@@ -35,8 +35,8 @@ from maskx_d2.runtime.checkpoints import (
 )
 from maskx_d2.runtime.once_per_node import all_gather
 
-# Where torchvision's names of the losses are not those of Detectron2, under which both backends log them.
-TRAINED_WITH_MASKS = "trained_with_masks"  # in a checkpoint
+TRAINED_WITH_MASKS = "trained_with_masks"  # key in a checkpoint
+# Torchvision's names of losses -> Detectron2's, under which both backends log them.
 _LOSS_NAMES = {
     "loss_classifier": "loss_cls",
     "loss_objectness": "loss_rpn_cls",
@@ -46,7 +46,7 @@ _LOSS_NAMES = {
 
 class TrainingModule(LightningModule):
     """
-    A model of :func:`maskx_rcnn_resnet_fpn` in training. Its checkpoints hold all that is needed to use
+    Trains a model of :func:`maskx_rcnn_resnet_fpn`. Its checkpoints hold everything that is needed to use
     the model again: ``TrainingModule.from_checkpoint(path).model``.
     """
 
@@ -71,21 +71,21 @@ class TrainingModule(LightningModule):
             category_ids: category id of each class.
             classes_with_masks: indices of the classes of A, in the split that evaluation reports on.
             detector: for stage-wise training, the checkpoint of the first stage, or a state dict of
-                torchvision's Faster R-CNN: its detector is frozen, and only the mask branch is trained.
+                torchvision's Faster R-CNN. The detector is frozen, and only the mask branch is trained.
             optimizer: SGD (momentum 0.9) or AdamW.
-            learning_rate: at the end of the warm-up.
-            weight_decay: of all weights.
-            warmup_steps: steps in which the learning rate rises from a thousandth.
-            lr_schedule: multistep divides it by 10 at the milestones; cosine lets it fall to zero over the
-                whole training.
-            milestones: steps at which multistep divides it.
-            model: see :func:`maskx_rcnn_resnet_fpn`; ``num_classes`` is that of ``class_names``.
+            learning_rate: learning rate at the end of the warm-up.
+            weight_decay: weight decay of all weights.
+            warmup_steps: number of steps in which the learning rate rises from a thousandth.
+            lr_schedule: multistep divides the learning rate by 10 at the milestones; cosine lets it fall to
+                zero over the whole training.
+            milestones: steps at which multistep divides the learning rate.
+            model: see :func:`maskx_rcnn_resnet_fpn`; ``num_classes`` follows from ``class_names``.
         """
         super().__init__()
         self.save_hyperparameters()
         self.model = maskx_rcnn_resnet_fpn(num_classes=len(class_names) + 1, **model)
         if model.get("weights_backbone") is not None:
-            # They will be in the checkpoint, which shall not need them again.
+            # The checkpoint will contain these weights, and must not need the original ones.
             layers = model.get("trainable_backbone_layers")
             self.hparams.update(
                 weights_backbone=None,
@@ -99,18 +99,18 @@ class TrainingModule(LightningModule):
                 )
             self.model.freeze_detector()
         self.trained_with_masks = list(classes_with_masks)
-        """Indices of the classes that it was trained with masks of; in a checkpoint beside the weights."""
+        """Indices of the classes whose masks it was trained with; saved in checkpoints."""
         self._results: dict[int, list[dict]] = {}
         self._weights_are_saved = False
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "TrainingModule":
         """
-        The module that wrote a checkpoint, on the CPU. The file is read as data.
+        Load the module that wrote a checkpoint, on the CPU. The file is read as data.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint of this class.
+            ValueError: it is not a checkpoint of this class.
         """
         checkpoint = read_checkpoint(path)
         options = check_model(path, checkpoint)
@@ -188,7 +188,7 @@ class TrainingModule(LightningModule):
             self.save_weights()
 
     def on_train_end(self) -> None:
-        # Of a run that --trainer.max_time or the like has ended earlier.
+        # For a run that was ended earlier, for example by --trainer.max_time.
         self.save_weights()
 
     def save_weights(self) -> None:
@@ -235,7 +235,7 @@ class TrainingModule(LightningModule):
         self.log_dict(logged, rank_zero_only=True)
 
     def _gather_results(self) -> list[dict]:
-        """Of all ranks, each image once: a sampler may give one to two ranks to make their shares equal."""
+        """The results of all ranks, each image once: samplers may repeat images to make shares equal."""
         shares = [self._results]
         if self.trainer.world_size > 1:
             shares = all_gather(self._results)
@@ -245,15 +245,15 @@ class TrainingModule(LightningModule):
 
 def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
     """
-    The options that a checkpoint's :class:`TrainingModule` was built with. They become a model again, so
-    they are what the class saves and nothing else.
+    The options that a checkpoint's :class:`TrainingModule` was built with. A model will be built from them,
+    so they must be what the class saves and nothing else.
 
     Args:
-        path: where the checkpoint is, for the errors.
-        checkpoint: its content.
+        path: path of the checkpoint, for error messages.
+        checkpoint: content of the checkpoint.
 
     Raises:
-        ValueError: the checkpoint has none, or others than plain values of known names.
+        ValueError: the checkpoint has no options, or any that are unknown or not plain values.
     """
     for part in ("hyper_parameters", "state_dict"):
         if not isinstance(checkpoint.get(part), dict):
@@ -281,18 +281,18 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
 
 def check_model(path: str | Path, checkpoint: dict) -> dict:
     """
-    Compare the weights of a checkpoint with the model that its options stand for. The model is built
-    without memory for its own.
+    Compare the weights of a checkpoint with the model that its options describe. That model is built
+    without memory for weights of its own.
 
     Args:
-        path: where the checkpoint is, for the errors.
-        checkpoint: its content.
+        path: path of the checkpoint, for error messages.
+        checkpoint: content of the checkpoint.
 
     Returns:
         The options, see :func:`hyper_parameters`.
 
     Raises:
-        ValueError: there is no such model, or its weights are others or not finite.
+        ValueError: there is no such model, or the weights do not fit it or are not finite.
     """
     options = hyper_parameters(path, checkpoint)
     found = checkpoint["state_dict"]
@@ -302,7 +302,7 @@ def check_model(path: str | Path, checkpoint: dict) -> dict:
         check_state("it", found, expected)
         if more := found.keys() - expected.keys():
             raise InputError(f"it has {len(more)} parameters more, {shown(min(more, key=str))} among them")
-    except Exception as error:  # whatever options make torchvision stumble that no one has checked
+    except Exception as error:  # anything torchvision raises for unchecked options
         reason = str(error).split("\n", 1)[0][:300]
         raise InputError(
             f"checkpoint {path} is of another model, expected one written by this backend: {reason}"
@@ -312,7 +312,7 @@ def check_model(path: str | Path, checkpoint: dict) -> dict:
 
 
 def training_defaults() -> dict[str, object]:
-    """All options of :class:`TrainingModule`, those of the model too, and what they are if not given."""
+    """All options of :class:`TrainingModule`, including those of the model, with their defaults."""
     own = inspect.signature(TrainingModule).parameters.values()
     return {**{p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}, **option_defaults()}
 
@@ -327,16 +327,16 @@ def _is_plain(value) -> bool:
 
 def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:
     """
-    Load all parameters but those of the mask branch.
+    Load all parameters except those of the mask branch.
 
     Args:
         model: the model to load into.
         path: a checkpoint of :class:`TrainingModule`, or a state dict of torchvision's Faster R-CNN.
-        class_names: of the model, if they shall be those of the checkpoint.
+        class_names: class names of the model, if the checkpoint must have the same ones.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as data, is of other classes, or does not hold all parameters of the
+        ValueError: it cannot be read as data, has other classes, or does not hold all parameters of the
             detector with their shapes.
     """
     checkpoint = read_checkpoint(path)
@@ -353,7 +353,7 @@ def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str]
 
 
 def _logged_names(by_group: dict, *, two_sides: bool) -> dict[str, float]:
-    """Detectron2's names: ``segm/AP``, and where there are two sides ``segm_A/AP`` and ``segm_B/AP``."""
+    """Detectron2's names: ``segm/AP``, and with two sides also ``segm_A/AP`` and ``segm_B/AP``."""
     names = {"all": "", "A": "_A", "B": "_B"} if two_sides else {"all": ""}
     return {
         f"{task}{names[group]}/{metric}": value

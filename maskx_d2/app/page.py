@@ -90,9 +90,9 @@ def page(
                         buttons=[],
                     )
                 choices = [
-                    gr.Slider(_MIN_SCORE, 1, Choice.min_score, step=0.01, label="Score at least"),
+                    gr.Slider(_MIN_SCORE, 1, Choice.min_score, step=0.01, label="Minimum score"),
                     gr.Slider(1, 100, Choice.most, step=1, label="Maximum number of objects"),
-                    gr.Textbox("", label="Class name has in it", elem_id="class-name"),
+                    gr.Textbox("", label="Class name contains", elem_id="class-name"),
                     gr.Radio(
                         [(title, side) for side, title in SIDES.items()], value=Choice.side, label="Classes"
                     ),
@@ -183,7 +183,7 @@ def serve(
         )
     except (OSError, OverflowError) as error:
         ports = "7860 and those after it are" if port is None else f"{port} is"
-        raise InputError(f"port {ports} not free on {address}, expected one that is: --port") from error
+        raise InputError(f"port {ports} not free on {address}, expected a free port: --port") from error
     # Must be the outermost middleware, because Gradio's own allows other origins.
     blocks.app.middleware_stack = _OwnPagesAlone(blocks.app.middleware_stack, address=address)
     print(f"http://{address}:{blocks.server_port} (Ctrl-C to stop)", flush=True)
@@ -294,7 +294,9 @@ class _OwnPagesAlone:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(host) or (origin is not None and urlsplit(origin).netloc != host):
-            refusal = PlainTextResponse("This page answers to its own address alone.", status_code=403)
+            refusal = PlainTextResponse(
+                "This page only answers requests to its own address.", status_code=403
+            )
             await refusal(scope, receive, send)
             return
 

@@ -41,7 +41,7 @@ def load_detector(
         return Detectron2Detector.from_config(read_config(str(config_file), overrides, with_datasets=False))
     if not weights.endswith(".ckpt"):
         raise InputError(
-            f"--weights {weights} is no .ckpt of the torchvision backend, expected --config-file too"
+            f"--weights {weights} is not a .ckpt of the torchvision backend, expected --config-file too"
         )
     if overrides:
         raise InputError("--opts are config keys, expected --config-file too")

@@ -87,8 +87,8 @@ def _demo_model() -> tuple[str, str | None]:
     folder = best_model(DEMO_FOLDER)
     if folder is None:
         raise InputError(
-            f"--weights is not given, and {DEMO_FOLDER} has no demo: run maskx demo, whose best model is "
-            "shown then"
+            f"--weights is not given, and {DEMO_FOLDER} has no demo: give --weights, or run maskx demo "
+            "first to show its best model"
         )
     weights = folder / "model_final.ckpt"
     if weights.is_file():

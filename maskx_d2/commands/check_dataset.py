@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> None:
     problems = [*find_problems(content), *of_images]
     counts = [f"{len(content[part]):,} {part}" for part in ("images", "annotations", "categories")]
     print(f"{args.annotations}: {', '.join(counts)}")
-    print(problem_report(problems) or "Nothing to remark.")
+    print(problem_report(problems) or "No problems found.")
     if any(problem.is_error for problem in problems):
         sys.exit(FOUND_ERRORS)

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     if args.images_root is not None and not args.images_root.is_dir():
         raise InputError(f"--images-root {args.images_root} is not a folder")
     if bool(args.runs) == bool(args.group):
-        raise InputError("give runs, or groups of them by --group, one of the two")
+        raise InputError("give either runs or groups of runs (--group)")
     if args.group:
         names = [name for name, _ in args.group]
         if len(set(names)) < len(names):

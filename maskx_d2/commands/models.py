@@ -28,7 +28,7 @@ def refuse_addresses(*paths: str) -> None:
 
     for path in paths:
         if is_address(path):
-            raise InputError(f"{path} is an address, which takes --ray")
+            raise InputError(f"{path} is a URL, which needs --ray")
 
 
 def exit_if_skipped(failed: list[str]) -> None:

@@ -118,7 +118,7 @@ def _predict(args: argparse.Namespace) -> None:
                     progress=partial(bar, unit="frame", desc=title),
                     **options,
                 )
-                said.append(f"{lines.with_suffix('.mp4')}, what was found in its frames in {lines}")
+                said.append(f"{lines.with_suffix('.mp4')}, detections of its frames in {lines}")
             except InputError as error:
                 if len(found) == 1:
                     raise
@@ -148,7 +148,7 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
     not_of_ray = {"--top": args.top, "--merge": args.merge, "--every": args.every != 1 or None}
     for option, value in not_of_ray.items():
         if value is not None:
-            raise InputError(f"{option} is of pictures and videos, which --ray does not make")
+            raise InputError(f"{option} is for pictures and videos, which --ray does not write")
     for path in args.images:
         if path.lower().endswith(VIDEO_SUFFIXES):
             raise InputError(f"{path} is a video, expected images with --ray")
@@ -165,5 +165,5 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
         max_megapixels=args.max_megapixels,
     )
     num_done = len(images) - len(unread)
-    print(f"what was found in {num_done} images is in {file_in(args.output, DETECTIONS_FOLDER)}")
+    print(f"detections of {num_done} images are in {file_in(args.output, DETECTIONS_FOLDER)}")
     exit_if_skipped(unread)

@@ -66,7 +66,7 @@ def run_shapes(args: argparse.Namespace) -> None:
     from maskx_d2.runtime.lock import is_empty
 
     if not is_empty(args.output):
-        raise InputError(f"--output {args.output} is there already, expected a new or an empty folder")
+        raise InputError(f"--output {args.output} already exists, expected a new or an empty folder")
     dataset = shapes.generate(
         args.output,
         num_train=args.train,

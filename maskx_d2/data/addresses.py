@@ -58,7 +58,7 @@ def _top_of(address: str) -> "tuple[FileSystem, str]":
     try:
         return FileSystem.from_uri(address)
     except (ArrowException, OSError) as error:
-        raise InputError(f"{address} is no address that pyarrow can read: {error}") from error
+        raise InputError(f"{address} is not an address that pyarrow can read: {error}") from error
 
 
 def find_images_at(address: str, *, recursive: bool, suffixes: Sequence[str]) -> list[str]:

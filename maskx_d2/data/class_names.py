@@ -46,10 +46,10 @@ def read_class_names(path: Path | None) -> list[str]:
     if path.suffix.lower() == ".json":
         return read_coco_file(path).class_names
     if not path.is_file():
-        raise MissingFileError(f"class names {path} are not a file")
+        raise MissingFileError(f"class name file {path} is not a file")
     names = read_names(path)
     if not names:
-        raise InputError(f"class names {path} are empty, expected one a line")
+        raise InputError(f"class name file {path} is empty, expected one name per line")
     return names
 
 

@@ -65,7 +65,7 @@ def classes_with_masks(split: str, class_names: Sequence[str]) -> list[int]:
     if split == "nonvoc":
         indices = sorted(set(range(num_classes)) - set(indices))
     if not indices:
-        raise InputError(f"{what} gives masks to no class, expected one at least")
+        raise InputError(f"{what} gives masks to no class, expected at least one")
     if len(indices) == num_classes:
         raise InputError(
             f"{what} gives masks to all {num_classes} classes, which leaves none with boxes only: use 'all'"

@@ -234,7 +234,7 @@ def category_errors(categories: list[dict]) -> Iterator[Problem]:
     """Of categories with ids."""
     if not categories:
         yield Problem(
-            "annotation files without categories", "categories", "are empty, expected one at least"
+            "annotation files without categories", "categories", "are empty, expected at least one"
         )
     yield from _duplicates("category", (category["id"] for category in categories))
     for category in categories:

@@ -72,7 +72,7 @@ def check_keeps_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     kept = {real_path(path) for path in inputs}
     for path in outputs:
         if real_path(path) in kept:
-            raise InputError(f"what is made of {path} would overwrite it: give another --output")
+            raise InputError(f"the output would overwrite its input {path}: give another --output")
 
 
 def real_path(path: str | Path) -> Path:

@@ -125,7 +125,7 @@ def _decode(path: Path, kind: type[_Record]) -> _Record:
     try:
         return msgspec.json.decode(_mapped(path), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not what Visual Genome and COCO have: {error}") from error
+        raise InputError(f"{path} is not in the format of Visual Genome or COCO: {error}") from error
 
 
 # ---- What is counted ----
@@ -144,11 +144,11 @@ class Summary:
     no_synsets_key: int = field(default=0, metadata={"title": "left out: no key 'synsets'"})
     bad_boxes: int = field(default=0, metadata={"title": "left out: box without positive size"})
     unknown_images: int = field(
-        default=0, metadata={"title": "images with objects that image_data does not have"}
+        default=0, metadata={"title": "images in objects.json that are not in image_data.json"}
     )
-    objects_of_unknown_images: int = field(default=0, metadata={"title": "left out: objects of those"})
+    objects_of_unknown_images: int = field(default=0, metadata={"title": "left out: their objects"})
     images_without_objects: int = field(
-        default=0, metadata={"title": "images that objects.json does not have"}
+        default=0, metadata={"title": "images that are not in objects.json"}
     )
     renumbered: int = field(default=0, metadata={"title": "objects renumbered: id already taken"})
     images: dict[str, int] = field(default_factory=dict)
@@ -215,7 +215,7 @@ def _read_objects(
             image = decoder.decode(raw)
         except (msgspec.DecodeError, RecursionError) as error:
             where = f"image number {len(seen) + 1} of {path}"
-            raise InputError(f"{where} is not what Visual Genome has: {error}") from error
+            raise InputError(f"{where} is not in the format of Visual Genome: {error}") from error
         known = image.image_id in image_ids
         summary.unknown_images += not known
         if image.image_id in seen:

@@ -241,7 +241,7 @@ def _prepare(output: Path) -> None:
     """Remove everything of an earlier demo, and nothing else."""
     marker = output / _MARKER
     if not marker.exists() and not is_empty(output):
-        raise InputError(f"{output} holds other things than an earlier demo: give a new folder by --output")
+        raise InputError(f"{output} holds files that are not from a demo: give a new folder with --output")
     output.mkdir(parents=True, exist_ok=True)
     marker.touch()
     parts = [output / part for part in ("dataset", "stage1", *ROWS, "pictures")]
@@ -299,6 +299,6 @@ Weights, logs, TensorBoard:          {output}/stage1, {", ".join(f"{output}/{nam
 Next: look at any image,
   maskx predict {backend.predict_options(output / "maskx_box_supervised")} \\
       {output}/dataset/test --output {output}/predictions
-or train on COCO (datasets/README.md tells where to put it),
+or train on COCO (datasets/README.md says where to put it),
   {backend.COCO_COMMAND}
 """

@@ -112,7 +112,7 @@ def compare_groups(groups: Mapping[str, Sequence[Path]], *, baseline: str | None
     sizes = {title: len(folders) for title, folders in groups.items()}
     if len(set(sizes.values())) > 1:
         numbers = ", ".join(f"{title} {size}" for title, size in sizes.items())
-        raise InputError(f"groups have other numbers of runs ({numbers}), expected as many in each")
+        raise InputError(f"groups have different numbers of runs ({numbers}), expected the same in each")
     of_seeds = [
         {title: read_run(folder) for title, folder in zip(groups, folders, strict=True)}
         for folders in zip(*groups.values(), strict=True)
@@ -146,7 +146,7 @@ def _check_comparable(first: Run, run: Run) -> None:
     a, b = first.evaluation, run.evaluation
     if a.annotations_sha256 != b.annotations_sha256:
         raise InputError(
-            f"{first.folder} and {run.folder} cannot be compared: they were evaluated on other data, "
+            f"{first.folder} and {run.folder} cannot be compared: they were evaluated on different data, "
             f"{a.annotations} and {b.annotations}"
         )
 
@@ -157,13 +157,13 @@ def _check_same_split(first: Run, run: Run) -> None:
     both = f"{first.folder} and {run.folder} cannot be compared"
     if (a.class_names, a.category_ids) != (b.class_names, b.category_ids):
         raise InputError(
-            f"{both}: they were evaluated on other classes, {a.annotations} and {b.annotations}"
+            f"{both}: they were evaluated on different classes, {a.annotations} and {b.annotations}"
         )
     if a.with_masks != b.with_masks:
         other = sorted(set(a.with_masks) ^ set(b.with_masks))
         names = ", ".join(a.class_names[i] for i in other[:5]) + (", ..." if len(other) > 5 else "")
         raise InputError(
-            f"{both}: they report on other splits, which differ in {len(other)} classes ({names}); "
+            f"{both}: they report on different splits, which differ in {len(other)} classes ({names}); "
             "TEST.MASKX_CLASS_SPLIT, on torchvision data.class_split, sets the split that a run reports on"
         )
 

@@ -133,9 +133,9 @@ def _pictures(
         return [], None
     root = images_root or (None if evaluation.images is None else Path(evaluation.images))
     if root is None or not root.is_dir() or not annotations.is_file():
-        return [], f"The images that were evaluated on are not where they were: {root}."
+        return [], f"The images of the evaluation are no longer in their folder: {root}."
     if file_digest(annotations) != evaluation.annotations_sha256:
-        return [], f"The annotations are not those that were evaluated any more: {annotations}."
+        return [], f"The annotations have changed since the evaluation: {annotations}."
     truth = read_coco(annotations)
     ids_in_a = frozenset(evaluation.category_ids[i] for i in evaluation.with_masks)
     names = dict(zip(evaluation.category_ids, evaluation.class_names, strict=True))
@@ -175,8 +175,8 @@ def _check_masks(detections: Sequence[Mapping], picture: Image.Image, run: Path)
             raise InputError(f"{run}: a detection of {DETECTIONS_FILE} {error}") from error
         if tuple(mask["size"]) != (picture.height, picture.width):
             raise InputError(
-                f"{run}: a mask of {DETECTIONS_FILE} is of size {mask['size']}, expected "
-                f"[{picture.height}, {picture.width}], that of its image"
+                f"{run}: a mask of {DETECTIONS_FILE} has size {mask['size']}, expected "
+                f"[{picture.height}, {picture.width}], the size of its image"
             )
 
 

@@ -220,10 +220,12 @@ def read_run(folder: Path) -> Run:
     lists = {"category_ids": evaluation.category_ids, **evaluation.by_class}
     for name, values in lists.items():
         if len(values) != num_classes:
-            raise InputError(f"{path} has {len(values)} {name} of {num_classes} classes, expected as many")
+            raise InputError(
+                f"{path} has {len(values)} {name} for {num_classes} classes, expected one each"
+            )
     indices = evaluation.with_masks
     if len(set(indices)) != len(indices) or not set(indices) <= set(range(num_classes)):
-        raise InputError(f"{path} has with_masks that are no indices of its {num_classes} classes")
+        raise InputError(f"{path} has with_masks that are not indices of its {num_classes} classes")
     if len(set(evaluation.category_ids)) != num_classes:
         raise InputError(f"{path} has category_ids twice, expected each once")
     return Run(folder, evaluation)

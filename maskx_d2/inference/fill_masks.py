@@ -186,7 +186,7 @@ def _checked(
             check_rle(mask.rle)
             image = wanted[annotation_id].image
             if mask.rle["size"] != [image["height"], image["width"]]:
-                raise InputError(f"{journal} has a mask of another size than that of its image: delete it")
+                raise InputError(f"{journal} has a mask whose size is not that of its image: delete it")
     return done.masks
 
 

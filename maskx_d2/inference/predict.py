@@ -199,7 +199,7 @@ def _places(journal: Journal, ids: Sequence[int], category_ids: Container[int]) 
     for of_image in journal.pieces(_DoneWithObjects):
         place = of_image.place
         if place in places or not 0 <= place < len(ids):
-            raise journal.refusal(f"it has image number {place} twice, or there is none")
+            raise journal.refusal(f"it has image number {place} twice, or there is no such image")
         places.add(place)
         try:
             of_image.check(ids[place], category_ids)

@@ -284,7 +284,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
     there = files.get_file_info(FileSelector(folder, allow_not_found=True))
     for info in there:
         if info.type != FileType.File or not info.base_name.endswith((".parquet", _UNFINISHED)):
-            raise InputError(f"{info.path} is in the way of what is found: give another --output")
+            raise InputError(f"{info.path} is not from this command: give another --output")
     if not (resume and any(info.base_name == _UNFINISHED for info in there)):
         for info in there:
             files.delete_file(info.path)
@@ -294,7 +294,9 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
         return set()
     with files.open_input_file(unfinished) as file:
         if file.read() != work:
-            raise InputError(f"{folder} is of other work than this: give another --output")
+            raise InputError(
+                f"{folder} belongs to a run with other inputs or options: give another --output"
+            )
     done, wanted = set(), set(ids)
     for info in there:
         if info.base_name != _UNFINISHED:
@@ -305,7 +307,7 @@ def _begin(files: FileSystem, folder: str, work: bytes, ids: Sequence[int], *, r
                 files.delete_file(info.path)
                 continue
             if not wanted.issuperset(found) or len(done) + len(found) != len(done.union(found)):
-                raise InputError(f"{info.path} has images twice, or others than these: delete it")
+                raise InputError(f"{info.path} has duplicate or unknown images: delete it")
             done.update(found)
     return done
 

@@ -156,7 +156,7 @@ def _open(path: Path, max_megapixels: float) -> Iterator[tuple[Iterator[Frame], 
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
         if not video.isOpened():
-            raise InputError(f"{path} cannot be read as a video: it has no picture that OpenCV can decode")
+            raise InputError(f"{path} cannot be read as a video: OpenCV finds no video stream in it")
         width, height, rate, number = (
             video.get(name)
             for name in (

@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path) -> dict:
             more memory than its size allows.
     """
     if "://" in str(path):
-        raise InputError(f"checkpoint {path} is an address, expected a file: download it")
+        raise InputError(f"checkpoint {path} is a URL, expected a file: download it")
     if not Path(path).is_file():
         raise MissingFileError(f"checkpoint {path} is not a file")
     try:
@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def _no_checkpoint(path: str | Path) -> InputError:
-    return InputError(f"checkpoint {path} is refused: it is nothing that PyTorch writes")
+    return InputError(f"checkpoint {path} is refused: it was not written by PyTorch")
 
 
 def _check_zip(path: Path) -> None:
@@ -67,7 +67,7 @@ def _check_zip(path: Path) -> None:
         names = [info.filename for info in archive.infolist()]
         pickles = [name for name in names if name.endswith("data.pkl")]
         if len(set(names)) < len(names) or len(pickles) != 1:
-            raise RefusedPickle("it is nothing that PyTorch writes")
+            raise RefusedPickle("it was not written by PyTorch")
         content = archive.read(pickles[0])
     pickle = Pickle(io.BytesIO(content), size=len(content))
     storages = _Storages(lambda key: records[key].file_size if key in records else 0)
@@ -78,7 +78,7 @@ def _check_pickles(path: Path) -> None:
     """Check a file in the format before PyTorch 1.6: several pickles, followed by the storages."""
     size = path.stat().st_size
     if size == 0:
-        raise RefusedPickle("it is nothing that PyTorch writes")
+        raise RefusedPickle("it was not written by PyTorch")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         pickle = Pickle(content, size=size)
         storages = _Storages(lambda key: size)
@@ -141,8 +141,8 @@ def _look_at_tensor(storage: object, offset: object, size: object, *more: object
         raise RefusedPickle("it has a tensor in an unknown form")
     if not all(type(n) is int and n >= 0 for n in size) or math.prod(size) > storage.num_values:
         raise RefusedPickle(
-            f"it has a tensor of shape {str(size)[:80]}, more than the {storage.num_values:,} numbers that "
-            "are there"
+            f"it has a tensor of shape {str(size)[:80]}, more than the {storage.num_values:,} numbers in "
+            "its storage"
         )
 
 

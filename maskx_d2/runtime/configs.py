@@ -46,7 +46,7 @@ def check_yaml(path: Path) -> None:
         # Here an anchor stands for one node, however often it is used.
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode | None):
-            raise InputError(f"config {path} is no config, expected keys with their values")
+            raise InputError(f"config {path} is not a config, expected keys with their values")
         size = 0 if root is None else _num_nodes(root, {})
         for base in _bases(root):
             if not (path.parent / base).is_file():
@@ -58,7 +58,7 @@ def check_yaml(path: Path) -> None:
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
     if size > _MOST_NODES:
         raise InputError(
-            f"config {path} stands for {size:.1g} values, expected at most {_MOST_NODES:,}: its anchors "
+            f"config {path} expands to {size:.1g} values, expected at most {_MOST_NODES:,}: its anchors "
             "repeat one another"
         )
 

@@ -88,7 +88,7 @@ def open_journal(path: Path, *, work: dict, kind: type) -> Iterator[Journal]:
                 length += len(line)
         except ValueError as error:  # msgspec's errors too
             raise InputError(
-                f"{path} is of other work than this: delete it, or give another --output"
+                f"{path} belongs to a run with other inputs or options: delete it, or give another --output"
             ) from error
         file.truncate(length)
         if not length:

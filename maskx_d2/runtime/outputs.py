@@ -113,7 +113,7 @@ def check_outputs(
             if path.is_dir():
                 _check_is_no_image(output, path)
             elif output.replaces(real_path(path)):
-                raise InputError(f"what is made of {path} would overwrite it: give another output")
+                raise InputError(f"the output would overwrite its input {path}: give another output")
         output.check()
 
 

@@ -103,7 +103,7 @@ def wait_for(page, condition):
 
 
 def set_score(page, score):
-    field = page.get_by_label("Score at least").first
+    field = page.get_by_label("Minimum score").first
     field.fill(str(score))
     field.press("Enter")
     page.keyboard.press("Tab")
@@ -133,7 +133,7 @@ def test_an_image_is_dropped_masks_appear_and_filters_choose_among_them(page, im
     assert [of["B"] for of in of_b] == [of["B"] for of in everything]
     page.get_by_label("all classes").check()
     wait_for(page, lambda found: found == everything)
-    page.get_by_label("Class name has in it").fill("GREEN")
+    page.get_by_label("Class name contains").fill("GREEN")
     of_name = wait_for(page, lambda found: found[0]["A"] + found[0]["B"] < 10 and found != everything)
     listed = "td:first-child .cell-wrap:has-text"  # of rows in sight
     for colour in ("blue", "red", "yellow"):
@@ -242,7 +242,7 @@ def test_only_its_own_address_and_pages_are_answered(url, method, host, origin, 
     answer = connection.getresponse()
     text = answer.read().decode()
     if status == 403:
-        assert (answer.status, text) == (403, "This page answers to its own address alone.")
+        assert (answer.status, text) == (403, "This page only answers requests to its own address.")
         assert not any(name.lower().startswith("access-control") for name, _ in answer.getheaders())
     else:
         assert answer.status not in (403, 500)
@@ -272,7 +272,7 @@ def test_the_page_is_no_wider_than_the_window(page, image, width):
 def test_users_mistakes_end_with_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cases = {
-        (): "--weights is not given, and output/demo has no demo: run maskx demo",
+        (): "--weights is not given, and output/demo has no demo: give --weights, or run maskx demo",
         ("--config-file", "a.yaml"): "--config-file is given without the weights",
         ("--compare-config-file", "a.yaml"): "--compare-config-file is given without the weights",
         ("--weights", "absent.ckpt"): "--weights absent.ckpt is not a file",
@@ -292,7 +292,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        message = f"port {port} is not free on 127.0.0.1, expected one that is: --port"
+        message = f"port {port} is not free on 127.0.0.1, expected a free port: --port"
         with pytest.raises(InputError, match=message):
             serve({}, folder=tmp_path, port=port)
     with pytest.raises(InputError, match=r"port 99999 is not free"):

@@ -106,8 +106,8 @@ def test_users_mistakes_end_with_one_sentence(capsys, annotations, tmp_path):
     assert "'nothing' is neither a file nor one of all, voc" in failure(capsys, "splits", "nothing")
     assert "names 'person'" in failure(capsys, "splits", "voc", annotations)
     assert "absent.json is not a file" in failure(capsys, "splits", "voc", tmp_path / "absent.json")
-    assert "class names" in failure(capsys, *random, tmp_path / "absent.txt")
-    assert "are empty, expected one a line" in failure(capsys, *random, tmp_path / "empty.txt")
+    assert "class name file" in failure(capsys, *random, tmp_path / "absent.txt")
+    assert "is empty, expected one name per line" in failure(capsys, *random, tmp_path / "empty.txt")
     glove = ["embeddings", "glove", "--vectors", tmp_path / "absent.txt", *out]
     assert "absent.txt are not a file" in failure(capsys, *glove)
     assert not (tmp_path / "table.npy").exists()
@@ -142,16 +142,16 @@ def test_without_ray_its_install_command_is_named(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "{images}", "--ray", "--top", "3"], "--top is of pictures and videos, which --ray"),
-        (["predict", "{images}", "--ray", "--merge", "0.5"], "--merge is of pictures and videos"),
-        (["predict", "{images}", "--ray", "--every", "2"], "--every is of pictures and videos"),
+        (["predict", "{images}", "--ray", "--top", "3"], "--top is for pictures and videos, which --ray"),
+        (["predict", "{images}", "--ray", "--merge", "0.5"], "--merge is for pictures and videos"),
+        (["predict", "{images}", "--ray", "--every", "2"], "--every is for pictures and videos"),
         (["predict", "a.MP4", "--ray"], "a.MP4 is a video, expected images with --ray"),
         (["predict", "absent", "--ray"], "absent is neither an image nor a folder"),
         (["predict", "file:///absent", "--ray"], "file:///absent is neither an image nor a folder"),
-        (["predict", "foo://a", "--ray"], "foo://a/ is no address that pyarrow can read"),
-        (["predict", "s3://bucket/a"], "s3://bucket/a is an address, which takes --ray"),
-        (["predict", "{images}", "--output", "s3://b"], "s3://b is an address, which takes --ray"),
-        (["fill-masks", "a.json", "s3://bucket/a"], "s3://bucket/a is an address, which takes --ray"),
+        (["predict", "foo://a", "--ray"], "foo://a/ is not an address that pyarrow can read"),
+        (["predict", "s3://bucket/a"], "s3://bucket/a is a URL, which needs --ray"),
+        (["predict", "{images}", "--output", "s3://b"], "s3://b is a URL, which needs --ray"),
+        (["fill-masks", "a.json", "s3://bucket/a"], "s3://bucket/a is a URL, which needs --ray"),
     ],
 )
 def test_what_ray_does_not_do_and_what_takes_it_is_said(capsys, tmp_path, arguments, message):
@@ -206,7 +206,7 @@ def test_shapes_are_drawn_as_the_demo_draws_them(tmp_path, capsys):
         assert own.read_bytes() == path.read_bytes()
     assert str(tmp_path / "mine" / "annotations" / "train.json") in out
     line = failure(capsys, *words, tmp_path / "mine")
-    assert "is there already, expected a new or an empty folder" in line
+    assert "already exists, expected a new or an empty folder" in line
 
 
 # ---- Inputs and outputs ----
@@ -270,7 +270,7 @@ def test_no_command_writes_over_any_of_its_inputs(tmp_path, capsys, words, dest,
             given = ["MODEL.WEIGHTS", value] if action.dest == "opts" else given
             arguments += [*action.option_strings[:1], *given]
     line = failure(capsys, *words, *arguments)
-    assert f"what is made of {path} would overwrite it: give another output" in line
+    assert f"the output would overwrite its input {path}: give another output" in line
     assert path.read_text() == "kept"
 
 

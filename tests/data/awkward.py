@@ -141,7 +141,7 @@ FAILS = {
         lambda c: c["categories"][0].update(name="dog"),
         r"name 'dog' is that of 2 categories",
     ),
-    "no categories": (lambda c: c.update(categories=[]), r"categories are empty, expected one at least"),
+    "no categories": (lambda c: c.update(categories=[]), r"categories are empty, expected at least one"),
     "polygon of an odd number": (
         _first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
         r"annotation 1 has a polygon that is not a list of x, y",

@@ -44,7 +44,7 @@ def test_what_is_not_there_or_no_image_is_named(folder):
         find_images_at(f"{folder.as_uri()}/nothing", recursive=False, suffixes=PNG)
     with pytest.raises(FileNotFoundError, match=r"holds no image, expected files ending in .jpg"):
         find_images_at(folder.as_uri(), recursive=True, suffixes=(".jpg",))
-    with pytest.raises(ValueError, match=r"foo://bucket/ is no address that pyarrow can read: Unrecog"):
+    with pytest.raises(ValueError, match=r"foo://bucket/ is not an address that pyarrow can read: Unrecog"):
         read_image_at("foo://bucket/a.png")
 
 

@@ -86,7 +86,7 @@ def check(path, folder, capsys):
 def test_a_good_dataset_has_nothing_to_remark(tmp_path, capsys):
     status, printed = check(awkward.write(tmp_path), tmp_path, capsys)
     assert status == 0
-    assert "truth.json: 2 images, 4 annotations, 2 categories\nNothing to remark." in printed
+    assert "truth.json: 2 images, 4 annotations, 2 categories\nNo problems found." in printed
 
 
 def test_all_problems_are_reported_at_once_with_their_counts(tmp_path, capsys):

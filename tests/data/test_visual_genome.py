@@ -121,9 +121,9 @@ def test_what_can_be_passed_over_is_counted(inputs, tmp_path):
     for line in (
         "left out: no key 'synsets': 1",
         "left out: box without positive size: 2",
-        "images with objects that image_data does not have: 1",
-        "left out: objects of those: 1",
-        "images that objects.json does not have: 1",
+        "images in objects.json that are not in image_data.json: 1",
+        "left out: their objects: 1",
+        "images that are not in objects.json: 1",
     ):
         assert line in text
     everything = [a for content in read(tmp_path / "out").values() for a in content["annotations"]]
@@ -150,9 +150,9 @@ def cut(path):
 @pytest.mark.parametrize(
     ("number", "change", "message"),
     [
-        (0, cut, r"image_data.json is not what Visual Genome and COCO have: .*truncated"),
-        (1, cut, r"objects.json is not what Visual Genome and COCO have: .*truncated"),
-        (2, cut, r"instances_val2017.json is not what Visual Genome and COCO have: .*truncated"),
+        (0, cut, r"image_data.json is not in the format of Visual Genome or COCO: .*truncated"),
+        (1, cut, r"objects.json is not in the format of Visual Genome or COCO: .*truncated"),
+        (2, cut, r"instances_val2017.json is not in the format of Visual Genome or COCO: .*truncated"),
         (
             0,
             lambda p: edit(p, lambda c: c[3].pop("width")),
@@ -172,20 +172,24 @@ def cut(path):
         (
             1,
             lambda p: p.write_text("{}"),
-            r"objects.json is not what Visual Genome and COCO have: Expected `array`",
+            r"objects.json is not in the format of Visual Genome or COCO: Expected `array`",
         ),
         (
             1,
             lambda p: edit(p, lambda c: c[4].update(image_id=2**31)),
-            r"image number 5 of .*objects.json is not what Visual Genome has: Expected `int`",
+            r"image number 5 of .*objects.json is not in the format of Visual Genome: Expected `int`",
         ),
         (
             1,
             lambda p: edit(p, lambda c: c[4]["objects"].append({**OBJECT, "x": 1e300})),
-            r"image number 5 of .*objects.json is not what Visual Genome has: Expected `float`",
+            r"image number 5 of .*objects.json is not in the format of Visual Genome: Expected `float`",
         ),
-        (2, lambda p: p.write_text("[]"), r"instances_val2017.json is not what .* Expected `object`"),
-        (1, lambda p: p.write_text(""), r"objects.json is not what Visual Genome and COCO have"),
+        (
+            2,
+            lambda p: p.write_text("[]"),
+            r"val2017.json is not in the format .* Expected `object`",
+        ),
+        (1, lambda p: p.write_text(""), r"objects.json is not in the format of Visual Genome or COCO"),
     ],
 )
 def test_a_malformed_input_is_named_and_nothing_is_written(inputs, tmp_path, number, change, message):

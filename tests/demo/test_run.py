@@ -121,7 +121,7 @@ def test_the_next_command_that_it_prints_runs(quick_demo, tmp_path):
 def test_other_folders_are_not_touched(tmp_path):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds other things than an earlier demo: give a new folder"):
+    with pytest.raises(ValueError, match=r"holds files that are not from a demo: give a new folder"):
         demo.run_demo(tmp_path, backend=None)
     assert (tmp_path / "dataset" / "precious.txt").read_text() == "mine"
 

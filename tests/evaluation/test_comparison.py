@@ -63,12 +63,12 @@ def test_runs_on_other_data_splits_or_classes_are_refused_with_the_reason(tmp_pa
     path = other_classes / "inference" / "evaluation.json"
     path.write_text(path.read_text().replace("class 3", "class three"))
     for folder, reason in (
-        (other_data, r"they were evaluated on other data, .*truth.json and .*truth.json"),
+        (other_data, r"they were evaluated on different data, .*truth.json and .*truth.json"),
         (
             other_split,
-            r"they report on other splits, which differ in 2 classes \(class 9, class 10\); TEST.MASKX_C",
+            r"they report on different splits, which differ in 2 classes \(class 9, class 10\); TEST",
         ),
-        (other_classes, r"they were evaluated on other classes"),
+        (other_classes, r"they were evaluated on different classes"),
     ):
         with pytest.raises(ValueError, match=rf"baseline and .*_run cannot be compared: {reason}"):
             compare_runs([folders[0], folder])
@@ -179,7 +179,7 @@ def test_images_that_are_not_there_are_left_out(tmp_path):
     assert html_report(comparison, num_images=20).count("<img") == 11
     truth.unlink()
     html = html_report(comparison, num_images=20)
-    assert html.count("<img") == 0 and "The images that were evaluated on are not where they were" in html
+    assert html.count("<img") == 0 and "The images of the evaluation are no longer in their folder" in html
 
 
 def test_no_pictures_are_made_with_annotations_that_were_not_evaluated(tmp_path):
@@ -187,7 +187,7 @@ def test_no_pictures_are_made_with_annotations_that_were_not_evaluated(tmp_path)
     comparison = compare_runs([runs.run(tmp_path / "run", truth)])
     truth.write_text(truth.read_text() + "\n")
     html = html_report(comparison, num_images=20)
-    assert "<img" not in html and "The annotations are not those that were evaluated any more" in html
+    assert "<img" not in html and "The annotations have changed since the evaluation" in html
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_no_pictures_are_made_with_annotations_that_were_not_evaluated(tmp_path)
     [
         ({"size": [100_000, 100_000], "counts": "PlZ~8"}, r"a detection of .* has RLE of the size"),
         ({"size": [20, 20], "counts": "P"}, r"a detection of .* has compressed RLE that is cut off"),
-        ({"size": [20, 20], "counts": "`<"}, r"a mask of .* is of size \[20, 20\], expected \[160, 160\]"),
+        ({"size": [20, 20], "counts": "`<"}, r"a mask of .* has size \[20, 20\], expected \[160, 160\]"),
     ],
 )
 def test_masks_that_pycocotools_would_stumble_over_are_named(tmp_path, mask, message):
@@ -316,9 +316,9 @@ def test_groups_have_means_deviations_and_gains_seed_by_seed(groups):
 
 def test_groups_that_cannot_be_compared_are_refused(groups, tmp_path):
     plain, new = groups.values()
-    with pytest.raises(ValueError, match=r"other numbers of runs \(a 3, b 2\), expected as many in each"):
+    with pytest.raises(ValueError, match=r"different numbers of runs \(a 3, b 2\), expected the same"):
         compare_groups({"a": plain, "b": new[:2]})
-    with pytest.raises(ValueError, match=r"plain_0 and .*new_1 cannot be compared: .* on other data"):
+    with pytest.raises(ValueError, match=r"plain_0 and .*new_1 cannot be compared: .* on different data"):
         compare_groups({"a": plain[:2], "b": new[1::-1]})
     with pytest.raises(ValueError, match=r"the run .*plain_0 is given twice"):
         compare_groups({"a": plain, "b": [plain[0], *new[1:]]})
@@ -326,7 +326,7 @@ def test_groups_that_cannot_be_compared_are_refused(groups, tmp_path):
         compare_groups({"a": plain, "b": new}, baseline="c")
     truth = runs.dataset(tmp_path / "data", synthetic.ground_truth(seed=9))
     other = [runs.run(tmp_path / name, truth, with_masks=(1, 3)) for name in ("x", "y")]
-    with pytest.raises(ValueError, match=r"plain_0 and .*x cannot be compared: they report on other split"):
+    with pytest.raises(ValueError, match=r"plain_0 and .*x cannot be compared: they report on diff"):
         compare_groups({"a": [plain[0], other[0]], "b": [new[0], other[1]]})
 
 
@@ -336,8 +336,8 @@ def test_the_command_takes_groups(groups, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "In brackets the difference to new. Mean ± standard deviation of 3 seeds" in printed
     for wrong, message in (
-        ([*words, str(groups["new"][0])], "give runs, or groups of them by --group, one of the two"),
-        ([], "give runs, or groups of them"),
+        ([*words, str(groups["new"][0])], "give either runs or groups of runs (--group)"),
+        ([], "give either runs or groups of runs"),
         ([words[0], words[0]], "--group is given twice with one of the names plain, plain"),
         (["--group=plain"], "plain is not NAME=RUN_DIR,RUN_DIR"),
         (["--group=a=,"], "a=, is not NAME=RUN_DIR,RUN_DIR"),

@@ -80,9 +80,9 @@ def changed(path, change):
     ("change", "message"),
     [
         (lambda c: c.update(class_names="ab"), "Expected `array`, got `str` - at `$.class_names`"),
-        (lambda c: c["category_ids"].pop(), "has 4 category_ids of 5 classes, expected as many"),
-        (lambda c: c["by_class"]["segm"].append(1), "has 6 segm of 5 classes, expected as many"),
-        (lambda c: c.update(with_masks=[0, 9]), "has with_masks that are no indices of its 5 classes"),
+        (lambda c: c["category_ids"].pop(), "has 4 category_ids for 5 classes, expected one each"),
+        (lambda c: c["by_class"]["segm"].append(1), "has 6 segm for 5 classes, expected one each"),
+        (lambda c: c.update(with_masks=[0, 9]), "has with_masks that are not indices of its 5 classes"),
         (lambda c: c["category_ids"].__setitem__(0, 3), "has category_ids twice, expected each once"),
         (lambda c: c["by_group"].update(segm=3), "Expected `object`, got `int`"),
     ],

@@ -203,7 +203,9 @@ def test_what_is_done_is_not_lost_where_what_is_left_cannot_be_read(dataset):
 def test_what_another_model_has_begun_is_not_gone_on_with(dataset):
     with pytest.raises(KeyboardInterrupt):
         fill(dataset, Stopping(), batch_size=1)
-    with pytest.raises(ValueError, match=r"out.json.unfinished is of other work than this: delete it"):
+    with pytest.raises(
+        ValueError, match=r"unfinished belongs to a run with other inputs or options: delete"
+    ):
         fill_masks(Detector(), *dataset, dataset[0].parent / "out.json", model="b")
 
 
@@ -211,7 +213,7 @@ def test_what_another_model_has_begun_is_not_gone_on_with(dataset):
     ("mask", "message"),
     [
         ({"size": [HEIGHT, WIDTH], "counts": "0"}, "do not add up"),
-        ({"size": [2, 2], "counts": [4]}, "a mask of another size"),
+        ({"size": [2, 2], "counts": [4]}, "a mask whose size is not that of its image"),
     ],
 )
 def test_a_journal_that_somebody_has_changed_is_no_mask_of_garbage(dataset, mask, message):
@@ -242,7 +244,7 @@ def test_a_journal_that_somebody_has_changed_is_no_mask_of_garbage(dataset, mask
 def test_mistakes_are_told_before_anything_is_written(dataset, tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     cases = [
-        ({"output": dataset[0]}, "in.json would overwrite it"),
+        ({"output": dataset[0]}, "would overwrite its input .*in.json"),
         ({"output": dataset[1]}, "images is a folder, expected a file or nothing"),
         ({"images": tmp_path / "absent"}, "absent is not a folder"),
         ({"annotations": tmp_path / "absent.json"}, "absent.json is not a file"),

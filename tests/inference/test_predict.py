@@ -92,7 +92,9 @@ def test_a_run_that_goes_on_does_what_is_left_and_ends_with_the_same_file(tmp_pa
         predict(Stopping(10), folder, tmp_path / "out", model="a")
     before = (tmp_path / "out" / "1.png").stat().st_mtime_ns
     for changed in ({"model": "b"}, {"model": "a", "min_score": 0.1}):
-        with pytest.raises(ValueError, match=r"coco_instances_results.jsonl is of other work than this"):
+        with pytest.raises(
+            ValueError, match=r"results.jsonl belongs to a run with other inputs or options"
+        ):
             predict(Detector(10), folder, tmp_path / "out", resume=True, **changed)
     seen = []
     results = predict(
@@ -176,10 +178,10 @@ def test_of_many_classes_the_best_are_drawn_and_one_name_for_a_region(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"place": 7}, "it has image number 7 twice, or there is none"),
+        ({"place": 7}, "it has image number 7 twice, or there is no such image"),
         ({"place": -1}, "it has image number -1 twice"),
         ({"place": 1, "detections": []}, "it has image number 1 twice"),
-        ({"place": "0"}, "of other work than this: delete it"),
+        ({"place": "0"}, "a run with other inputs or options: delete it"),
         ({"detections": None}, "Expected `array`, got `null`"),
         ({"score": -0.5}, r"Expected `float` >= 0.* - at `\$.detections\[0\].score`"),
         ({"score": 1.5}, "Expected `float` <= 1"),
@@ -203,6 +205,6 @@ def test_a_journal_that_this_command_cannot_have_written_is_named(tmp_path, chan
     target |= changed
     path.write_text("\n".join([first, json.dumps(piece), *others, ""]))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"{UNFINISHED_FILE} is .*{message}"):
+    with pytest.raises(ValueError, match=rf"{UNFINISHED_FILE} .*{message}"):
         predict(Detector(10), folder, tmp_path / "out", resume=True)
     assert path.read_bytes() == before

@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_sees_what_is_left_and_ends_with_the_same_files(tmp_p
     with pytest.raises(KeyboardInterrupt):
         predict_video(Detector(stop_at=7), video, tmp_path / "out", model="a")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["in.jsonl.unfinished"]
-    with pytest.raises(ValueError, match="is of other work than this"):
+    with pytest.raises(ValueError, match="belongs to a run with other inputs or options"):
         predict_video(Detector(), video, tmp_path / "out", model="b", resume=True)
     detector = Detector()
     path = predict_video(detector, video, tmp_path / "out", model="a", resume=True)
@@ -139,7 +139,7 @@ def test_what_is_no_video_is_named_and_nothing_is_left(tmp_path):
     for name, message in (
         ("text.mp4", "text.mp4 cannot be read as a video: "),
         ("cut.avi", "cut.avi "),
-        ("sound.mp4", "sound.mp4 cannot be read as a video: it has no picture"),
+        ("sound.mp4", "sound.mp4 cannot be read as a video: OpenCV finds no video stream"),
     ):
         with pytest.raises(ValueError, match=message):
             predict_video(Detector(), tmp_path / name, tmp_path / "out")
@@ -147,7 +147,7 @@ def test_what_is_no_video_is_named_and_nothing_is_left(tmp_path):
     message = r"whole.avi cannot be read as a video: it has \d+ x \d+ pixels, expected at most 0.0001 mega"
     with pytest.raises(ValueError, match=message):
         predict_video(Detector(), tmp_path / "whole.avi", tmp_path / "out", max_megapixels=0.0001)
-    with pytest.raises(ValueError, match="would overwrite it"):
+    with pytest.raises(ValueError, match="would overwrite its input"):
         predict_video(Detector(), tmp_path / "text.mp4", tmp_path)
 
 

@@ -105,7 +105,7 @@ def test_a_file_with_two_pickles_is_refused(tmp_path):
     path = written(tmp_path, pickle.dumps({}, 2))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", pickle.dumps({}, 2))
-    with pytest.raises(ValueError, match="it is nothing that PyTorch writes"):
+    with pytest.raises(ValueError, match="it was not written by PyTorch"):
         read_checkpoint(path)
 
 

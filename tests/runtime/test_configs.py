@@ -13,7 +13,7 @@ def test_a_config_that_grows_as_it_is_read_is_refused_as_the_base_of_another_too
     (tmp_path / "laughs.yaml").write_text(LAUGHS)
     (tmp_path / "small.yaml").write_text("a: 1")
     (tmp_path / "config.yaml").write_text(f"_BASE_: {base}\nb: 2")
-    with pytest.raises(ValueError, match=r"laughs.yaml stands for 4e\+11 values, expected at most 100,000"):
+    with pytest.raises(ValueError, match=r"laughs.yaml expands to 4e\+11 values, expected at most 100,000"):
         check_yaml(tmp_path / "config.yaml")
 
 
@@ -24,9 +24,9 @@ def test_a_config_that_grows_as_it_is_read_is_refused_as_the_base_of_another_too
         ("_BASE_: absent.yaml", FileNotFoundError, "config.yaml names _BASE_ absent.yaml, which"),
         ("a: &a [*a]", ValueError, "config.yaml is nested too deep, or within itself"),
         ("a: [", ValueError, r"config .*config.yaml: "),
-        ("_BASE_: /etc/passwd", ValueError, r"config /etc/passwd(: | is no config, expected keys with)"),
-        ("- a", ValueError, r"config .*config.yaml is no config, expected keys with their values"),
-        ("a", ValueError, r"config .*config.yaml is no config, expected keys with their values"),
+        ("_BASE_: /etc/passwd", ValueError, r"config /etc/passwd(: | is not a config, expected keys with)"),
+        ("- a", ValueError, r"config .*config.yaml is not a config, expected keys with their values"),
+        ("a", ValueError, r"config .*config.yaml is not a config, expected keys with their values"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_named(tmp_path, text, error, message):

@@ -186,7 +186,7 @@ def test_outputs_that_are_no_files_or_inputs_are_refused_by_every_command(capsys
     assert failure(capsys, *random, tmp_path / "pipe")[0] == 2
     names = tmp_path / "names.txt"
     names.write_text("dog\n")
-    assert "would overwrite it" in failure(capsys, *random, names, "--classes", names)[1]
+    assert "would overwrite its input" in failure(capsys, *random, names, "--classes", names)[1]
     assert names.read_text() == "dog\n"
     genome = [tmp_path / name for name in ("vg3k_train.json", "objects.json", "coco.json")]
     for path in genome:
@@ -196,7 +196,7 @@ def test_outputs_that_are_no_files_or_inputs_are_refused_by_every_command(capsys
         *("prepare", "vg3k", "--image-data", genome[0], "--objects", genome[1]),
         *("--coco-val", genome[2], "--output", tmp_path),
     )
-    assert status == 2 and "would overwrite it" in sentence
+    assert status == 2 and "would overwrite its input" in sentence
     assert genome[0].read_text() == "[]"
     (tmp_path / "comparison.html").mkdir()
     status, sentence = failure(capsys, "compare", tmp_path / "absent", "--output", tmp_path)

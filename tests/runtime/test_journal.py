@@ -52,7 +52,10 @@ def test_other_files_are_left_as_they_are(tmp_path, content):
     path = tmp_path / "journal"
     path.write_bytes(content)
     with (
-        pytest.raises(ValueError, match=r"journal is of other work than this: delete it, or give another"),
+        pytest.raises(
+            ValueError,
+            match=r"journal belongs to a run with other inputs or options: delete",
+        ),
         open_journal(path, work=WORK, kind=Piece),
     ):
         pass
@@ -65,5 +68,5 @@ def test_lines_that_are_no_pieces_are_refused(tmp_path):
         journal.append(Piece(1))
     with path.open("ab") as file:
         file.write(b'{"number": "x"}\n')
-    with pytest.raises(ValueError, match="other work"), open_journal(path, work=WORK, kind=Piece):
+    with pytest.raises(ValueError, match="other inputs"), open_journal(path, work=WORK, kind=Piece):
         pass

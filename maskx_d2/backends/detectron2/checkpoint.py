@@ -53,7 +53,7 @@ class Checkpointer(DetectionCheckpointer):
         path = Path(self.save_dir, name)
         check_replaceable(path)
         if not path.is_file():
-            raise MissingFileError(f"{self._last} names {name!r}, which is not there")
+            raise MissingFileError(f"{self._last} names {name!r}, which does not exist")
         return str(path)
 
     @property

@@ -120,7 +120,7 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
             results = work(cfg, args)
     except SystemExit as stopped:
         if stopped.code == 1:  # from verify_results(), which has logged the reason
-            raise InputError(f"results are not those of TEST.EXPECTED_RESULTS: {log} has both") from stopped
+            raise InputError(f"results differ from TEST.EXPECTED_RESULTS: {log} shows both") from stopped
         raise
     if is_main:
         print(_report(cfg))
@@ -229,8 +229,8 @@ def _check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
         _check_not_overruled(cfg, folder / "config.yaml")
     elif earlier and not overwrite:
         raise InputError(
-            f"OUTPUT_DIR {folder} holds {earlier[0].name} of an earlier run: go on with it by --resume, "
-            "give another OUTPUT_DIR, or --overwrite"
+            f"OUTPUT_DIR {folder} holds {earlier[0].name} of an earlier run: continue it with --resume, "
+            "give another OUTPUT_DIR, or use --overwrite"
         )
 
 

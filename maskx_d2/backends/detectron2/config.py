@@ -135,7 +135,7 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
     if head.TRAIN_ROIS != "proposals" and roi_heads_are(cfg, "Res5ROIHeads"):
         raise InputError(
             f"{prefix}.TRAIN_ROIS is {head.TRAIN_ROIS!r}, expected 'proposals' with MODEL.ROI_HEADS.NAME "
-            f"{cfg.MODEL.ROI_HEADS.NAME!r}, where box and mask branch share their features"
+            f"{cfg.MODEL.ROI_HEADS.NAME!r}, whose box and mask branches share features"
         )
 
 

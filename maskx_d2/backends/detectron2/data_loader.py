@@ -102,7 +102,9 @@ def _mapper(
         own = {} if augmentations is None else {"augmentations": list(augmentations)}
         return kind(cfg, is_train=is_train, **own)
     if augmentations is not None:
-        raise InputError("a mapper and augmentations are given, expected one of them: a mapper has its own")
+        raise InputError(
+            "a mapper and augmentations are given, expected only one: a mapper has its own augmentations"
+        )
     return mapper
 
 
@@ -138,7 +140,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
     if cfg.MODEL.MASK_ON and not has_masks(dataset):
         raise InputError(
             f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
-            f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} leaves, expected one at least to learn masks from"
+            f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} keeps, expected at least one to learn masks from"
         )
     return dataset, sizes
 

@@ -106,12 +106,12 @@ class PartiallySupervisedMapper(DatasetMapper):
     def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
         if self.expected_roi_heads is not None:
             raise InputError(
-                f"{file_name} is of a dataset that does not label all classes, which MODEL.ROI_HEADS.NAME "
-                f"must be {self.expected_roi_heads!r} for"
+                f"{file_name} is from a dataset that does not label all classes: MODEL.ROI_HEADS.NAME must "
+                f"be {self.expected_roi_heads!r}"
             )
         if self.num_classes is None:
             raise InputError(
-                f"{file_name} is of a dataset that does not label all classes: the mapper needs num_classes"
+                f"{file_name} is of a dataset that labels only some classes: the mapper needs num_classes"
             )
         return LabelledClasses(unpack_classes(packed, self.num_classes), num_instances)
 
@@ -127,8 +127,8 @@ class PartiallySupervisedMapper(DatasetMapper):
         has_mask = [bool(annotation.get("segmentation")) for annotation in annotations]
         if self.expected_roi_heads is not None and not all(has_mask):
             raise InputError(
-                f"{file_name} has {has_mask.count(False)} annotations without segmentation, which "
-                f"MODEL.ROI_HEADS.NAME must be {self.expected_roi_heads!r} for"
+                f"{file_name} has {has_mask.count(False)} annotations without segmentation: "
+                f"MODEL.ROI_HEADS.NAME must be {self.expected_roi_heads!r}"
             )
         for annotation in annotations:
             if not self.use_keypoint:

@@ -56,7 +56,7 @@ def register_datasets(cfg: CfgNode) -> None:
         registered = (metadata.get("json_file"), metadata.get("image_root"))
         if registered != (json_file, image_root):
             raise InputError(
-                f"DATASETS.MASKX_REGISTER: {name!r} is registered already, with {registered[0]}: choose "
+                f"DATASETS.MASKX_REGISTER: {name!r} is already registered, with {registered[0]}: choose "
                 "another name"
             )
 
@@ -133,15 +133,15 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
     if found != expected:
         differing = sum(a != b for a, b in zip(found, expected, strict=False))
         raise InputError(
-            f"annotation file {json_file} has {len(found)} classes, of which {differing} are not those of "
-            f"the list of {len(expected)} that {name!r} is registered with: register it by "
-            "DATASETS.MASKX_REGISTER under another name"
+            f"annotation file {json_file} has {len(found)} classes, {differing} of which differ from "
+            f"the list of {len(expected)} that {name!r} is registered with: register it under another "
+            "name with DATASETS.MASKX_REGISTER"
         )
     return _records(name, json_file, file, image_root)
 
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
-    _must_be_there(json_file, "datasets/README.md tells where it comes from")
+    _must_be_there(json_file, "datasets/README.md says where to get it")
     file = read_coco_file(Path(json_file))
     if file.class_names != coco_class_names():
         raise InputError(f"annotation file {json_file} has other classes, expected COCO's 80")
@@ -177,7 +177,7 @@ def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str)
     if annotation.ignore:
         raise InputError(
             f"annotation file {json_file}: annotation {annotation.id} has ignore {annotation.ignore!r}, "
-            "expected none or 0: Detectron2 has no such instances, iscrowd is for regions to ignore"
+            "expected none or 0: Detectron2 does not support it, use iscrowd for regions to ignore"
         )
     result = {"bbox": annotation.bbox, "category_id": index_of[annotation.category_id]}
     result["bbox_mode"] = BoxMode.XYWH_ABS

@@ -56,7 +56,7 @@ class ImageField:
             are_tensors = all(isinstance(value, Tensor) for value in both)
             if both[0] is not both[1] and not (are_tensors and torch.equal(*both)):
                 raise InputError(
-                    f"a {type(first).__name__} is one for all instances of an image, expected no instances "
-                    "of images that differ in it"
+                    f"a {type(first).__name__} has one value for all instances of an image, expected only "
+                    "instances of images with the same value"
                 )
         return first.of_length(sum(len(field) for field in fields))

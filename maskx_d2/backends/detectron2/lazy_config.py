@@ -148,9 +148,7 @@ def partially_supervise(
 def _use_hourglass(heads: DictConfig, name: str, channels: int, norm: str) -> None:
     head, old = heads.mask_head, heads.mask_head.input_shape
     if "mask_pooler" not in heads:
-        raise InputError(
-            f"trunk is {name!r}, expected 'convs' where box and mask branch share their features"
-        )
+        raise InputError(f"trunk is {name!r}, expected 'convs' if the box and mask branches share features")
     heads.mask_pooler.output_size = HOURGLASS_SIDE
     head.input_shape = ShapeSpec(channels=old.channels, height=HOURGLASS_SIDE, width=HOURGLASS_SIDE)
     head.hourglass = L(Hourglass)(

@@ -135,7 +135,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         if found != expected:
             raise InputError(
                 f"the weight transfer function reads class embeddings of width {expected}, but those of "
-                f"the box predictor have {found}"
+                f"the box predictor have width {found}"
             )
 
     def mask_logits(self, x: Tensor, classes: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
     except Exception as error:  # anything NumPy raises for an invalid file
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     if not isinstance(table, np.ndarray):
-        raise InputError(f"{path} holds several arrays, expected a .npy file of one")
+        raise InputError(f"{path} holds several arrays, expected a .npy file with one")
     if table.ndim != 2 or len(table) != num_classes or not np.issubdtype(table.dtype, np.number):
         raise InputError(
             f"{path} holds {table.dtype} of shape {table.shape}, expected numbers of shape "

@@ -76,8 +76,8 @@ class PartiallySupervisedRes5ROIHeads(PartialSupervision, Res5ROIHeads):
         super().__init__(**kwargs)
         if self.train_rois != "proposals":
             raise InputError(
-                f"train_rois is {self.train_rois!r}, expected 'proposals' where box and mask branch share "
-                "their features"
+                f"train_rois is {self.train_rois!r}, expected 'proposals' if the box and mask branches "
+                "share features"
             )
 
     @classmethod

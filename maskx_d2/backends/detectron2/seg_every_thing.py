@@ -206,7 +206,7 @@ def _state(path: Path, blobs: dict[str, np.ndarray], model: dict[str, Tensor]) -
         for key, value in model.items()
         if key in state and state[key].shape != value.shape
     ]
-    missing = [f"that of {key}" for key in model if key not in state]
+    missing = [f"the blob of {key}" for key in model if key not in state]
     _check_blobs(path, missing=missing, unknown=unknown, misshapen=misshapen)
     return {key: state[key].clone() for key in model}
 

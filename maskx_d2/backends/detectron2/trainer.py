@@ -247,8 +247,8 @@ class _StopOnSignal(HookBase):
         if comm.is_main_process():
             name = signal.Signals(number).name
             print(
-                f"\ntrain_net.py: stopped by {name} after iteration {iteration}: to go on, add --resume to "
-                "the same command",
+                f"\ntrain_net.py: stopped by {name} after iteration {iteration}: to continue, add --resume "
+                "to the same command",
                 file=sys.stderr,
             )
         _leave(number)

@@ -143,7 +143,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             name = signal.Signals(number).name
             print(
-                f"\nmaskx: stopped by {name} after step {trainer.global_step}: to go on, add --ckpt_path "
+                f"\nmaskx: stopped by {name} after step {trainer.global_step}: to resume, add --ckpt_path "
                 f"{self.path} to the same command",
                 file=sys.stderr,
             )

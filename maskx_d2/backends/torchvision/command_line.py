@@ -107,8 +107,8 @@ class CommandLine(LightningCLI):
             raise InputError(f"--ckpt_path {config.ckpt_path} was not written by this backend")
         if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
             raise InputError(
-                f"--ckpt_path {config.ckpt_path} holds weights alone, expected last.ckpt, with the state "
-                "of its training"
+                f"--ckpt_path {config.ckpt_path} holds only weights, expected last.ckpt, which has the "
+                "state of the training"
             )
         _check_not_overruled(config.model.as_dict(), check_model(config.ckpt_path, checkpoint))
 
@@ -142,7 +142,7 @@ def _check_not_overruled(options: dict, of_checkpoint: dict) -> None:
         given, kept = _plain(value), _plain(of_checkpoint[name])
         if given not in (kept, _plain(defaults[name])):
             raise InputError(
-                f"--model.{name} is {given!r}, but the checkpoint goes on with {kept!r}: leave it out, or "
+                f"--model.{name} is {given!r}, but the checkpoint was made with {kept!r}: leave it out, or "
                 "start a new run"
             )
 
@@ -158,8 +158,8 @@ def _check_folder(folder: Path, checkpoint: str | None) -> None:
     if not earlier or (checkpoint is not None and real_path(checkpoint).parent == real_path(folder)):
         return
     raise InputError(
-        f"{folder} holds {earlier[0].name} of an earlier run: go on with it by --ckpt_path "
-        f"{folder / 'last.ckpt'}, give another --trainer.default_root_dir, or --overwrite=true"
+        f"{folder} holds {earlier[0].name} of an earlier run: continue it with --ckpt_path "
+        f"{folder / 'last.ckpt'}, give another --trainer.default_root_dir, or use --overwrite=true"
     )
 
 

@@ -156,7 +156,7 @@ class CocoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset, _ = self._training
         if len(dataset) == 0:
-            raise InputError(f"{self.train_json} has no image with an object, expected one at least")
+            raise InputError(f"{self.train_json} has no image with an object, expected at least one")
         trainer = self.trainer
         images_done = trainer.global_step * trainer.accumulate_grad_batches * self.batch_size
         sampler = ShuffledStream(

@@ -232,7 +232,7 @@ def maskx_rcnn_resnet_fpn(
     _one_of("depth", depth, DEPTHS)
     _one_of("trunk", trunk, TRUNKS)
     if num_classes < 2:
-        raise InputError(f"num_classes is {num_classes}, expected the background and one class at least")
+        raise InputError(f"num_classes is {num_classes}, expected the background and at least one class")
     backbone = _backbone(
         depth=depth,
         weights=weights_backbone,

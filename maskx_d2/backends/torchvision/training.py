@@ -133,7 +133,7 @@ class TrainingModule(LightningModule):
         if learns_masks and data is not None and not data.has_masks:
             raise InputError(
                 f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
-                f"{data.split!r} leaves, expected one at least to learn masks from"
+                f"{data.split!r} keeps, expected at least one to learn masks from"
             )
         if learns_masks and data is not None:
             self.trained_with_masks = data.trained_with_masks
@@ -301,7 +301,7 @@ def check_model(path: str | Path, checkpoint: dict) -> dict:
             expected = TrainingModule(**options).state_dict()
         check_state("it", found, expected)
         if more := found.keys() - expected.keys():
-            raise InputError(f"it has {len(more)} parameters more, {shown(min(more, key=str))} among them")
+            raise InputError(f"it has {len(more)} extra parameters, {shown(min(more, key=str))} among them")
     except Exception as error:  # anything torchvision raises for unchecked options
         reason = str(error).split("\n", 1)[0][:300]
         raise InputError(

@@ -176,7 +176,7 @@ def test_last_checkpoint_names_a_pth_in_its_own_folder_or_is_refused(tmp_path, n
     with pytest.raises(ValueError, match=message):
         check_before_loading(checkpointer, "", resume=True)
     last.write_bytes(b"\xe9.pth")
-    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names .*, which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names .*, which does not exist"):
         checkpointer.resume_or_load("", resume=True)
 
 

@@ -22,7 +22,7 @@ NAMES = sorted(
 )
 
 # What distinguishes the runs: meta-architecture, depth, predictor, MLP layers, embedding, layers of T,
-# activation, stop-grad. None stands for Detectron2's own mask head, "" for no mask head.
+# activation, stop-grad. None expands to Detectron2's own mask head, "" for no mask head.
 MASKX = {
     "meta": "GeneralizedRCNN",
     "depth": 50,

@@ -85,7 +85,7 @@ def test_a_new_run_does_not_replace_what_it_begins_with(shapes_dataset, tmp_path
         cfg.MODEL.WEIGHTS = str(out / name)
         args = arguments(tmp_path, cfg, overwrite=True)
     before = (out / name).read_text()
-    with pytest.raises(ValueError, match=rf"what is made of .*{name} would overwrite it"):
+    with pytest.raises(ValueError, match=rf"the output would overwrite its input .*{name}:"):
         train_or_evaluate(args)
     assert (out / name).read_text() == before
 
@@ -150,7 +150,7 @@ def test_results_that_are_not_as_expected_are_named_with_their_log(shapes_datase
         *("TEST.EXPECTED_RESULTS", [["bbox", "AP", 99.0, 0.1]]),
     )
     torch.save({"model": tiny.build(cfg).state_dict()}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"not those of TEST.EXPECTED_RESULTS: .*out/log.txt has both"):
+    with pytest.raises(ValueError, match=r"differ from TEST.EXPECTED_RESULTS: .*out/log.txt has both"):
         train_or_evaluate(arguments(tmp_path, cfg, eval_only=True))
     assert "Result verification failed!" in (tmp_path / "out" / "log.txt").read_text()
     assert "verification" not in capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_users_mistakes_end_with_one_sentence(tmp_path, capsys):
     for config, message in (
         (str(tmp_path / "absent.yaml"), "absent.yaml' is not a file"),
         (str(tmp_path / "deep.yaml"), "deep.yaml is nested too deep"),
-        (str(tmp_path / "laughs.yaml"), "laughs.yaml stands for 4e+09 values, expected at most 100,000"),
+        (str(tmp_path / "laughs.yaml"), "laughs.yaml expands to 4e+09 values, expected at most 100,000"),
     ):
         (tmp_path / "deep.yaml").write_text("[" * 5_000 + "]" * 5_000)
         lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]

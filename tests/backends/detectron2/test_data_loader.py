@@ -272,7 +272,7 @@ def test_roi_heads_that_would_take_unlabelled_classes_for_background_are_refused
     cfg = partly_labelled(shapes_dataset, tmp_path, "MODEL.MASK_ON", False)
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    with pytest.raises(ValueError, match=r"does not label all classes, which MODEL.ROI_HEADS.NAME must be"):
+    with pytest.raises(ValueError, match=r"does not label all classes: MODEL.ROI_HEADS.NAME must be"):
         next(iter(build_train_loader(cfg)))
 
 

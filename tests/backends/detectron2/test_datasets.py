@@ -57,7 +57,7 @@ def test_datasets_are_registered_once_and_not_over_others(shapes_dataset):
     register(*entry)
     assert len(DatasetCatalog.get("mine")) == 24
     assert MetadataCatalog.get("mine").thing_classes == list(shapes.CLASS_NAMES)
-    with pytest.raises(ValueError, match=r"'mine' is registered already, with .*train.json"):
+    with pytest.raises(ValueError, match=r"'mine' is already registered, with .*train.json"):
         register("mine", shapes_dataset.test_json, shapes_dataset.test_images)
 
 
@@ -190,7 +190,7 @@ def test_other_classes_than_the_registered_are_an_error_that_says_how_to_go_on(d
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("vg3k_train", "maskx prepare vg3k writes it"), ("coco_2017_val_vg3k", "datasets/README.md tells")],
+    [("vg3k_train", "maskx prepare vg3k writes it"), ("coco_2017_val_vg3k", "datasets/README.md says")],
 )
 def test_a_file_that_is_not_there_yet_is_named_with_where_it_comes_from(datasets_folder, name, hint):
     with pytest.raises(FileNotFoundError, match=rf"\.json is not a file: {hint}"):

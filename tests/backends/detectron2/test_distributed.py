@@ -112,7 +112,7 @@ def test_a_signal_to_one_process_stops_all_of_them(shapes_dataset, tmp_path, tol
     if iterations == 8:
         assert checkpoints == {"model_final.pth"} and not (tmp_path / "run" / "inference").exists()
         return
-    assert "stopped by SIGTERM after iteration 20: to go on, add --resume" in stopped.stderr
+    assert "stopped by SIGTERM after iteration 20: to continue, add --resume" in stopped.stderr
     assert checkpoints == {"model_0000020.pth"}
     resumed = subprocess.run(
         [*command, told, "-1", *options, "--resume", "DATASETS.TEST", "()"],

@@ -45,7 +45,7 @@ def test_instances_that_agree_in_it_can_be_put_together():
     both = Instances.cat([labelled(IS_LABELLED, 2), labelled(IS_LABELLED.clone(), 3)])
     assert len(both) == len(both.gt_labelled_classes) == 5
     assert torch.equal(both.gt_labelled_classes.is_labelled, IS_LABELLED)
-    with pytest.raises(ValueError, match=r"LabelledClasses is one for all instances of an image"):
+    with pytest.raises(ValueError, match=r"LabelledClasses has one value for all instances of an image"):
         Instances.cat([labelled(IS_LABELLED, 2), labelled(~IS_LABELLED, 3)])
 
 

@@ -258,7 +258,7 @@ def test_an_hourglass_is_that_of_the_yaml_keys():
     assert shapes[0] == shapes[1] and any("hourglass" in name for name in shapes[0])
     assert heads.mask_pooler.output_size == expected.mask_pooler.output_size
     model = get_config("common/models/mask_rcnn_c4.py").model
-    with pytest.raises(ValueError, match="expected 'convs' where box and mask branch share"):
+    with pytest.raises(ValueError, match="expected 'convs' if the box and mask branches share"):
         partially_supervise(model, stock()[1], split="voc", trunk="hourglass_20")
 
 

@@ -217,7 +217,7 @@ def test_a_table_takes_no_memory_that_its_file_does_not_have(tmp_path):
     with pytest.raises(ValueError, match=r"large.npy is not a .npy file .*: mmap length is greater"):
         read_embedding_table(str(tmp_path / "large.npy"), K)
     np.savez_compressed(tmp_path / "table.npz", np.zeros((K, 5)))
-    with pytest.raises(ValueError, match=r"table.npz holds several arrays, expected a .npy file of one"):
+    with pytest.raises(ValueError, match=r"table.npz holds several arrays, expected a .npy file with one"):
         read_embedding_table(str(tmp_path / "table.npz"), K)
     (tmp_path / "v9.npy").write_bytes(content.replace(b"\x01\x00", b"\x09\x00", 1))
     (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{")
@@ -257,7 +257,7 @@ def test_a_box_predictor_of_another_width_is_an_error():
     shape = ShapeSpec(channels=16, height=14, width=14)
     head = build_mask_head(tiny.model_config("MODEL.ROI_BOX_HEAD.FC_DIM", 13), shape)
     box_predictor = tiny.build(tiny.model_config()).roi_heads.box_predictor
-    with pytest.raises(ValueError, match=r"embeddings of width 65, but those of the box predictor have 60"):
+    with pytest.raises(ValueError, match=r"width 65, but those of the box predictor have width 60"):
         head.connect_box_predictor(box_predictor)
 
 

@@ -182,7 +182,7 @@ def test_files_of_other_blobs_are_one_error_that_names_them(converted, tmp_path)
     found, _ = converted
     cases = [
         ({"fc7_w": None, "conv1_w": None}, "missing: conv1_w, fc7_w"),
-        ({"res3_1_branch2b_w": None}, r"missing: that of backbone.bottom_up.res3.1.conv2.weight"),
+        ({"res3_1_branch2b_w": None}, r"missing: the blob of backbone.bottom_up.res3.1.conv2.weight"),
         ({"strange_w": np.ones(2)}, "unknown: strange_w"),
         ({"fc6_b": np.ones(3)}, r"of another shape: fc6_b is \(3,\), expected \(12,\)"),
         ({"fc7_w": np.ones(3)}, r"fc7_w is \(3,\), expected 2 dimensions"),
@@ -191,7 +191,7 @@ def test_files_of_other_blobs_are_one_error_that_names_them(converted, tmp_path)
         ({"res4_6_branch2a_w": np.ones((2, 2, 1, 1))}, "has 7 blocks in res4, expected one of 6, 23, 36"),
         (
             {"fc6_b": None, "strange_w": np.ones(2), "conv5_mask_b": np.ones(3)},
-            "missing: that of .*fc1.bias; unknown: strange_w; of another shape: conv5_mask_b",
+            "missing: the blob of .*fc1.bias; unknown: strange_w; of another shape: conv5_mask_b",
         ),
     ]
     for changes, message in cases:

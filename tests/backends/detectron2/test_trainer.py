@@ -213,7 +213,7 @@ def test_stopped_and_resumed_ends_with_the_weights_of_a_run_that_went_through(
     assert not list((tmp_path / "killed").glob("*.partial"))
     if number != signal.SIGKILL:
         assert "Traceback" not in killed.stdout + killed.stderr
-        assert f"stopped by {number.name} after iteration 6: to go on, add --resume" in killed.stderr
+        assert f"stopped by {number.name} after iteration 6: to continue, add --resume" in killed.stderr
     resumed = run(-1, configs["killed"], "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     start_iteration = 4 if number == signal.SIGKILL else 7

@@ -134,13 +134,13 @@ def test_a_config_that_grows_as_it_is_read_ends_early(dataset, tmp_path, capsys)
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     (tmp_path / "laughs.yaml").write_text("\n".join(lines))
     printed = failure(capsys, dataset, tmp_path, "fit", f"--config={tmp_path / 'laughs.yaml'}")
-    assert "laughs.yaml stands for 4e+11 values, expected at most 100,000" in printed
+    assert "laughs.yaml expands to 4e+11 values, expected at most 100,000" in printed
 
 
 def test_addresses_are_not_followed(dataset, tmp_path, capsys):
     for subcommand in ("fit", "validate"):
         printed = failure(capsys, dataset, tmp_path, subcommand, "--ckpt_path", "https://a.b/c.ckpt")
-        assert "checkpoint https://a.b/c.ckpt is an address, expected a file" in printed
+        assert "checkpoint https://a.b/c.ckpt is a URL, expected a file" in printed
     assert "checkpoint last is not a file" in failure(
         capsys, dataset, tmp_path, "fit", "--ckpt_path", "last"
     )
@@ -176,7 +176,7 @@ def test_refused_pickles_are_named_without_advice_to_load_them_all_the_same(tmp_
 @pytest.mark.parametrize("bytes_", [b"", b"hello", b"PK\x03\x04", bytes(range(256))])
 def test_files_that_are_no_checkpoints_are_refused(tmp_path, bytes_):
     (tmp_path / "a.ckpt").write_bytes(bytes_)
-    with pytest.raises(ValueError, match=r"a.ckpt is refused: it is nothing that PyTorch writes"):
+    with pytest.raises(ValueError, match=r"a.ckpt is refused: it was not written by PyTorch"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -285,7 +285,7 @@ def test_a_parameter_that_no_model_has_is_named(content, tmp_path):
     path = written(
         tmp_path, {**content, "state_dict": {**content["state_dict"], "x" * 999: torch.zeros(1)}}
     )
-    with pytest.raises(ValueError, match="it has 1 parameters more, 'xxx") as refused:
+    with pytest.raises(ValueError, match="it has 1 extra parameters, 'xxx") as refused:
         TrainingModule.from_checkpoint(path)
     assert len(str(refused.value)) < 600
 
@@ -295,7 +295,7 @@ def test_an_option_that_the_checkpoint_overrules_is_named(dataset, content, tmp_
     for subcommand, option in (("fit", "learning_rate=0.1"), ("validate", "box_score_thresh=0.01")):
         printed = failure(capsys, dataset, tmp_path, subcommand, "--ckpt_path", path, f"--model.{option}")
         name, value = option.split("=")
-        assert f"--model.{name} is {value}, but the checkpoint goes on with" in printed
+        assert f"--model.{name} is {value}, but the checkpoint was made with" in printed
 
 
 def test_what_earlier_versions_have_written_is_read(content, tmp_path):

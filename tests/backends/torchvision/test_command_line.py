@@ -6,7 +6,7 @@ from maskx_d2.runtime.configs import config_file
 
 
 def printed_config(capsys, *options):
-    """The whole configuration that a command line stands for."""
+    """The whole configuration that a command line expands to."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(["torchvision", "fit", *options, "--print_config"])
     assert stopped.value.code == 0

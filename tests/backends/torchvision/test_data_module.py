@@ -109,7 +109,7 @@ def test_data_that_do_not_fit_are_errors(dataset, tmp_path):
     (tmp_path / "empty.json").write_text(json.dumps(content))
     module = data_module(dataset)
     module.train_json = tmp_path / "empty.json"
-    with pytest.raises(ValueError, match=r"empty.json has no image with an object, expected one at least"):
+    with pytest.raises(ValueError, match=r"empty.json has no image with an object, expected at least one"):
         module.train_dataloader()
     with pytest.raises(ValueError, match=r"split 'voc' names"):
         data_module(dataset, classes_with_masks="voc").train_dataloader()

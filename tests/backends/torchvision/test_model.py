@@ -211,7 +211,7 @@ def test_a_pretrained_backbone_is_frozen_as_in_torchvision(monkeypatch):
         ({"depth": 20}, r"depth is 20, expected one of 18, 34, 50, 101, 152"),
         ({"predictor": "magic"}, r"mask predictor must be one of .*'transfer'.*, found 'magic'"),
         ({"norm": "LN"}, r"norm is 'LN', expected one of 'BN', 'FrozenBN', 'GN'"),
-        ({"num_classes": 1}, r"num_classes is 1, expected the background and one class at least"),
+        ({"num_classes": 1}, r"num_classes is 1, expected the background and at least one class"),
         ({"anchor_sizes": [[32]]}, r"anchor_sizes has 1 entries, expected one for each of the 5"),
         ({"class_embedding": "file"}, r"class embedding 'file' needs a table of \(4, D\), found none"),
     ],

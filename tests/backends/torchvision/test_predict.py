@@ -126,7 +126,7 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
     assert any(a.get("segmentation_source") == "predicted" for a in filled["annotations"])
     with pytest.raises(SystemExit) as stopped:
         cli.main([*words[:-1], str(path)])
-    assert stopped.value.code == 2 and "would overwrite it" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "would overwrite its input" in capsys.readouterr().err
     next(tmp_path.glob("*.png")).unlink()
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
@@ -175,7 +175,7 @@ def test_the_command_takes_folders_of_images_and_videos(checkpoint, tmp_path, ca
         cli.main([*words, "--recursive", "--every", "2", "--batch-size", "2"])
     printed = capsys.readouterr()
     assert stopped.value.code == 1 and "broken.mp4 cannot be read as a video" in printed.err
-    assert f"{out / 'b.mp4'}, what was found in its frames in {out / 'b.jsonl'}" in printed.out
+    assert f"{out / 'b.mp4'}, detections of its frames in {out / 'b.jsonl'}" in printed.out
     assert "1 pictures in" in printed.out
     assert sorted(p.name for p in out.iterdir()) == [
         *("a.png", "b.jsonl", "b.mp4", "coco_instances_results.json", "log.txt")
@@ -193,7 +193,7 @@ def test_an_image_is_not_overwritten_by_its_picture(checkpoint, tmp_path, capsys
     before = image.read_bytes()
     with pytest.raises(SystemExit):
         cli.main(["predict", "--weights", str(checkpoint), str(tmp_path), "--output", str(tmp_path)])
-    assert "image.png would overwrite it: give another --output" in capsys.readouterr().err
+    assert "image.png: give another --output" in capsys.readouterr().err
     assert image.read_bytes() == before
 
 
@@ -216,7 +216,7 @@ def test_users_mistakes_end_with_one_sentence(checkpoint, tmp_path, capsys, monk
     cases = [
         (
             ["weights.pth"],
-            "--weights weights.pth is no .ckpt of the torchvision backend, expected --config-file",
+            "--weights weights.pth is not a .ckpt of the torchvision backend, expected --config-file",
         ),
         (["absent.ckpt"], "--weights absent.ckpt is not a file"),
         (["text.ckpt"], "checkpoint text.ckpt is refused"),

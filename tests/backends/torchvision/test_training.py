@@ -385,7 +385,7 @@ def test_a_folder_has_one_run(finished, dataset, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main(command(dataset, folder, *options)[3:])
         assert stopped.value.code == 2
-        assert f"{folder} holds last.ckpt of an earlier run: go on" in capsys.readouterr().err
+        assert f"{folder} holds last.ckpt of an earlier run: continue" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / "mine.ckpt").write_text("mine")
     run(command(dataset, folder, "--overwrite=true", steps=1))
@@ -440,7 +440,7 @@ def test_a_new_run_does_not_replace_what_it_begins_with(finished, dataset, tmp_p
     option = "--config" if name == "config.yaml" else "--model.detector"
     backend, subcommand, *words = command(dataset, folder, "--overwrite=true")[3:]
     words = [backend, subcommand, option, str(folder / name), *words]
-    assert f"what is made of {folder / name} would overwrite it" in refused(capsys, words)
+    assert f"the output would overwrite its input {folder / name}:" in refused(capsys, words)
     assert (folder / name).read_bytes() == before
 
 
@@ -570,13 +570,13 @@ def test_users_mistakes_end_with_one_sentence(finished, dataset, tmp_path, capsy
         (["--model.depth=20"], "depth is 20, expected one of 18, 34, 50, 101, 152"),
         (["--data.train_json=absent.json"], "annotation file absent.json is not a file"),
         (["--model.detector=absent.ckpt"], "checkpoint absent.ckpt is not a file"),
-        ([f"--data.classes_with_masks={boxes_only}"], "expected one at least to learn masks from"),
+        ([f"--data.classes_with_masks={boxes_only}"], "expected at least one to learn masks from"),
         (["--model.dephts=50"], "dephts"),
         (["--model.weights_backbone=FOO"], "weights_backbone is 'FOO', expected one of 'IMAGENET1K_V1'"),
         (["--trainer.enable_checkpointing=false"], "enable_checkpointing=False"),
         (
             ["--ckpt_path", finished[0] / "model_final.ckpt"],
-            "model_final.ckpt holds weights alone, expected last",
+            "model_final.ckpt holds only weights, expected last",
         ),
     ]
     for options, message in cases:

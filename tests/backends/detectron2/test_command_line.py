@@ -150,7 +150,7 @@ def test_results_that_are_not_as_expected_are_named_with_their_log(shapes_datase
         *("TEST.EXPECTED_RESULTS", [["bbox", "AP", 99.0, 0.1]]),
     )
     torch.save({"model": tiny.build(cfg).state_dict()}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"differ from TEST.EXPECTED_RESULTS: .*out/log.txt has both"):
+    with pytest.raises(ValueError, match=r"differ from TEST.EXPECTED_RESULTS: .*out/log.txt shows both"):
         train_or_evaluate(arguments(tmp_path, cfg, eval_only=True))
     assert "Result verification failed!" in (tmp_path / "out" / "log.txt").read_text()
     assert "verification" not in capsys.readouterr().out

@@ -116,7 +116,7 @@ def test_loaders_take_mappers_samplers_and_augmentations_as_detectron2s_do(shape
     (image,) = first(build_test_loader(cfg, "shapes_test", augmentations=wide))
     assert image["image"].shape[1:] == (40, 80)
     for build in (build_train_loader, partial(build_test_loader, dataset_name="shapes_test")):
-        with pytest.raises(ValueError, match="a mapper and augmentations are given, expected one of them"):
+        with pytest.raises(ValueError, match="a mapper and augmentations are given, expected only one"):
             build(cfg, mapper=dict, augmentations=wide)
 
 

@@ -183,7 +183,7 @@ def test_other_classes_than_the_registered_are_an_error_that_says_how_to_go_on(d
     names[100] = "gnu"
     genome_json(datasets_folder / "visual_genome" / "vg3k_val.json", names)
     with pytest.raises(
-        ValueError, match=r"vg3k_val.json has 3001 classes, of which 1 are .* DATASETS.MASKX_REGISTER"
+        ValueError, match=r"vg3k_val.json has 3001 classes, 1 of which .* DATASETS.MASKX_REGISTER"
     ):
         DatasetCatalog.get("vg3k_val")
 

@@ -258,7 +258,7 @@ def test_features_that_are_shared_are_of_proposals():
     with pytest.raises(ValueError, match=r"TRAIN_ROIS is 'both', expected 'proposals' with MODEL"):
         build_model(cfg)
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
-    with pytest.raises(ValueError, match=r"train_rois is 'both', expected 'proposals' where"):
+    with pytest.raises(ValueError, match=r"train_rois is 'both', expected 'proposals' if"):
         build_model(cfg)
 
 

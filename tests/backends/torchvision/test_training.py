@@ -550,7 +550,7 @@ def test_a_signal_to_one_process_stops_all_of_them(dataset, tmp_path):
     _, printed = run_process.communicate(timeout=120)
     assert run_process.returncode == 143, printed
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
-    assert step > 0 and step % 20 == 0 and f"stopped by SIGTERM after step {step}: to go on" in printed
+    assert step > 0 and step % 20 == 0 and f"stopped by SIGTERM after step {step}: to resume" in printed
 
 
 def test_stage_2_trains_the_mask_branch_on_the_detector_of_stage_1(dataset, tmp_path):

@@ -42,6 +42,8 @@ def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
     """
     with _without_collector():
         file = _decoded(path, CocoFile)
+        if file is not None and not _have_ids(file.categories):
+            file = None
         if file is not None and file.annotations is UNSET:
             file.annotations = []
             file = None if needs_annotations else file
@@ -67,10 +69,14 @@ def read_categories(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError, InputError: see :func:`read_coco_file`.
     """
     file = _decoded(path, _Categories)
-    has_ids = file is not None and all(is_id(category.get("id")) for category in file.categories)
+    has_ids = file is not None and _have_ids(file.categories)
     if not has_ids or next(category_errors(file.categories), None) is not None:
         return read_coco_file(path).categories
     return in_order(file.categories)
+
+
+def _have_ids(categories: list[dict]) -> bool:
+    return all(is_id(category.get("id")) for category in categories)
 
 
 class _Categories(msgspec.Struct):

@@ -271,11 +271,13 @@ def _annotation_errors(file: CocoFile) -> Iterator[Problem]:
         for annotation in itertools.compress(annotations, offends):
             yield f"annotation {annotation.id}", annotation
 
-    category_ids = {category["id"] for category in file.categories}
-    for where, annotation in offenders(a.category_id not in category_ids for a in annotations):
+    found = np.fromiter((a.category_id for a in annotations), np.int64, len(annotations))
+    known = [category["id"] for category in file.categories]
+    for where, annotation in offenders(~np.isin(found, np.array(known, np.int64))):
         yield _unknown_category(where, annotation.category_id)
-    image_ids = {image.id for image in file.images}
-    for where, annotation in offenders(a.image_id not in image_ids for a in annotations):
+    found = np.fromiter((a.image_id for a in annotations), np.int64, len(annotations))
+    known = [image.id for image in file.images]
+    for where, annotation in offenders(~np.isin(found, np.array(known, np.int64))):
         yield _unknown_image(where, annotation.image_id)
     boxes = np.fromiter(itertools.chain.from_iterable(a.bbox for a in annotations), np.float64)
     boxes = boxes.reshape(-1, 4)
@@ -285,7 +287,9 @@ def _annotation_errors(file: CocoFile) -> Iterator[Problem]:
     for where, annotation in offenders(are_numbers & np.any(boxes[:, 2:] < 0, axis=1)):
         detail = f"has the bbox {annotation.bbox}, expected a width and height of zero or more"
         yield Problem("boxes of negative size", where, detail)
-    for where, annotation in offenders(a.iscrowd not in (UNSET, None, 0, 1) for a in annotations):
+    for where, annotation in offenders(
+        a.iscrowd != 0 and a.iscrowd not in (UNSET, None, 1) for a in annotations
+    ):
         detail = f"has iscrowd {shown(annotation.iscrowd)}, expected 0 or 1"
         yield Problem("annotations with another iscrowd", where, detail)
     areas = np.fromiter((0.0 if a.area in (None, UNSET) else a.area for a in annotations), np.float64)

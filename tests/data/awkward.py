@@ -210,6 +210,14 @@ FAILS = {
     "list as name": (lambda c: c["categories"][0].update(name=["a"]), r"category 1 has the name \['a'\]"),
     "iscrowd as text": (_first(iscrowd="0"), r"annotation 1 has iscrowd '0', expected 0 or 1"),
     "area as text": (_first(area="9"), r"annotation 1 has the area '9', expected a number of pixels"),
+    "category without id": (
+        lambda c: c["categories"][0].pop("id"),
+        r"category number 1 has the id None, expected a whole number",
+    ),
+    "category with text as id": (
+        lambda c: c["categories"][0].update(id="1"),
+        r"category number 1 has the id '1', expected a whole number",
+    ),
     "image without size": (_image(width=None), r"image 1 has width None and height 50, expected numbers"),
     "image with a name of 5,000 characters": (
         _image(file_name="x" * 5000),

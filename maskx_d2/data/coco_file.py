@@ -42,12 +42,9 @@ def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
     """
     with _without_collector():
         file = _decoded(path, CocoFile)
-        if file is not None and not _have_ids(file.categories):
-            file = None
-        if file is not None and file.annotations is UNSET:
+        if file is not None and file.annotations is UNSET and not needs_annotations:
             file.annotations = []
-            file = None if needs_annotations else file
-        if file is None:
+        if file is None or file.annotations is UNSET or not _have_ids(file.categories):
             file = _read_slowly(path, needs_annotations=needs_annotations)
         else:
             file.images.sort(key=lambda image: image.id)

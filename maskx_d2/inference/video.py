@@ -214,9 +214,10 @@ def _writer(path: Path, rate: Fraction, *, shown_as: Path) -> Iterator[Callable[
             video.release()
             # OpenCV says nothing of what it cannot write.
             written = cv2.VideoCapture(str(with_suffix), cv2.CAP_FFMPEG)
-            if round(written.get(cv2.CAP_PROP_FRAME_COUNT)) != number:
-                raise InputError(f"{shown_as} does not have all {number} frames: is the disk full?")
+            num_written = round(written.get(cv2.CAP_PROP_FRAME_COUNT))
             written.release()
+            if num_written != number:
+                raise InputError(f"{shown_as} does not have all {number} frames: is the disk full?")
             os.replace(with_suffix, path)
     finally:
         if video is not None:

@@ -77,17 +77,12 @@ def read_yaml(path: Path) -> dict:
         raise InputError(f"config {path}: {' '.join(str(error).split())}") from error
 
 
-def is_run_config(values: dict) -> bool:
-    """Whether a run of 0.2.0 wrote these values as its ``config.yaml``: such a file has all keys."""
-    return all(_parent(values, key) is not None for key in RENAMED_KEYS)
-
-
 def with_new_keys(values: dict) -> dict:
     """
-    A config as plain values, with today's names for its keys if :func:`is_run_config`; others, which are
-    hand-written, are returned unchanged.
+    A config as plain values. The ``config.yaml`` that a run of 0.2.0 wrote, which has all keys, gets
+    today's names for them; any other config, which is hand-written, is returned unchanged.
     """
-    if not is_run_config(values):
+    if any(_parent(values, key) is None for key in RENAMED_KEYS):
         return values
     values = copy.deepcopy(values)
     for old, new in RENAMED_KEYS.items():

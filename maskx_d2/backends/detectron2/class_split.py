@@ -87,10 +87,13 @@ class ClassHasMask:
     split: str
     """A value of DATASETS.CLASSES_WITH_MASKS."""
 
+    def indices(self) -> list[int]:
+        """Contiguous indices of the classes that keep their masks."""
+        return _read_split("DATASETS.CLASSES_WITH_MASKS", self.split, class_names(self.dataset_name))
+
     def __call__(self) -> list[bool]:
-        names = class_names(self.dataset_name)
-        with_masks = set(_read_split("DATASETS.CLASSES_WITH_MASKS", self.split, names))
-        return [i in with_masks for i in range(len(names))]
+        with_masks = set(self.indices())
+        return [i in with_masks for i in range(len(class_names(self.dataset_name)))]
 
 
 def classes_with_masks_of(dataset_name: str, split: str) -> list[int]:

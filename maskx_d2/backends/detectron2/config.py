@@ -11,7 +11,7 @@ from maskx_d2.backends.detectron2.config_keys import add_maskx_config
 from maskx_d2.backends.detectron2.mask_rois import TRAIN_ROIS
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.method import ACTIVATIONS, EMBEDDING_KINDS, HOURGLASSES, PREDICTORS
-from maskx_d2.runtime.configs import RENAMED_KEYS, check_yaml, is_run_config, with_new_keys
+from maskx_d2.runtime.configs import RENAMED_KEYS, check_yaml, with_new_keys
 
 COUNTERPARTS = {
     "StandardROIHeads": "PartiallySupervisedROIHeads",
@@ -177,10 +177,11 @@ def _merge_from_file(cfg: CfgNode, config_file: str) -> None:
     if yaml.compose(Path(config_file).read_text(encoding="utf-8")) is None:
         return  # an empty file, which Detectron2 cannot read
     values = cfg.load_yaml_with_base(config_file)
-    if is_run_config(values):
-        cfg.merge_from_other_cfg(CfgNode(with_new_keys(values)))
-    else:
+    renamed = with_new_keys(values)
+    if renamed is values:
         cfg.merge_from_file(config_file)
+    else:
+        cfg.merge_from_other_cfg(CfgNode(renamed))
 
 
 def in_place_of(roi_heads: str) -> str:

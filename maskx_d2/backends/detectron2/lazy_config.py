@@ -111,17 +111,16 @@ def partially_supervise(
     head = heads.mask_head
     head._target_ = MaskXHead
     head.pop("num_classes")
+    before_deconv = [head.input_shape.channels, *head.conv_dims][-2]
     if trunk != "convs":
         _use_hourglass(heads, trunk, trunk_channels, trunk_norm)
+        before_deconv = 2 * trunk_channels
     side = side_behind_res5(head.input_shape.height) if is_shared else head.input_shape.height
-    is_hourglass = trunk != "convs"
     head.predictor = L(build_mask_predictor)(
         **{
             "num_classes": heads.num_classes,
             "in_channels": head.conv_dims[-1],
-            "trunk_channels": 2 * trunk_channels
-            if is_hourglass
-            else [head.input_shape.channels, *head.conv_dims][-2],
+            "trunk_channels": before_deconv,
             "mask_side": 2 * side,
             "class_embedding": "cls" if is_class_agnostic else "cls+box",
             "box_feature_dim": box_predictors[-1].input_shape.channels,

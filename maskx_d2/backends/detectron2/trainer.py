@@ -79,8 +79,7 @@ class Trainer(DefaultTrainer):
         if training_data is not None:
             return list(training_data.trained_with_masks)
         # Of the loader of a subclass only the split is known.
-        has_mask = ClassHasMask(self.cfg.DATASETS.TRAIN[0], self.cfg.DATASETS.CLASSES_WITH_MASKS)()
-        return [index for index, is_in_a in enumerate(has_mask) if is_in_a]
+        return ClassHasMask(self.cfg.DATASETS.TRAIN[0], self.cfg.DATASETS.CLASSES_WITH_MASKS).indices()
 
     def resume_or_load(self, resume: bool = True) -> None:
         check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)

@@ -1,17 +1,16 @@
 """What version 0.2.0 left is read: see tests/runs_0_2_0."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import maskx_d2
 from maskx_d2.backends.detectron2 import command_line
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.commands import main as cli
 
+from ...runs_0_2_0.check import check_finds_what_it_found
 from . import tiny
 
 
@@ -25,15 +24,7 @@ def test_its_model_finds_what_it_found(run):
     detector = maskx_d2.load_detector(
         run / "model_final.pth", run / "config.yaml", overrides=["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
     )
-    assert detector.style.names == {3: "box", 7: "disk"} and detector.style.with_masks == {3}
-    (found,) = detector.coco_results([Image.open("test/1.png").convert("RGB")], [1])
-    expected = json.loads(Path("expected.json").read_text())["detectron2"]
-    assert len(found) >= len(expected) > 0
-    for result, other in zip(found, expected, strict=False):
-        assert result["category_id"] == other["category_id"]
-        assert result["score"] == pytest.approx(other["score"], abs=1e-6)
-        assert result["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
-        assert result["segmentation"]["counts"] == other["segmentation"]["counts"]
+    check_finds_what_it_found(detector, "detectron2")
 
 
 def test_old_keys_of_its_config_have_new_names(run):

@@ -22,9 +22,10 @@ def make_detector(breaks_after: Path | None = None):
     What it finds depends on the pixels alone. Made here, so that other processes get its code with it.
 
     Args:
-        breaks_after: it raises an error, but not before there is something in this folder.
+        breaks_after: it raises an error, but not before there is a whole file in this folder.
     """
     import pycocotools.mask as mask_util
+    from pyarrow import ArrowInvalid
 
     from maskx_d2.evaluation.pictures import ClassStyle
     from maskx_d2.inference.detector import PredictedMask
@@ -38,10 +39,17 @@ def make_detector(breaks_after: Path | None = None):
         def see(self, image):
             value = int(np.asarray(image)[0, 0, 0])
             if breaks_after and value == NUM_IMAGES - 2:
-                while not list(breaks_after.glob("*.parquet")):
+                while not any(map(self.is_whole, breaks_after.glob("*.parquet"))):
                     time.sleep(0.1)
                 raise RuntimeError("broken by the test")
             return value
+
+        @staticmethod
+        def is_whole(path):
+            try:
+                return parquet.read_metadata(path).num_rows > 0
+            except ArrowInvalid:  # it is being written, or writing it was interrupted
+                return False
 
         def rle(self, image, box):
             mask = np.zeros((image.height, image.width), np.uint8, order="F")
@@ -194,8 +202,8 @@ def test_a_run_that_was_interrupted_goes_on_and_has_every_image_once(images, tmp
     folder = tmp_path / "out" / "detections"
     run = partial(on_ray.predict_on_ray, images=paths, output=(tmp_path / "out").as_uri(), min_score=0.2)
     with pytest.raises(Exception, match="broken by the test"):
-        run(make_detector(breaks_after=folder), model="a")
-    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+        run(broken := make_detector(breaks_after=folder), model="a")
+    written = {path: path.stat().st_mtime_ns for path in filter(broken.is_whole, folder.glob("*.parquet"))}
     assert 0 < sum(map(len, map(parquet.read_table, written))) < NUM_IMAGES
     (folder / "half.parquet").write_bytes(next(iter(written)).read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"out/detections belongs to a run with other inputs or options"):

@@ -46,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     need("maskx app", "gradio", *DRAWING)
     from maskx_d2.backends.load import load_detector
+    from maskx_d2.evaluation.fonts import missing_letters
     from maskx_d2.inference.predict import find_images
 
     files = {
@@ -62,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
         images = images or _demo_images(Path(models[0][0]))
     titles = _titles([weights for weights, _ in models])
     detectors = {t: load_detector(*model) for t, model in zip(titles, models, strict=True)}
+    for detector in detectors.values():
+        if notice := missing_letters(detector.style.names.values()):
+            print(notice)
     examples = [] if images is None else find_images([images])[:_NUM_EXAMPLES]
     with tempfile.TemporaryDirectory(prefix="maskx_d2_") as folder:
         # So that uploads are deleted with the folder. Set before the import, at which Gradio creates it;

@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 from PIL import Image, ImageDraw, ImageFont
 
 from maskx_d2.data.printable import printable
+from maskx_d2.evaluation.fonts import font_for
 
 # Warm and cold colours, to tell apart the two sides, and neighbours of one side.
 WITH_MASKS_COLOURS = ((255, 140, 0), (226, 60, 30), (255, 221, 51), (158, 84, 16), (255, 190, 140))
@@ -78,14 +79,25 @@ def draw_detections(
         ):
             canvas = annotator.annotate(canvas, with_masks, custom_color_lookup=indices)
     canvas = supervision.BoxAnnotator(thickness=1, **options).annotate(canvas, found)
-    labels = supervision.RichLabelAnnotator(
-        text_color=supervision.Color.BLACK,
-        font_size=_FONT_SIZE,
-        text_padding=2,
-        smart_position=True,
-        **options,
-    )
-    return labels.annotate(canvas, found, labels=[_text(detection, style) for detection in ordered])
+    texts = [_text(detection, style) for detection in ordered]
+    fonts = [font_for(text).path for text in texts]
+    for path in dict.fromkeys(fonts):
+        indices = [i for i, font in enumerate(fonts) if font == path]
+        labels = supervision.RichLabelAnnotator(
+            text_color=supervision.Color.BLACK,
+            font_path=path,
+            font_size=_FONT_SIZE,
+            text_padding=2,
+            smart_position=True,
+            **options,
+        )
+        canvas = labels.annotate(
+            canvas,
+            found[indices],
+            labels=[texts[i] for i in indices],
+            custom_color_lookup=np.array(indices),
+        )
+    return canvas
 
 
 def _mask(rle: Mapping, size: tuple[int, int]) -> np.ndarray:
@@ -130,7 +142,7 @@ def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     x = 0
     for title, panel in panels.items():
-        draw.text((x + panel.width / 2, line / 2), title, "black", _font(), "mm")
+        draw.text((x + panel.width / 2, line / 2), title, "black", _font(title), "mm")
         canvas.paste(panel, (x, line))
         x += panel.width + gap
     return with_legend(canvas)
@@ -171,5 +183,5 @@ def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(_FONT_SIZE)
+def _font(text: str = "") -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return font_for(text).of_size(_FONT_SIZE)

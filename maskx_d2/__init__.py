@@ -7,15 +7,14 @@ Genome datasets.
 ``add_maskx_config`` adds their keys to a config.
 """
 
-from importlib.util import find_spec
-
 from maskx_d2.runtime.interrupt import exit_on_ctrl_c
+from maskx_d2.runtime.optional_packages import detectron2_problem
 
 exit_on_ctrl_c()
 
 __version__ = "0.3.0"
 
-if find_spec("detectron2") is not None:
+if detectron2_problem() is None:
     from maskx_d2.backends.detectron2 import add_maskx_config, build_train_loader
 
     __all__ = ["add_maskx_config", "build_train_loader", "load_detector"]
@@ -27,4 +26,6 @@ def __getattr__(name: str):
         from maskx_d2.backends.load import load_detector
 
         return load_detector
+    if name in ("add_maskx_config", "build_train_loader"):
+        raise AttributeError(f"maskx_d2.{name} needs Detectron2, {detectron2_problem()}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

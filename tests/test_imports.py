@@ -1,6 +1,7 @@
 """The rules of which part may import which."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,42 @@ assert cfg.DATASETS.CLASSES_WITH_MASKS == "all"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---- What is in Detectron2's place ----
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, r"but finds only the folder .*detectron2: pip install"),
+        ("", r"which is in .*detectron2 but cannot be imported: ModuleNotFoundError: No module named"),
+        ("raise OSError('undefined symbol: _Z')", r"cannot be imported: OSError: undefined symbol: _Z"),
+    ],
+)
+def test_a_detectron2_that_cannot_be_used_is_not_in_the_way_of_torchvision(tmp_path, content, reason):
+    folder = tmp_path / "detectron2"
+    folder.mkdir()
+    if content is not None:
+        (folder / "__init__.py").write_text(content)
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "import importlib.machinery as machinery\n"
+        "find = machinery.PathFinder.find_spec\n"
+        "def own(name, path=None, target=None):\n"
+        "    return find(name, ['.'] if name == 'detectron2' else path, target)\n"
+        "machinery.PathFinder.find_spec = own\n"
+        "from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn\n"
+        "from maskx_d2.data.errors import InputError\n"
+        "from maskx_d2.runtime.optional_packages import has_detectron2, need_detectron2\n"
+        "assert not has_detectron2()\n"
+        "try:\n    need_detectron2('this')\nexcept InputError as error:\n    print(error)\n"
+        "import maskx_d2\n"
+        "try:\n    maskx_d2.add_maskx_config\nexcept AttributeError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert re.match(rf"this needs Detectron2, .*{reason}", first), first
+    assert re.match(rf"maskx_d2.add_maskx_config needs Detectron2, .*{reason}", second), second

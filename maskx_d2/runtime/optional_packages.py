@@ -1,6 +1,8 @@
 """Packages that only some commands need, and how to install them."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from maskx_d2.data.errors import InputError
 
@@ -46,14 +48,31 @@ def need(what: str, *modules: str) -> None:
 
 
 def has_detectron2() -> bool:
-    """Whether Detectron2 is installed."""
-    return find_spec("detectron2") is not None
+    """Whether Detectron2 is installed and can be imported."""
+    return detectron2_problem() is None
+
+
+def detectron2_problem() -> str | None:
+    """Why Detectron2 cannot be used, as the end of a sentence that names it; None if it can."""
+    spec = find_spec("detectron2")
+    if spec is None:
+        return f"which is not installed: {_INSTALL_DETECTRON2}"
+    if spec.origin is None:  # a folder of that name, which Python takes for a package without code
+        folder = next(iter(spec.submodule_search_locations))
+        return f"but finds only the folder {folder}: {_INSTALL_DETECTRON2}"
+    try:
+        import_module("detectron2.modeling")
+    except Exception as error:  # a build for another version of torch can raise anything
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        return f"which is in {Path(spec.origin).parent} but cannot be imported: {reason}"
+    return None
 
 
 def need_detectron2(what: str) -> None:
     """
     Raises:
-        InputError: Detectron2, which ``what`` needs, is not installed.
+        InputError: Detectron2, which ``what`` needs, is not installed or cannot be imported.
     """
-    if not has_detectron2():
-        raise InputError(f"{what} needs Detectron2, which is not installed: {_INSTALL_DETECTRON2}")
+    problem = detectron2_problem()
+    if problem is not None:
+        raise InputError(f"{what} needs Detectron2, {problem}")

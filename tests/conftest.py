@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,10 @@ settings.register_profile(
     "fuzz", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("MASKX_D2_HYPOTHESIS", "suite"))
+
+# A shell that starts the suite in the background makes it ignore Ctrl-C, and all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

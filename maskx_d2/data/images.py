@@ -3,12 +3,12 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from maskx_d2.data.errors import InputError, MissingFileError
 
@@ -21,6 +21,7 @@ PILLOWS_MEGAPIXELS = 178.0
 # Of the sides. When a model resizes a narrower strip, its shorter side could be left without a pixel.
 _MAX_RATIO = 100
 _READ_AHEAD = 4
+_HEAD = 4096  # bytes of a file in which the size marker of JPEG 2000 is found
 
 
 def read_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
@@ -143,8 +144,15 @@ def _opened(file: BinaryIO | Path, name: object, max_megapixels: float) -> Itera
     try:
         with Image.open(file) as image:
             check_size(image.size, max_megapixels)
-            _check(image)
+            _check(image, file)
             yield image
+    except UnidentifiedImageError as error:
+        reason = str(error)
+        with contextlib.suppress(Exception):  # a broken file can make Pillow raise anything
+            channels, bits = _stored(file)
+            if channels:
+                reason = f"it has {channels} channels of {bits} bits, expected 1, 3 or 4 of 8 bits"
+        raise InputError(f"{name} cannot be read as an image: {reason}") from error
     except Exception as error:  # a broken file can make Pillow raise anything
         reason = str(error) or type(error).__name__
         raise InputError(f"{name} cannot be read as an image: {reason}") from error
@@ -154,10 +162,55 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def _check(image: Image.Image) -> None:
+@contextlib.contextmanager
+def _at_start(file: BinaryIO | Path) -> Iterator[BinaryIO]:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            yield opened
+        return
+    place = file.tell()
+    file.seek(0)
+    try:
+        yield file
+    finally:
+        file.seek(place)  # from where Pillow reads on
+
+
+def _stored(file: BinaryIO | Path, tiles: Sequence[tuple] = ()) -> tuple[int, int]:
+    """
+    Number of channels and bits of each that a file stores, of which Pillow may drop some; 0 for unknown.
+
+    Args:
+        file: an image file.
+        tiles: Pillow's, if it can open the file.
+    """
+    with _at_start(file) as opened:
+        head = opened.read(_HEAD)
+        if head[:4] in TiffImagePlugin.PREFIXES:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if 43 in head[2:4] else 8])
+            opened.seek(tags.next)
+            tags.load(opened)
+            bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)), max(map(int, bits))
+    size = head.find(b"\xff\x4f\xff\x51")  # start and size marker of JPEG 2000
+    if size >= 0 and len(head) > size + 42:
+        return int.from_bytes(head[size + 40 : size + 42]), (head[size + 42] & 0x7F) + 1
+    for _, _, _, arguments in tiles:
+        mode, *more = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
+        is_deep_map = head[:2] in (b"P2", b"P3", b"P5", b"P6") and more and more[0] not in (1, 255)
+        if is_deep_map or (isinstance(mode, str) and ";16" in mode):
+            return 0, 16
+    return 0, 0
+
+
+def _check(image: Image.Image, file: BinaryIO | Path) -> None:
+    channels, bits = _stored(file, getattr(image, "tile", ()))
     if image.mode == "F" or image.mode.startswith("I"):
         bits = 16 if image.mode.startswith("I;16") else 32
+    if bits > 8:
         raise InputError(f"its pixels have {bits} bits, expected 8: scale them by the range that they use")
+    if channels > 4:
+        raise InputError(f"it has {channels} channels, expected 1, 3 or 4")
     shorter, longer = sorted(image.size)
     if longer > _MAX_RATIO * shorter:
         raise InputError(

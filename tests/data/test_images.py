@@ -1,5 +1,7 @@
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -135,3 +137,88 @@ def test_the_limit_of_an_image_can_be_raised_and_lowered(tmp_path):
     Image.new("1", (10, 10)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match="10 x 10 pixels, expected at most 5e-05 megapixels"):
         next(read_ahead([tmp_path / "b.png"], max_megapixels=50e-6))[1].result()
+
+
+# ---- Pixels that Pillow would change without a word ----
+
+
+def deep_png(path, pixels):
+    """A PNG of (H, W, C) uint16, written by hand: Pillow cannot."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    height, width, channels = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def tiff(path, pixels, *, bits):
+    """A TIFF of (H, W, C) without compression."""
+    height, width, channels = pixels.shape
+    content = pixels.astype({8: "<u1", 16: "<u2"}[bits]).tobytes()
+    tags = {256: (4, width), 257: (4, height), 259: (3, 1), 277: (3, channels)}
+    tags |= {262: (3, 2 if channels == 3 else 1), 278: (4, height), 279: (4, len(content))}
+    after = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags |= {258: (3, None), 273: (4, after + 2 * channels)}
+    entries = b""
+    for number, (kind, value) in sorted(tags.items()):
+        count, value = (channels, after) if value is None else (1, value)
+        entries += struct.pack("<HHII", number, kind, count, value)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0"
+    path.write_bytes(head + struct.pack(f"<{channels}H", *[bits] * channels) + content)
+
+
+@pytest.mark.parametrize("name", ["a.png", "alpha.png", "a.tif", "a.ppm"])
+@pytest.mark.parametrize("read", ["path", "file"])
+def test_colours_of_16_bits_are_refused_and_not_read_as_dark_ones(tmp_path, name, read):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint16) * 16
+    path = tmp_path / name
+    if name == "alpha.png":
+        deep_png(path, np.concatenate([pixels, pixels[:, :, :1]], axis=2))
+    elif name == "a.png":
+        deep_png(path, pixels)
+    elif name == "a.tif":
+        tiff(path, pixels, bits=16)
+    else:
+        path.write_bytes(b"P6 30 20 65535\n" + pixels.astype(">u2").tobytes())
+    with pytest.raises(ValueError, match=r"cannot be read as an image: its pixels have 16 bits, exp"):
+        if read == "path":
+            read_image(path)
+        else:
+            with path.open("rb") as file:
+                read_image_from(file, name=name)
+
+
+def test_an_image_of_five_channels_is_named_as_such(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 5))
+    tiff(tmp_path / "five.tif", pixels, bits=8)
+    with pytest.raises(ValueError, match=r"five.tif cannot be read as an image: it has 5 channels"):
+        read_image(tmp_path / "five.tif")
+    tiff(tmp_path / "three.tif", pixels[:, :, :3], bits=8)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "three.tif")), pixels[:, :, :3])
+
+
+@pytest.mark.parametrize(
+    "suffix", ["png", "jpg", "jfif", "tif", "webp", "gif", "bmp", "ppm", "jp2", "avif"]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
+def test_images_of_8_bits_are_read_from_files_and_streams(tmp_path, suffix, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    try:
+        Image.fromarray(pixels).convert(mode).save(path)
+    except (OSError, KeyError, ValueError):
+        pytest.skip(f"Pillow writes no {suffix} of {mode} here")
+    with path.open("rb") as file:
+        from_file = np.asarray(read_image_from(file, name=path.name))
+    assert np.array_equal(np.asarray(read_image(path)), from_file)
+    with Image.open(path) as image:
+        assert np.array_equal(from_file, np.asarray(image.convert("RGB")))

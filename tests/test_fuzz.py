@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from maskx_d2.data.class_names import read_class_names
 from maskx_d2.data.class_splits import class_split_report
 from maskx_d2.data.coco_file import read_json
-from maskx_d2.data.coco_format import find_problems
+from maskx_d2.data.coco_remarks import find_problems
 from maskx_d2.data.dataset_check import find_image_problems, problem_report
 from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.data.visual_genome import convert_visual_genome

@@ -49,6 +49,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="also replace masks that exist, and print how well they agree with the predicted ones",
     )
+    fill.add_argument(
+        "--replace-rectangles",
+        action="store_true",
+        help="also replace the masks of classes all of whose masks are rectangles, such as boxes that were "
+        "exported as polygons",
+    )
     add_batch_size(fill, default=4)
     add_max_megapixels(fill)
     add_overrides(fill)
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         form=args.format,
         min_score=args.min_mask_score,
         also_replace=args.also_replace,
+        replace_rectangles=args.replace_rectangles,
         find_masks=partial(find, batch_size=args.batch_size, max_megapixels=args.max_megapixels),
     )
     print(f"{args.output}: {summary(filled, detector.style)}")

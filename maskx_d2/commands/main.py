@@ -67,7 +67,7 @@ def _writing(args: argparse.Namespace) -> AbstractContextManager[None]:
     from maskx_d2.data.addresses import is_address
     from maskx_d2.runtime.outputs import OutputFile, OutputFolder, named_files, writing
 
-    if not hasattr(args, "written") or is_address(args.output):
+    if not hasattr(args, "written") or args.output is None or is_address(args.output):
         return nullcontext()
     inputs = [getattr(args, dest) for dest in args.inputs] if hasattr(args, "inputs") else []
     path = Path(args.output)

@@ -15,9 +15,9 @@ def add_input(parser: argparse.ArgumentParser, *names: str, **options) -> None:
     parser.set_defaults(inputs=[*(parser.get_default("inputs") or ()), action.dest])
 
 
-def add_output_file(parser: argparse.ArgumentParser, **options) -> None:
+def add_output_file(parser: argparse.ArgumentParser, *, required: bool = True, **options) -> None:
     """Add ``--output``, the only file that the command may write."""
-    parser.add_argument("--output", required=True, type=Path, **options)
+    parser.add_argument("--output", required=required, type=Path, **options)
     parser.set_defaults(written=())
 
 

@@ -42,6 +42,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Writes Parquet files and draws nothing; does not support videos. IMAGE and DIR can be URLs such "
         "as s3://bucket/folder",
     )
+    add_input(
+        predict,
+        "--annotations",
+        type=Path,
+        metavar="JSON",
+        help="annotation file in COCO format whose image and category ids are written, so that pycocotools "
+        "can evaluate the results on it; images that it lacks are skipped",
+    )
     predict.add_argument("--recursive", action="store_true", help="search subfolders too")
     predict.add_argument(
         "--resume", action="store_true", help="continue an interrupted run of the same command"
@@ -77,8 +85,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from maskx_d2.evaluation.fonts import missing_letters
     from maskx_d2.evaluation.run_files import log_file
-    from maskx_d2.inference.predict import IMAGE_SUFFIXES, find_images, predict
+    from maskx_d2.inference.predict import (
+        IMAGE_SUFFIXES,
+        IdsOfFile,
+        file_names,
+        find_images,
+        find_other_files,
+        predict,
+    )
     from maskx_d2.inference.video import VIDEO_SUFFIXES, predict_video
     from maskx_d2.runtime.logs import log_to_file
 
@@ -86,13 +102,23 @@ def _predict(args: argparse.Namespace) -> None:
     need("maskx predict", *DRAWING)
     output = Path(args.output)
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    found = find_images([Path(path) for path in args.images], recursive=args.recursive, suffixes=suffixes)
+    paths = [Path(path) for path in args.images]
+    found = find_images(paths, recursive=args.recursive, suffixes=suffixes)
+    others = find_other_files(paths, recursive=args.recursive, suffixes=suffixes)
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     images = [path for path in found if path.suffix.lower() not in VIDEO_SUFFIXES]
     for name, count in Counter(video.stem for video in videos).items():
         if count > 1:
             raise InputError(f"{count} videos are named {name!r}, expected one: give each its own --output")
     detector = load(args)
+    names, ids = file_names(images, paths), None
+    skipped = [_named("other files", list(map(str, others)))] if others else []
+    if args.annotations is not None and images:
+        ids = IdsOfFile.read(args.annotations, names, detector.style)
+        absent = [name for name, i in zip(names, ids.image_ids, strict=True) if i is None]
+        skipped += [_named(f"images that {args.annotations} lacks", absent)] if absent else []
+        kept = [place for place, image_id in enumerate(ids.image_ids) if image_id is not None]
+        images, names = [images[place] for place in kept], [names[place] for place in kept]
     options = {
         "model": identity(args),
         "min_score": args.min_score,
@@ -128,6 +154,9 @@ def _predict(args: argparse.Namespace) -> None:
                 detector,
                 images,
                 output,
+                names=names,
+                ids=None if ids is None else [i for i in ids.image_ids if i is not None],
+                category_ids=None if ids is None else ids.category_ids,
                 progress=partial(bar, unit="image"),
                 passed_over=lambda path, error: unread.append(str(error)),
                 **options,
@@ -135,8 +164,15 @@ def _predict(args: argparse.Namespace) -> None:
     if images:
         num_done = len(images) - len(unread)
         said.append(f"{num_done} pictures in {output}, results in COCO format in {results}")
-    print("\n".join(said))
+    if notice := missing_letters(detector.style.names.values()):
+        said.append(notice)
+    print("\n".join([*said, *skipped]))
     exit_if_skipped([*failed, *unread])
+
+
+def _named(what: str, names: list[str], number: int = 5) -> str:
+    more = f" and {len(names) - number:,} more" if len(names) > number else ""
+    return f"skipped {len(names):,} {what}: {', '.join(map(printable, names[:number]))}{more}"
 
 
 def _predict_on_ray(args: argparse.Namespace) -> None:
@@ -145,6 +181,8 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
     from maskx_d2.inference.ray_data import DETECTIONS_FOLDER, find_images, predict_on_ray
     from maskx_d2.inference.video import VIDEO_SUFFIXES
 
+    if args.annotations is not None:
+        raise InputError("--annotations is given, which --ray does not support")
     not_of_ray = {"--top": args.top, "--merge": args.merge, "--every": args.every != 1 or None}
     for option, value in not_of_ray.items():
         if value is not None:

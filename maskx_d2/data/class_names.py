@@ -75,6 +75,40 @@ def first_difference(
     return next(((i, a, b) for i, (a, b) in pairs if a != b), None)
 
 
+def match_classes(names: Sequence[str], others: Sequence[str], *, what: str) -> list[int]:
+    """
+    Match the same classes in two orders by name.
+
+    Args:
+        names: the classes of a model.
+        others: the classes of a dataset.
+        what: the dataset, for the error message.
+
+    Returns:
+        For each class of the model, its index in the dataset.
+
+    Raises:
+        ValueError: the classes are not the same.
+    """
+    if list(names) == list(others):  # also where several classes share a name
+        return list(range(len(names)))
+    missing, more = sorted(set(names) - set(others)), sorted(set(others) - set(names))
+    if missing or more or len(set(names)) < len(names) or len(names) != len(others):
+        found = [f"lacks {_listed(missing)}"] * bool(missing) + [f"has {_listed(more)}"] * bool(more)
+        difference = " and ".join(found) or "has some of them twice"
+        raise InputError(
+            f"{what} has other classes than the model: it {difference}, expected the model's {len(names)} "
+            f"classes: {_listed(names)}"
+        )
+    index_of = {name: index for index, name in enumerate(others)}
+    return [index_of[name] for name in names]
+
+
+def _listed(names: Sequence[str], number: int = 5) -> str:
+    more = f" and {len(names) - number} more" if len(names) > number else ""
+    return ", ".join(map(repr, names[:number])) + more
+
+
 def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) -> list[int]:
     """
     Indices of names in a class list. If several classes share a name, the first is taken; in a list that
@@ -92,8 +126,7 @@ def indices_in(class_list: Sequence[str], names: Sequence[str], *, what: str) ->
     missing = [name for name in names if name not in index_of]
     if missing:
         raise InputError(
-            f"{what} names {', '.join(map(repr, missing[:5]))}"
-            f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}, "
+            f"{what} names {_listed(missing)}, "
             f"which the dataset's {len(class_list)} classes do not include: "
             f"{', '.join(class_list[:5])}{', ...' if len(class_list) > 5 else ''}"
         )

@@ -10,26 +10,19 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from maskx_d2.data.coco_format import (
-    PARTS,
-    CocoFile,
-    Problem,
-    category_errors,
-    errors,
-    id_errors,
-    in_order,
-    is_id,
-    typed,
-)
+from maskx_d2.data.coco_errors import Problem, category_errors, errors, id_errors, measure, typed
+from maskx_d2.data.coco_format import PARTS, CocoFile, in_order, is_id, put_in_order
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import load_json
+from maskx_d2.data.usable_objects import drop_repeated, keep_usable
 
 _Content = TypeVar("_Content")
 
 
 def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
     """
-    Read and check an annotation file.
+    Read and check an annotation file, and bring it into the form that is used: see :func:`keep_usable` and
+    :func:`drop_repeated`.
 
     Args:
         path: of the file.
@@ -47,27 +40,29 @@ def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
         if file is None or file.annotations is UNSET or not _have_ids(file.categories):
             file = _read_slowly(path, needs_annotations=needs_annotations)
         else:
-            file.images.sort(key=lambda image: image.id)
-            _raise_first(path, errors(file))
-        file.categories = in_order(file.categories)
+            put_in_order(file)
+            _check(path, file)
+        drop_repeated(file)
         return file
 
 
 def _read_slowly(path: Path, *, needs_annotations: bool) -> CocoFile:
     """By Python's JSON parser, which reads NaN, and after which all that is wrong can be named."""
-    return _typed(path, read_json(path, needs_annotations=needs_annotations))
+    return records_of(read_json(path, needs_annotations=needs_annotations), path)
 
 
 def read_categories(path: Path) -> list[dict[str, Any]]:
     """
-    The categories of an annotation file in the order of their ids; nothing else of the file is checked.
+    The categories of an annotation file in the order of their ids. Nothing else of the file is checked,
+    unless several have the same name.
 
     Raises:
         FileNotFoundError, InputError: see :func:`read_coco_file`.
     """
     file = _decoded(path, _Categories)
-    has_ids = file is not None and _have_ids(file.categories)
-    if not has_ids or next(category_errors(file.categories), None) is not None:
+    if file is None or not _have_ids(file.categories) or any(category_errors(file.categories)):
+        return read_coco_file(path).categories
+    if len({category["name"] for category in file.categories}) < len(file.categories):
         return read_coco_file(path).categories
     return in_order(file.categories)
 
@@ -101,23 +96,28 @@ def read_json(path: Path, *, needs_annotations: bool = True) -> dict:
     return content
 
 
-def read_checked_json(path: Path) -> dict:
+def records_of(content: dict, path: Path) -> CocoFile:
     """
-    The content of an annotation file in which everything can be used.
+    What :func:`read_coco_file` returns, from the content of the JSON, with objects that are listed twice.
+
+    Args:
+        content: see :func:`read_json`; it is not changed.
+        path: path of the file, for error messages.
 
     Raises:
-        FileNotFoundError, InputError: see :func:`read_coco_file`.
+        InputError: see :func:`read_coco_file`.
     """
-    content = read_json(path)
-    _typed(path, content)
-    return content
-
-
-def _typed(path: Path, content: dict) -> CocoFile:
     _raise_first(path, id_errors(content))
     file, problems = typed(content)
-    _raise_first(path, [*problems, *errors(file)])
+    _check(path, file, problems)
     return file
+
+
+def _check(path: Path, file: CocoFile, problems: Iterable[Problem] = ()) -> None:
+    measures = measure(file)
+    _raise_first(path, [*problems, *errors(file, measures)])
+    file.categories = in_order(file.categories)
+    keep_usable(file, measures)
 
 
 def _raise_first(path: Path, problems: Iterable[Problem]) -> None:

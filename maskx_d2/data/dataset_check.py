@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from maskx_d2.data.coco_format import LONGEST_NAME, Problem
+from maskx_d2.data.coco_errors import Problem
+from maskx_d2.data.coco_format import LONGEST_NAME, file_name_of
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import is_image_size
@@ -30,8 +31,12 @@ def find_image_problems(
         max_megapixels: larger images cannot be read.
         progress: wraps the images, as ``tqdm`` does.
     """
-    names = [(image, image.get("file_name")) for image in content["images"]]
-    images = [image for image, n in names if isinstance(n, str) and len(n) <= LONGEST_NAME]
+    names = [file_name_of(image.get("file_name"), image.get("coco_url")) for image in content["images"]]
+    images = [
+        {**image, "file_name": name}
+        for image, name in zip(content["images"], names, strict=True)
+        if isinstance(name, str) and len(name) <= LONGEST_NAME
+    ]
     with ThreadPoolExecutor() as threads:
         found = threads.map(partial(_of_image_file, image_root, max_megapixels), images)
         for problem in progress(found):

@@ -1,83 +1,85 @@
-"""Annotation files as pycocotools' ``COCO``, with what people leave out filled in."""
+"""Annotation files as pycocotools' ``COCO``."""
 
 import contextlib
 import io
-from collections.abc import Iterable
 from pathlib import Path
 
 import pycocotools.mask as mask_util
+from msgspec import UNSET
 from pycocotools.coco import COCO
 
-from maskx_d2.data.coco_file import read_checked_json
-from maskx_d2.data.coco_format import category_names, in_order, polygons_with_area
+from maskx_d2.data.coco_file import read_json, records_of
+from maskx_d2.data.coco_format import Annotation, Image, category_names, in_order
+from maskx_d2.data.rle import compressed
+from maskx_d2.data.usable_objects import drop_repeated, is_possible_area
 
 
 def read_coco(path: Path) -> COCO:
     """
-    Read and check an annotation file, and put in order what :func:`complete_annotations` does.
+    Read and check an annotation file for evaluation; see :func:`coco_of`.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_checked_json`.
+        FileNotFoundError, InputError: see :func:`maskx_d2.data.coco_file.read_coco_file`.
     """
-    coco = index_coco(read_checked_json(path))
-    complete_annotations(coco)
-    return coco
+    return coco_of(read_json(path), path)
+
+
+def coco_of(content: dict, path: Path) -> COCO:
+    """
+    The annotations that :func:`read_coco_file` keeps, with what pycocotools needs: ``iscrowd``, an ``area``
+    (of the mask, or else of the box) in place of one that is missing or impossible, and ids above 0:
+    its evaluation takes 0 for "none", and Detectron2's refuses negative ones.
+
+    Args:
+        content: of an annotation file; it is not changed.
+        path: path of the file, for error messages.
+
+    Raises:
+        InputError: see :func:`maskx_d2.data.coco_file.read_coco_file`.
+    """
+    file = records_of(content, path)
+    drop_repeated(file)
+    images = {image.id: image for image in file.images}
+    records = {record["id"]: record for record in content["annotations"]}
+    renumber = min(records, default=1) < 1
+    annotations = []
+    for annotation in file.annotations:
+        record = {
+            **records[annotation.id],
+            "category_id": annotation.category_id,
+            "segmentation": annotation.segmentation,
+            "iscrowd": 0 if annotation.iscrowd in (UNSET, None) else int(annotation.iscrowd),
+        }
+        if not is_possible_area(annotation):
+            record["area"] = _area(annotation, images[annotation.image_id])
+        if not annotation.segmentation:
+            del record["segmentation"]
+        if renumber:
+            record["id"] = 1 + len(annotations)
+        annotations.append(record)
+    return index_coco(
+        {
+            **content,
+            "images": [{**r, "file_name": images[r["id"]].file_name} for r in content["images"]],
+            "annotations": annotations,
+            "categories": file.categories,
+        }
+    )
+
+
+def _area(annotation: Annotation, image: Image) -> float:
+    if annotation.segmentation:
+        return float(mask_util.area(compressed(annotation.segmentation, image.height, image.width)))
+    return annotation.bbox[2] * annotation.bbox[3]
 
 
 def index_coco(content: dict) -> COCO:
     """pycocotools' ``COCO`` of the content of an annotation file."""
     coco = COCO()
     coco.dataset = content
-    _create_index(coco)
-    return coco
-
-
-def _create_index(coco: COCO) -> None:
-    """Without its printing."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-
-
-def drop_degenerate_polygons(annotations: Iterable[dict]) -> int:
-    """
-    Take polygons of fewer than three points out of annotations, in place. One of which nothing is left
-    keeps its box.
-
-    Returns:
-        How many annotations were changed.
-    """
-    changed = 0
-    for annotation in annotations:
-        polygons = annotation.get("segmentation")
-        if not isinstance(polygons, list):
-            continue
-        kept = polygons_with_area(polygons)
-        if len(kept) < len(polygons):
-            annotation["segmentation"] = kept
-            changed += 1
-    return changed
-
-
-def complete_annotations(coco: COCO) -> None:
-    """
-    In place, what pycocotools needs: no polygons of fewer than three points, ``iscrowd`` and ``area`` (of
-    the mask, or else of the box) where they are not given, and no annotation with the id 0, which its
-    evaluation takes for "none".
-    """
-    annotations = coco.dataset["annotations"]
-    drop_degenerate_polygons(annotations)
-    if any(annotation["id"] == 0 for annotation in annotations):
-        for number, annotation in enumerate(annotations, start=1):
-            annotation["id"] = number
-        _create_index(coco)
-    for annotation in annotations:
-        if annotation.get("iscrowd") is None:
-            annotation["iscrowd"] = 0
-        if annotation.get("area") is None:
-            if annotation.get("segmentation"):
-                annotation["area"] = float(mask_util.area(coco.annToRLE(annotation)))
-            else:
-                annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    return coco
 
 
 def ignored_without_mask(annotation: dict, image: dict) -> dict:

@@ -1,7 +1,8 @@
 """``TrainingData``: counts of the training data on each side of the class split."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,24 @@ class TrainingData:
     trained_with_masks: tuple[int, ...]
     """Indices of the classes that have a mask, in order."""
 
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What training does not use -> how many."""
+
     @classmethod
     def count(
-        cls, num_images: int, objects: Iterable[tuple[int, bool]], class_has_mask: Sequence[bool]
+        cls,
+        num_images: int,
+        objects: Iterable[tuple[int, bool]],
+        class_has_mask: Sequence[bool],
+        *,
+        left_out: Mapping[str, int] = MappingProxyType({}),
     ) -> "TrainingData":
         """
         Args:
             num_images: number of images with an object.
             objects: for each object, the index of its class and whether it has a mask.
             class_has_mask: for each class, whether it is in A.
+            left_out: see :class:`TrainingData`.
         """
         num_objects, num_masks = [0] * len(class_has_mask), [0] * len(class_has_mask)
         for class_index, has_mask in objects:
@@ -39,6 +49,7 @@ class TrainingData:
             num_objects=(of_a, sum(num_objects) - of_a),
             num_masks=sum(num_masks),
             trained_with_masks=tuple(index for index, number in enumerate(num_masks) if number),
+            left_out=dict(left_out),
         )
 
     def __str__(self) -> str:
@@ -49,4 +60,6 @@ class TrainingData:
         ]
         if classes_b:
             parts.append(f"B, boxes only: {classes_b:,} classes, {objects_b:,} objects")
+        if self.left_out:
+            parts.append(f"not used: {', '.join(f'{n:,} {what}' for what, n in self.left_out.items())}")
         return "; ".join(parts)

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +11,9 @@ from pycocotools.cocoeval import COCOeval
 
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.pycocotools_coco import ignored_without_mask, index_coco
+
+DETECTIONS_PER_CLASS = 100
+"""COCO's limit on detections of a class in an image, unless a model finds more objects in an image."""
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AREAS = {"APs": 1, "APm": 2, "APl": 3}
@@ -74,7 +77,7 @@ def class_precisions(
     iou_type: str,
     *,
     image_ids: Collection[int] | None = None,
-    max_detections: int = 100,
+    max_detections: int = DETECTIONS_PER_CLASS,
     evaluation_class: type[COCOeval] = COCOeval,
 ) -> np.ndarray:
     """
@@ -126,6 +129,23 @@ def class_precisions(
         evaluation = _evaluate(truth_of_class, detections, iou_type, max_detections, evaluation_class)
         precision[:, :, index] = evaluation.eval["precision"][:, :, 0]
     return precision
+
+
+def crowding(ground_truth: COCO, max_detections: int) -> str | None:
+    """
+    A warning if images have more objects than detections of them count.
+
+    Args:
+        ground_truth, max_detections: see :func:`class_precisions`.
+    """
+    counts = Counter(a["image_id"] for a in ground_truth.dataset["annotations"] if not a["iscrowd"])
+    crowded = sum(count > max_detections for count in counts.values())
+    if not crowded:
+        return None
+    return (
+        f"{crowded} of {len(ground_truth.imgs)} images have more than {max_detections} objects, but only "
+        f"the best {max_detections} detections of a class in an image count"
+    )
 
 
 def _by_class(records: Sequence[Mapping], image_ids: Collection[int] | None) -> dict[int, list[Mapping]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -11,14 +11,15 @@ import pycocotools.mask as mask_util
 from tabulate import tabulate
 
 from maskx_d2.data.addresses import file_in, is_address
-from maskx_d2.data.coco_file import read_checked_json
-from maskx_d2.data.coco_format import category_names, polygons_with_area
+from maskx_d2.data.coco_errors import measure
+from maskx_d2.data.coco_file import read_json, records_of
+from maskx_d2.data.coco_format import CocoFile, Image
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
 from maskx_d2.data.polygons import to_polygons
 from maskx_d2.data.printable import printable
-from maskx_d2.data.pycocotools_coco import index_coco
-from maskx_d2.data.rle import check_rle
+from maskx_d2.data.rle import check_rle, compressed
+from maskx_d2.data.usable_objects import rectangle_classes
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
 from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, find_masks
@@ -52,6 +53,7 @@ def fill_masks(
     form: str = "rle",
     min_score: float = 0.0,
     also_replace: bool = False,
+    replace_rectangles: bool = False,
     find_masks: Callable[[Detector, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]] = find_masks,
 ) -> Filled:
     """
@@ -70,6 +72,7 @@ def fill_masks(
         form: ``"rle"`` or ``"polygon"``, see :func:`maskx_d2.data.polygons.to_polygons`.
         min_score: annotations whose mask would have a lower score are left without one.
         also_replace: also predict masks for annotations that have one, and measure how well both agree.
+        replace_rectangles: also predict masks for classes all of whose masks are rectangles.
         find_masks: :func:`maskx_d2.inference.masks_in_boxes.find_masks` or
             :func:`maskx_d2.inference.ray_data.find_masks_on_ray`, with their options.
 
@@ -80,12 +83,18 @@ def fill_masks(
     check_replaceable(output)
     if not is_address(images) and not Path(images).is_dir():
         raise MissingFileError(f"image folder {images} is not a folder")
-    content = read_checked_json(annotations)
+    content = read_json(annotations)
+    file = records_of(content, annotations)
+    if replace_rectangles:
+        _remove_rectangles(file)
     filled = Filled()
-    wanted = _wanted(content, _model_categories(content, detector.style), filled, also_replace=also_replace)
+    categories = _model_categories(file, detector.style)
+    wanted = _wanted(content, file, categories, filled, also_replace=also_replace)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.unfinished")
     work = {"annotations": file_digest(annotations), "model": model, "also_replace": also_replace}
+    if replace_rectangles:
+        work["replace_rectangles"] = True
     with open_journal(journal_path, work=work, kind=FoundMasks) as journal:
         masks: dict[int, PredictedMask | None] = {}
         for done in journal.done:
@@ -104,7 +113,7 @@ def fill_masks(
         if not masks and of_images and len(filled.passed_over) == len(of_images):
             raise InputError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
         if also_replace:
-            _measure(content, masks, wanted, filled)
+            _measure(masks, wanted, filled)
         _write_into(wanted, masks, filled, form=form, min_score=min_score)
         write_text(output, json.dumps(content))
         journal.delete()
@@ -116,7 +125,12 @@ class _Object:
     """An annotation that gets a mask."""
 
     annotation: dict
-    image: dict
+    """As in the file."""
+
+    image: Image
+    mask: list | Mapping | None
+    """The mask that there is."""
+
     category_id: int
     """Category id of the model."""
 
@@ -124,11 +138,18 @@ class _Object:
     """x0, y0, x1, y1, within the image."""
 
 
-def _model_categories(content: dict, style: ClassStyle) -> dict[int, int]:
+def _remove_rectangles(file: CocoFile) -> None:
+    found = rectangle_classes(file, measure(file))
+    for annotation in file.annotations:
+        if annotation.category_id in found and not annotation.iscrowd:
+            annotation.segmentation = None
+
+
+def _model_categories(file: CocoFile, style: ClassStyle) -> dict[int, int]:
     """Category id of the file -> category id of the model, for the classes that the model knows."""
     of_model = {name: category_id for category_id, name in style.names.items()}
-    names = category_names(content["categories"])
-    pairs = zip(content["categories"], names, strict=True)
+    names = file.class_names
+    pairs = zip(file.categories, names, strict=True)
     known = {category["id"]: of_model[name] for category, name in pairs if name in of_model}
     if not known:
         raise InputError(
@@ -144,32 +165,33 @@ def _few(names: Iterable[str], number: int = 3) -> str:
 
 
 def _wanted(
-    content: dict, categories: dict[int, int], filled: Filled, *, also_replace: bool
+    content: dict, file: CocoFile, categories: dict[int, int], filled: Filled, *, also_replace: bool
 ) -> dict[int, _Object]:
     """The annotations that get a mask, by id; the others are counted."""
-    images = {image["id"]: image for image in content["images"]}
+    images = {image.id: image for image in file.images}
+    used = {annotation.id: annotation for annotation in file.annotations}
     wanted = {}
-    for annotation in content["annotations"]:
-        if _has_mask(annotation) and not also_replace:
+    for record in content["annotations"]:
+        annotation = used.get(record["id"])
+        if annotation is None:
+            filled.left["boxes without area in the image"] += not record.get("segmentation") or also_replace
+        elif annotation.iscrowd:
+            filled.left["crowd regions"] += annotation.mask is None or also_replace
+        elif annotation.mask is not None and not also_replace:
             continue
-        image, (x, y, width, height) = images[annotation["image_id"]], annotation["bbox"]
-        box = [max(x, 0), max(y, 0), min(x + width, image["width"]), min(y + height, image["height"])]
-        if annotation.get("iscrowd"):
-            filled.left["crowd regions"] += 1
-        elif annotation["category_id"] not in categories:
+        elif annotation.category_id not in categories:
             filled.left["annotations of classes that the model does not know"] += 1
-        elif box[0] >= box[2] or box[1] >= box[3]:
-            filled.left["boxes without area in the image"] += 1
         else:
-            box = [float(side) for side in box]
-            category_id = categories[annotation["category_id"]]
-            wanted[annotation["id"]] = _Object(annotation, image, category_id, box)
+            image, (x, y, width, height) = images[annotation.image_id], annotation.bbox
+            box = [max(x, 0), max(y, 0), min(x + width, image.width), min(y + height, image.height)]
+            wanted[annotation.id] = _Object(
+                record,
+                image,
+                annotation.mask,
+                categories[annotation.category_id],
+                [float(side) for side in box],
+            )
     return wanted
-
-
-def _has_mask(annotation: dict) -> bool:
-    segmentation = annotation.get("segmentation")
-    return bool(polygons_with_area(segmentation) if isinstance(segmentation, list) else segmentation)
 
 
 def _checked(
@@ -185,7 +207,7 @@ def _checked(
                 raise InputError(f"{journal} has a mask of score {mask.score}, expected 0 to 1: delete it")
             check_rle(mask.rle)
             image = wanted[annotation_id].image
-            if mask.rle["size"] != [image["height"], image["width"]]:
+            if mask.rle["size"] != [image.height, image.width]:
                 raise InputError(f"{journal} has a mask whose size is not that of its image: delete it")
     return done.masks
 
@@ -193,12 +215,12 @@ def _checked(
 def _by_image(objects: Iterable[_Object], folder: str) -> list[BoxesOfImage]:
     of_images: dict[int, list[_Object]] = defaultdict(list)
     for known in objects:
-        of_images[known.image["id"]].append(known)
+        of_images[known.image.id].append(known)
     return [
         BoxesOfImage(
-            path=file_in(folder, of_image[0].image["file_name"]),
-            width=of_image[0].image["width"],
-            height=of_image[0].image["height"],
+            path=file_in(folder, of_image[0].image.file_name),
+            width=of_image[0].image.width,
+            height=of_image[0].image.height,
             annotation_ids=[known.annotation["id"] for known in of_image],
             objects=KnownObjects([k.box for k in of_image], [k.category_id for k in of_image]),
         )
@@ -206,18 +228,12 @@ def _by_image(objects: Iterable[_Object], folder: str) -> list[BoxesOfImage]:
     ]
 
 
-def _measure(
-    content: dict, masks: dict[int, PredictedMask | None], wanted: dict[int, _Object], filled: Filled
-) -> None:
+def _measure(masks: dict[int, PredictedMask | None], wanted: dict[int, _Object], filled: Filled) -> None:
     """Measure how well the predicted masks agree with the existing ones."""
-    coco = index_coco(content)
     for annotation_id, mask in masks.items():
         known = wanted[annotation_id]
-        if _has_mask(known.annotation):
-            segmentation = known.annotation["segmentation"]
-            if isinstance(segmentation, list):
-                segmentation = polygons_with_area(segmentation)
-            truth = coco.annToRLE({**known.annotation, "segmentation": segmentation})
+        if known.mask is not None:
+            truth = compressed(known.mask, known.image.height, known.image.width)
             overlap = 0.0 if mask is None else mask_util.iou([mask.rle], [truth], [0]).item()
             filled.overlaps[known.category_id].append(overlap)
 

@@ -1,10 +1,14 @@
 """Detecting objects in images: writes pictures, and a JSON in COCO's results format."""
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +16,15 @@ from typing import Annotated
 import msgspec
 from PIL import Image
 
+from maskx_d2.data.class_names import match_classes
+from maskx_d2.data.coco_file import read_coco_file
+from maskx_d2.data.coco_format import LARGEST
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, replacing, write_png
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead
 from maskx_d2.data.rle import check_rle
 from maskx_d2.evaluation.merging import readable_detections
-from maskx_d2.evaluation.pictures import draw_detections, with_legend
+from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legend
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, Coordinate
 from maskx_d2.inference.detector import Detector
 from maskx_d2.runtime.journal import Journal, open_journal
@@ -25,7 +32,11 @@ from maskx_d2.runtime.journal import Journal, open_journal
 UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
 """Written in place of :data:`DETECTIONS_FILE` until all is done; see :mod:`maskx_d2.runtime.journal`."""
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg"),
+    *(".png", ".tif", ".tiff", ".webp"),
+)
+_LONGEST_STEM = 200  # bytes of the name of a picture; file systems allow 255 with all suffixes
 
 
 def find_images(
@@ -58,6 +69,75 @@ def find_images(
         else:
             raise MissingFileError(f"{path} is neither an image nor a folder")
     return images
+
+
+def find_other_files(
+    paths: Sequence[Path], *, recursive: bool = False, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> list[Path]:
+    """The files that :func:`find_images` skips in folders, without hidden ones."""
+    inside = (path.rglob("*") if recursive else path.iterdir() for path in paths if path.is_dir())
+    return sorted(
+        path
+        for path in itertools.chain.from_iterable(inside)
+        if path.suffix.lower() not in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def file_names(images: Sequence[Path], paths: Sequence[Path]) -> list[str]:
+    """
+    Names of images relative to the folder that they were found in, as in an annotation file; if there are
+    several folders, relative to the one that holds them all.
+
+    Args:
+        images: as returned by :func:`find_images`.
+        paths: the files and folders in which they were found.
+    """
+    folders = {path.absolute() if path.is_dir() else path.absolute().parent for path in paths}
+    base = os.path.commonpath(folders) if folders else ""
+    return [path.absolute().relative_to(base).as_posix() for path in images]
+
+
+@dataclass(frozen=True)
+class IdsOfFile:
+    """Ids of an annotation file, so that detections can be evaluated on it."""
+
+    image_ids: list[int | None]
+    """For each image, its id; None if it is not in the file."""
+
+    category_ids: dict[int, int]
+    """Category id of the model -> that of the class of the same name in the file."""
+
+    @classmethod
+    def read(cls, annotations: Path, names: Sequence[str], style: ClassStyle) -> "IdsOfFile":
+        """
+        Args:
+            annotations: annotation file in COCO format; it may have no annotations.
+            names: see :func:`file_names`. An image whose name has other folders in the file is found by the
+                last part, if that is unique.
+            style: the classes of the model.
+
+        Raises:
+            FileNotFoundError, ValueError: the file cannot be used, or has other classes or other images.
+        """
+        file = read_coco_file(annotations, needs_annotations=False)
+        of_name = {image.file_name: image.id for image in file.images}
+        last_parts = Counter(name.rsplit("/", 1)[-1] for name in of_name)
+        of_last_part = {name.rsplit("/", 1)[-1]: image_id for name, image_id in of_name.items()}
+        own = Counter(name.rsplit("/", 1)[-1] for name in names)
+        ids: list[int | None] = []
+        for name in names:
+            last = name.rsplit("/", 1)[-1]
+            by_last = of_last_part.get(last) if last_parts[last] == own[last] == 1 else None
+            ids.append(of_name.get(name, by_last))
+        if not any(image_id is not None for image_id in ids):
+            raise InputError(
+                f"annotation file {annotations} has none of {len(ids)} images, such as {names[0]}"
+            )
+        model_ids = list(style.names)
+        what = f"annotation file {annotations}"
+        indices = match_classes(list(style.names.values()), file.class_names, what=what)
+        of_file = [file.categories[index]["id"] for index in indices]
+        return cls(ids, dict(zip(model_ids, of_file, strict=True)))
 
 
 class _Rle(msgspec.Struct):
@@ -122,6 +202,9 @@ def predict(
     batch_size: int = 1,
     resume: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
+    names: Sequence[str] | None = None,
+    ids: Sequence[int] | None = None,
+    category_ids: Mapping[int, int] | None = None,
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
     passed_over: Callable[[Path, Exception], None] | None = None,
 ) -> Path:
@@ -129,8 +212,8 @@ def predict(
     Detect objects in images, draw them, and write them in COCO's results format. If it is interrupted, what
     is done is kept: the pictures, and a line for each in :data:`UNFINISHED_FILE`.
 
-    ``image_id`` is the number in the file name, as in COCO; if a file has none, it is the position of the
-    image in the sequence. ``file_name`` is written too.
+    ``image_id`` is the number in the file name, as in COCO; if a file has none, or another one the same, it
+    is the position of the image in the sequence. ``file_name`` is written too.
 
     Args:
         detector: the model.
@@ -142,6 +225,9 @@ def predict(
         batch_size: number of images per call of the model.
         resume: continue an interrupted run with the same images, model and ``min_score``.
         max_megapixels: larger images are refused.
+        names: the ``file_name`` of each image; by default the last part of its path.
+        ids: the ``image_id`` of each image.
+        category_ids: category ids to write in place of the model's.
         progress: wraps the images, as ``tqdm`` does.
         passed_over: called with each image that cannot be read and its error; if None, the first such
             error is raised.
@@ -161,10 +247,12 @@ def predict(
     json_path.unlink(missing_ok=True)  # it does not belong to the new pictures beside it
     if not resume:
         unfinished.unlink(missing_ok=True)
-    ids = image_ids(images)
+    ids = image_ids(images) if ids is None else ids
+    names = [path.name for path in images] if names is None else names
+    category_ids = category_ids or {category_id: category_id for category_id in detector.style.names}
     work = work_of(images, model=model, min_score=min_score)
     with open_journal(unfinished, work=work, kind=_Done) as journal:
-        done = _places(journal, ids, detector.style.names)
+        done = _places(journal, ids, set(category_ids.values()))
         todo = {place: path for place, path in enumerate(images) if place not in done}
         unread: list[Exception] = []
         ahead = read_ahead(progress(list(todo.values())), max_megapixels=max_megapixels)
@@ -175,12 +263,13 @@ def predict(
             )
             for (place, image), detections in zip(batch, results, strict=True):
                 found = [d for d in detections if d["score"] >= min_score]
-                for detection in found:
-                    detection["file_name"] = images[place].name
                 num_classes = len(detector.style.names)
                 shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
                 drawn = draw_detections(image, shown, detector.style)
                 write_png(picture_paths[place], with_legend(drawn))
+                for detection in found:
+                    detection["file_name"] = names[place]
+                    detection["category_id"] = category_ids[detection["category_id"]]
                 journal.append({"place": place, "detections": found})
                 logging.getLogger(__name__).info(
                     "%s: %d objects, %d drawn -> %s",
@@ -245,11 +334,23 @@ def work_of(images: Sequence[Path | str], *, model: object, min_score: float) ->
 
 
 def image_ids(images: Sequence[Path]) -> list[int]:
-    """The numbers in the file names, as in COCO; if any is missing or repeated, positions from 1."""
+    """
+    The numbers in the file names, as in COCO; if any is missing, repeated or too large for an id, positions
+    from 1.
+    """
     numbers = [int(path.stem) if path.stem.isdecimal() else None for path in images]
-    if None in numbers or len(set(numbers)) < len(numbers):
+    if None in numbers or len(set(numbers)) < len(numbers) or max(numbers, default=0) >= LARGEST:
         return list(range(1, len(images) + 1))
     return numbers
+
+
+def _short(stem: str) -> str:
+    """A name that leaves room for suffixes: a very long one ends with a digest in place of its end."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM:
+        return stem
+    start = encoded[:_LONGEST_STEM].decode("utf-8", errors="ignore")
+    return f"{start}_{hashlib.sha256(encoded).hexdigest()[:8]}"
 
 
 def _picture_paths(images: Sequence[Path], output: Path) -> list[Path]:
@@ -257,10 +358,11 @@ def _picture_paths(images: Sequence[Path], output: Path) -> list[Path]:
     taken: set[str] = set()
     paths = []
     for path in images:
-        name, count = path.stem, 1
+        stem, count = _short(path.stem), 1
+        name = stem
         while name in taken:
             count += 1
-            name = f"{path.stem}_{count}"
+            name = f"{stem}_{count}"
         taken.add(name)
         paths.append(output / f"{name}.png")
     return paths

@@ -23,8 +23,9 @@ class BoxSupervision(nn.Module):
     The weighted sum of :func:`projection_loss`, :func:`known_background_loss` and :func:`pairwise_loss`,
     which starts late in training: masks that are still meaningless gain nothing from filling their boxes.
 
-    It counts the training steps. The count is saved in checkpoints, so that a resumed run continues with
-    the same loss weights.
+    ``steps`` is the number of optimiser steps that the run has done. Both backends set it before each step
+    (:meth:`set_steps`), so that it is that of the run, also where several batches make one step or the
+    weights are those of an earlier run. In a training loop that does not, it counts the calls.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class BoxSupervision(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.steps: Tensor
 
+    def set_steps(self, steps: int) -> None:
+        """Set the number of optimiser steps that the run has done."""
+        self.steps.fill_(steps)
+
     @property
     def needs_colours(self) -> bool:
         """Whether :meth:`forward` reads ``colours``."""
@@ -76,7 +81,7 @@ class BoxSupervision(nn.Module):
         colours: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
-        The losses of one training step. Call it exactly once in each step, even without RoIs.
+        The losses of one training batch. Call it exactly once for each, even without RoIs.
 
         Args:
             mask_logits: (N, M, M), one map for each RoI whose matched instance has a box only.

@@ -97,15 +97,46 @@ WORKS = {
     ),
     "ids from 0": (lambda c: [a.update(id=a["id"] - 1) for a in c["annotations"]], 2, True),
     "box without area": (_first(bbox=[10, 5, 0, 10]), 1, True),
-    "box outside the image": (_first(bbox=[90, 5, 20, 10]), 1, True),
-    "box partly outside the image": (_first(bbox=[70, 5, 20, 10]), 2, True),
+    "box without a mask outside the image": (_first(bbox=[90, 5, 20, 10], segmentation=None), 1, True),
+    "box partly outside the image": (
+        _first(bbox=[70, 5, 20, 10], segmentation=[[70, 5, 90, 5, 90, 15, 70, 15]]),
+        2,
+        True,
+    ),
+    "box and mask outside the image": (
+        _first(bbox=[90, 5, 20, 10], segmentation=[[90, 5, 110, 5, 110, 15, 90, 15]]),
+        1,
+        True,
+    ),
+    "mask with all signs flipped": (_first(segmentation=[[-v for v in POLYGON]]), 2, False),
+    "polygon of three clicks on one point": (_first(segmentation=[[12, 8] * 3]), 2, False),
+    "polygon drawn there and back": (_first(segmentation=[[10, 5, 30, 5, 20, 5]]), 2, False),
+    "polygon drawn twice": (_first(segmentation=[POLYGON * 2]), 2, False),
+    "RLE without a pixel": (_first(segmentation={"size": [50, 80], "counts": [4000]}), 2, False),
+    "ignore": (_first(ignore=1), 1, True),
+    "negative area": (_first(area=-200), 2, True),
+    "object listed twice": (lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}), 2, True),
+    "a class with two ids": (
+        lambda c: (
+            c["categories"].insert(0, {"id": 0, "name": "cat"}),
+            c["annotations"][2].update(category_id=0),
+        ),
+        2,
+        True,
+    ),
+    "coco_url in place of file_name": (
+        lambda c: [i.update(coco_url=f"http://host/here/./{i.pop('file_name')}") for i in c["images"]],
+        2,
+        True,
+    ),
+    "file name with a backslash": (_image(file_name=".\\1.png"), 2, True),
     "box without a mask that reaches far out": (
         _first(bbox=[-1e12, 5, 2e12, 10], segmentation=None),
         2,
         False,
     ),
     "polygon partly outside the image": (
-        _first(segmentation=[[60, 5, 90, 5, 90, 15, 60, 15]]),
+        _first(bbox=[60, 5, 20, 10], segmentation=[[60, 5, 90, 5, 90, 15, 60, 15]]),
         2,
         True,
     ),
@@ -137,9 +168,44 @@ FAILS = {
         lambda c: c["categories"][0].update(id=2),
         r"category 2 is the id of 2 categories, expected of one",
     ),
-    "two categories of one name": (
-        lambda c: c["categories"][0].update(name="dog"),
-        r"name 'dog' is that of 2 categories",
+    "two images of one file": (_image(file_name="2.png"), r"file_name '2.png' is that of 2 images"),
+    "box as x0, y0, x1, y1": (
+        _first(bbox=[10, 5, 30, 15]),
+        r"annotation 1 has the bbox .*, but its mask is at \(10, 5\) to \(30, 15\): .* seems to be x0, y0",
+    ),
+    "box as y, x, height, width": (
+        _first(bbox=[5, 30, 10, 20], segmentation=[[30, 5, 50, 5, 50, 15, 30, 15]]),
+        r"annotation 1 has the bbox .*: the bbox seems to be y, x, height, width, expected x, y",
+    ),
+    "box as centre and size": (
+        _first(bbox=[20, 10, 20, 10]),
+        r"annotation 1 has the bbox .*: the bbox seems to be centre x, centre y, width, height",
+    ),
+    "box in shares of the image": (
+        _first(bbox=[0.125, 0.1, 0.25, 0.2]),
+        r"annotation 1 has the bbox .*: the bbox seems to be shares of the image's width and height",
+    ),
+    "box of another object": (
+        lambda c: (
+            c["annotations"][0].update(bbox=[50, 20, 9, 9]),
+            c["annotations"][1].update(
+                bbox=[50, 20, 9, 9], segmentation=[[50, 20, 59, 20, 59, 29, 50, 29]]
+            ),
+        ),
+        r"annotation 1 has the bbox .*: the bbox seems to be that of annotation 2",
+    ),
+    "box outside the image": (
+        _first(bbox=[90, 5, 20, 10]),
+        r"annotation 1 has the bbox .*: they seem to be of different objects or sizes of the image",
+    ),
+    "all in shares of the image": (
+        lambda c: [
+            a.update(
+                bbox=[v / 80 for v in a["bbox"]], segmentation=[[v / 80 for v in a["segmentation"][0]]]
+            )
+            for a in c["annotations"]
+        ],
+        r"annotation 1 has the bbox .*, as small as those of 4 of 4 annotations: coordinates seem to be",
     ),
     "no categories": (lambda c: c.update(categories=[]), r"categories are empty, expected at least one"),
     "polygon of an odd number": (

@@ -1,14 +1,24 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE
 from maskx_d2.inference import predict as predict_module
-from maskx_d2.inference.predict import UNFINISHED_FILE, find_images, predict
+from maskx_d2.inference.predict import (
+    UNFINISHED_FILE,
+    IdsOfFile,
+    file_names,
+    find_images,
+    find_other_files,
+    image_ids,
+    predict,
+)
 
 
 def test_images_of_a_folder_are_found_in_order(tmp_path):
@@ -208,3 +218,90 @@ def test_a_journal_that_this_command_cannot_have_written_is_named(tmp_path, chan
     with pytest.raises(ValueError, match=rf"{UNFINISHED_FILE} .*{message}"):
         predict(Detector(10), folder, tmp_path / "out", resume=True)
     assert path.read_bytes() == before
+
+
+# ---- Names and ids ----
+
+
+def test_names_are_relative_to_the_folder_that_holds_all_images(tmp_path):
+    images(tmp_path / "a", 1)
+    images(tmp_path / "b", 1)
+    found = find_images([tmp_path], recursive=True)
+    assert file_names(found, [tmp_path]) == ["a/1.png", "b/1.png"]
+    both = [tmp_path / "a", tmp_path / "b"]
+    assert file_names(find_images(both), both) == ["a/1.png", "b/1.png"]
+    assert file_names(find_images(both[:1]), both[:1]) == ["1.png"]
+    one = [tmp_path / "a" / "1.png"]
+    assert file_names(find_images(one), one) == ["1.png"]
+    results = predict(Detector(10), found, tmp_path / "out", names=["a/1.png", "b/1.png"])
+    assert {d["file_name"] for d in json.loads(results.read_text())} == {"a/1.png", "b/1.png"}
+
+
+def annotation_file(path, names, categories):
+    content = {
+        "images": [{"id": 70 + i, "file_name": n, "width": 20, "height": 20} for i, n in enumerate(names)],
+        "categories": [{"id": i, "name": name} for i, name in categories.items()],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_ids_are_taken_from_an_annotation_file_and_pycocotools_evaluates_the_results(tmp_path):
+    folder = images(tmp_path / "in", 3)
+    found = find_images([folder])
+    names = file_names(found, [folder])
+    style = Detector(10).style
+    categories = {500 - i: name for i, name in style.names.items()}
+    path = annotation_file(tmp_path / "truth.json", ["2.png", "folder/3.png"], categories)
+    ids = IdsOfFile.read(path, names, style)
+    assert ids.image_ids == [None, 70, 71]
+    results = predict(
+        Detector(10), found[1:], tmp_path / "out", ids=ids.image_ids[1:], category_ids=ids.category_ids
+    )
+    written = json.loads(results.read_text())
+    assert {d["image_id"] for d in written} == {70, 71}
+    assert {d["category_id"] for d in written} <= set(categories)
+    truth = read_coco_without_annotations(path)
+    truth.loadRes(str(results))
+    with pytest.raises(ValueError, match=r"truth.json has none of 1 images, such as other.png"):
+        IdsOfFile.read(path, ["other.png"], style)
+    other = annotation_file(tmp_path / "other.json", ["2.png"], {1: "unicorn"})
+    with pytest.raises(ValueError, match=r"other.json has other classes than the model: it lacks"):
+        IdsOfFile.read(other, names, style)
+
+
+def read_coco_without_annotations(path):
+    coco = COCO()
+    coco.dataset = {**json.loads(path.read_text()), "annotations": [], "info": {}}
+    coco.createIndex()
+    return coco
+
+
+def test_ids_that_are_too_large_are_places(tmp_path):
+    numbers = ["12345678901234567890", "12345678901234567891"]
+    assert image_ids([Path(f"{number}.png") for number in numbers]) == [1, 2]
+    assert image_ids([Path("7.png"), Path("9.png")]) == [7, 9]
+
+
+@pytest.mark.parametrize("length", [236, 239, 251])
+def test_very_long_names_have_shorter_pictures(tmp_path, length):
+    folder = images(tmp_path / "in", 1)
+    for name in (
+        "a" * length,
+        "a" * (length - 1) + "b",
+        "ü" * (length // 2),
+        "ü" * (length // 2 - 1) + "b",
+    ):
+        (folder / f"{name}.png").write_bytes((folder / "1.png").read_bytes())
+    found = find_images([folder])
+    results = predict(Detector(10), found, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(found) == 5
+    assert {d["file_name"] for d in json.loads(results.read_text())} == {p.name for p in found}
+
+
+def test_other_files_of_a_folder_are_named(tmp_path):
+    folder = images(tmp_path / "in", 1)
+    for name in ("notes.txt", "a.heic", ".hidden", "b.jfif"):
+        (folder / name).write_bytes(b"x")
+    assert [p.name for p in find_other_files([folder])] == ["a.heic", "notes.txt"]
+    assert [p.name for p in find_images([folder])] == ["1.png", "b.jfif"]

@@ -254,6 +254,28 @@ def check_classes_of_weights(path: str, names: Sequence[str]) -> None:
         check_classes(_without_query(path), state["names"], names)
 
 
+def check_order_of_classes(path: str, names: Sequence[str]) -> None:
+    """
+    Weights of other classes may be trained further, but not those of the same classes in another order.
+
+    Args:
+        path: as in MODEL.WEIGHTS.
+        names: names of the model's classes.
+
+    Raises:
+        ValueError: the checkpoint records the same classes in another order.
+    """
+    state = _class_state(path)
+    if state is not None and sorted(state["names"]) == sorted(names):
+        check_classes(_without_query(path), state["names"], names)
+
+
+def recorded_names(path: str) -> list[str] | None:
+    """The class names recorded in a checkpoint; None if there are none, as in those of other projects."""
+    state = _class_state(path)
+    return None if state is None else list(state["names"])
+
+
 def _class_state(path: str) -> object:
     """The state of a :class:`ClassList` in a PyTorch checkpoint; None if there is none."""
     path = _without_query(path)

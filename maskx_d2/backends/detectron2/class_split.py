@@ -68,6 +68,19 @@ def check_same_classes(dataset_names: Sequence[str]) -> None:
             )
 
 
+def model_class_names(cfg: CfgNode) -> list[str] | None:
+    """
+    Names of a model's classes in the order of their contiguous indices: those of the dataset that it is
+    trained on, or those recorded in the config of a run; None if neither is known.
+    """
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in cfg.DATASETS.TRAIN[:1]:
+        if name in DatasetCatalog and len(names := class_names(name)) == number:
+            return names
+    recorded = list(cfg.MODEL.MASKX_CLASSES.NAMES)
+    return recorded if len(recorded) == number else None
+
+
 def check_num_classes(cfg: CfgNode, dataset_name: str) -> None:
     """Raise ValueError unless the model has as many classes as the dataset."""
     found = len(class_names(dataset_name))

@@ -18,18 +18,30 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from maskx_d2.backends.detectron2 import data_loader
+from maskx_d2.backends.detectron2 import data_loader, evaluator
 from maskx_d2.backends.detectron2.checkpoint import (
     Checkpointer,
     check_before_loading,
-    check_classes_of_weights,
+    recorded_names,
 )
-from maskx_d2.backends.detectron2.class_split import check_num_classes, class_names, load_dataset
+from maskx_d2.backends.detectron2.class_split import (
+    check_num_classes,
+    class_names,
+    load_dataset,
+    model_class_names,
+)
 from maskx_d2.backends.detectron2.config import check_maskx_config, load_config
 from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.backends.detectron2.once_per_node import once_per_node
 from maskx_d2.backends.detectron2.progress import ProgressBar, Watched
-from maskx_d2.backends.detectron2.trainer import TTA_FOLDER, Trainer, evaluation_folder, scale_to
+from maskx_d2.backends.detectron2.trainer import (
+    TTA_FOLDER,
+    Trainer,
+    detections_per_class,
+    evaluation_folder,
+    scale_to,
+)
+from maskx_d2.data.class_names import match_classes
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import real_path, write_text
 from maskx_d2.data.images import check_images_exist
@@ -115,8 +127,9 @@ def _train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
         _write_config(cfg, args)
     log = log_file(folder, rank=comm.get_rank())
     work = _evaluate if args.eval_only else _train
+    shown = [data_loader.__name__, evaluator.__name__]
     try:
-        with log_to_file(log, on_screen=[data_loader.__name__] if is_main else []):
+        with log_to_file(log, on_screen=shown if is_main else []):
             results = work(cfg, args)
     except SystemExit as stopped:
         if stopped.code == 1:  # from verify_results(), which has logged the reason
@@ -159,9 +172,9 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     model = WatchedTrainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     path = check_before_loading(checkpointer, cfg.MODEL.WEIGHTS, resume=resume)
-    for name in _coco_datasets(cfg)[:1]:
-        names = once_per_node(partial(class_names, name), datasets=[name])
-        check_classes_of_weights(path, names)
+    if (names := recorded_names(path)) is not None:
+        cfg = _with_class_names(cfg, names)
+    once_per_node(partial(_check_classes, cfg), datasets=cfg.DATASETS.TEST)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = WatchedTrainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -169,6 +182,14 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _with_class_names(cfg: CfgNode, names: list[str]) -> CfgNode:
+    """A copy of a config for the evaluation of a model with these classes, whatever it was trained on."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN, cfg.MODEL.MASKX_CLASSES.NAMES = (), names
+    return cfg
 
 
 class WatchedTrainer(Trainer):
@@ -190,7 +211,12 @@ def _report(cfg: CfgNode) -> str:
     if cfg.TEST.AUG.ENABLED:
         augmented = {f"{n}, test-time augmentation": evaluation_folder(cfg, n, TTA_FOLDER) for n in folders}
         folders |= augmented
-    tables = [f"AP on {n}\n\n{table}" for n, folder in folders.items() if (table := read_table(folder))]
+    limit = f"with at most {detections_per_class(cfg)} detections of a class in an image"
+    tables = [
+        f"AP on {name}, {limit}\n\n{table}"
+        for name, folder in folders.items()
+        if (table := read_table(folder))
+    ]
     return "\n\n".join([*tables, contents(Path(cfg.OUTPUT_DIR))])
 
 
@@ -205,9 +231,18 @@ def check_evaluation(cfg: CfgNode) -> None:
     for name in _coco_datasets(cfg):
         # Loading the dataset also sets its classes.
         paths = [record["file_name"] for record in load_dataset(name)]
-        check_num_classes(cfg, name)
         local = (Path(path) for path in paths if "://" not in path)
         check_images_exist(local, of=f"DATASETS.TEST {name!r}")
+    _check_classes(cfg)
+
+
+def _check_classes(cfg: CfgNode) -> None:
+    """Raise ValueError unless each of DATASETS.TEST has the classes of the model, in any order."""
+    names = model_class_names(cfg)
+    for name in _coco_datasets(cfg):
+        check_num_classes(cfg, name)
+        if names is not None:
+            match_classes(names, class_names(name), what=f"DATASETS.TEST {name!r}")
 
 
 def _coco_datasets(cfg: CfgNode) -> list[str]:

@@ -1,19 +1,24 @@
 """The data loaders."""
 
+import contextlib
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetMapper,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.data.transforms import Augmentation
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
@@ -25,9 +30,12 @@ from maskx_d2.backends.detectron2.class_split import (
 )
 from maskx_d2.backends.detectron2.config import check_has_keys
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
+from maskx_d2.backends.detectron2.datasets import is_read_here
 from maskx_d2.backends.detectron2.once_per_node import load_once_per_node
 from maskx_d2.data.errors import InputError
+from maskx_d2.data.mask_measures import MaskMeasures
 from maskx_d2.data.training_data import TrainingData
+from maskx_d2.data.usable_objects import CROWD, NO_OBJECT, crowd_hint, has_area_in_image
 
 
 def build_train_loader(
@@ -69,15 +77,16 @@ def build_train_loader(
     dataset, (sizes, training_data) = load_once_per_node(load, datasets=names)
     if start_iter == 0 and comm.is_main_process():
         logging.getLogger(__name__).info("Training on %s: %s", ", ".join(names), training_data)
-    ratio, seed = cfg.DATALOADER.MASKX_DATASET_RATIO, cfg.SEED if cfg.SEED >= 0 else None
+    ratio = cfg.DATALOADER.MASKX_DATASET_RATIO
     if sampler is None and ratio and given is None:
-        sampler = mixing_sampler(sizes, ratio, seed=seed)
-    arguments = build_detection_train_loader.from_config(
-        cfg,
-        mapper=_mapper(PartiallySupervisedMapper, cfg, mapper, augmentations, is_train=True),
-        dataset=dataset,
-        sampler=sampler,
-    )
+        sampler = mixing_sampler(sizes, ratio, seed=cfg.SEED)
+    with _numpy_seed(cfg.SEED):
+        arguments = build_detection_train_loader.from_config(
+            cfg,
+            mapper=_mapper(PartiallySupervisedMapper, cfg, mapper, augmentations, is_train=True),
+            dataset=dataset,
+            sampler=sampler,
+        )
     if start_iter > 0:
         images_a_rank = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         arguments["sampler"] = _SkipFirst(arguments["sampler"], start_iter * images_a_rank)
@@ -88,6 +97,20 @@ def build_train_loader(
     loader = build_detection_train_loader(**arguments)
     loader.training_data = training_data
     return loader
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """
+    Some of Detectron2's samplers draw their seed from NumPy's generator, so that a resumed run would have
+    another order of images. Its ``TrainingSampler`` uses SEED, even a negative one.
+    """
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def _mapper(
@@ -130,17 +153,28 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
         of_some.defrost()
         of_some.DATASETS.TRAIN = together
         # Loading needs neither mapper nor sampler, but None would build Detectron2's.
-        arguments = build_detection_train_loader.from_config(of_some, mapper=False, sampler=False)
+        try:
+            arguments = build_detection_train_loader.from_config(of_some, mapper=False, sampler=False)
+        except AssertionError as error:
+            if not str(error).startswith("No valid data"):
+                raise
+            raise InputError(
+                f"{', '.join(together)} has no image with an object, expected at least one"
+                f"{crowd_hint(_left_out(together)[CROWD])}"
+            ) from error
         dataset += arguments["dataset"]
         sizes.append(len(arguments["dataset"]))
     check_num_classes(cfg, names[0])
     check_same_classes(names)
+    if given is not None or not all(is_read_here(name) for name in names):
+        drop_unusable(dataset)
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         remove_masks(dataset, ClassHasMask(names[0], cfg.DATASETS.CLASSES_WITH_MASKS)())
     if cfg.MODEL.MASK_ON and not has_masks(dataset):
         raise InputError(
             f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
             f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} keeps, expected at least one to learn masks from"
+            f"{crowd_hint(_num_crowds(dataset))}"
         )
     return dataset, sizes
 
@@ -155,12 +189,26 @@ def _copied(dataset: Iterable[dict]) -> list[dict]:
     ]
 
 
+def _left_out(names: Sequence[str]) -> Counter[str]:
+    """What is not used of datasets, as far as it is known."""
+    return sum((Counter(MetadataCatalog.get(name).get("left_out", {})) for name in names), Counter())
+
+
+def _num_crowds(dataset: Iterable[dict]) -> int:
+    return sum(bool(a.get("iscrowd")) for image in dataset for a in image.get("annotations", ()))
+
+
 def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
     annotations = (a for image in dataset for a in image.get("annotations", ()) if not a.get("iscrowd"))
+    left_out = _left_out(cfg.DATASETS.TRAIN)
+    left_out[CROWD] = left_out[CROWD] or _num_crowds(dataset)
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        del left_out[NO_OBJECT]
     return TrainingData.count(
         len(dataset),
         ((a["category_id"], bool(a.get("segmentation"))) for a in annotations),
         ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)(),
+        left_out=+left_out,
     )
 
 
@@ -225,6 +273,8 @@ def load_without_masks(names: str | Sequence[str], *, split: str, **options) -> 
     names = dataset_names(names)
     check_same_classes(names)
     dataset = get_detection_dataset_dicts(names, **options)
+    if not all(is_read_here(name) for name in names):
+        drop_unusable(dataset)
     remove_masks(dataset, ClassHasMask(names[0], split)())
     return dataset
 
@@ -237,9 +287,44 @@ def remove_masks(dataset: list[dict], class_has_mask: list[bool]) -> None:
                 annotation.pop("segmentation", None)
 
 
+def drop_unusable(dataset: list[dict]) -> None:
+    """
+    Remove, in place, what cannot be used: objects whose box has no area in the image, and masks without a
+    pixel. Files that this project reads have none of them.
+    """
+    for image in dataset:
+        if not image.get("annotations") or not {"height", "width"} <= image.keys():
+            continue
+        annotations, size = image["annotations"], (image["width"], image["height"])
+        sizes = np.tile(size, (len(annotations), 1))
+        measures = MaskMeasures.of([_mask(annotation) for annotation in annotations], sizes)
+        is_empty = ~measures.has_pixels & ~measures.is_malformed & measures.fits
+        is_empty[list(measures.rle_errors)] = False  # the mapper names them
+        for annotation, remove in zip(annotations, is_empty.tolist(), strict=True):
+            if remove and _mask(annotation) is not None:
+                del annotation["segmentation"]
+        has_area = has_area_in_image(np.array([_xywh(a) for a in annotations], float), sizes)
+        image["annotations"] = list(itertools.compress(annotations, has_area))
+
+
+def _xywh(annotation: dict) -> Sequence[float]:
+    box = annotation["bbox"]
+    if annotation["bbox_mode"] == BoxMode.XYXY_ABS:
+        return box[0], box[1], box[2] - box[0], box[3] - box[1]
+    # Of the other forms, such as rotated boxes, Detectron2 itself decides.
+    return box if annotation["bbox_mode"] == BoxMode.XYWH_ABS else (0.0, 0.0, 1.0, 1.0)
+
+
+def _mask(annotation: dict) -> list | dict | None:
+    """A mask in one of COCO's forms."""
+    mask = annotation.get("segmentation")
+    return mask if isinstance(mask, list | dict) and mask else None
+
+
 def has_masks(dataset: Iterable[dict]) -> bool:
-    """Whether any annotation of Detectron2's dicts has a mask."""
-    return any(a.get("segmentation") for image in dataset for a in image.get("annotations", ()))
+    """Whether any object of Detectron2's dicts, other than crowd regions, has a mask."""
+    annotations = (a for image in dataset for a in image.get("annotations", ()))
+    return any(a.get("segmentation") and not a.get("iscrowd") for a in annotations)
 
 
 class _SkipFirst(Sampler):

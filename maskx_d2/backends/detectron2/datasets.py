@@ -61,6 +61,11 @@ def register_datasets(cfg: CfgNode) -> None:
             )
 
 
+def is_read_here(name: str) -> bool:
+    """Whether a dataset that has been loaded was read by this project, and not by Detectron2."""
+    return "left_out" in MetadataCatalog.get(name).as_dict()
+
+
 def register_visual_genome() -> None:
     """
     Register these datasets, all with the 3,001 classes of Visual Genome, below Detectron2's dataset folder
@@ -121,7 +126,7 @@ def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | 
         thing_classes=classes,
         thing_dataset_id_to_contiguous_id=dict(zip(category_ids, indices, strict=True)),
     )
-    return _records(name, json_file, file, image_root)
+    return _records(name, file, image_root)
 
 
 def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
@@ -137,7 +142,7 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
             f"the list of {len(expected)} that {name!r} is registered with: register it under another "
             "name with DATASETS.MASKX_REGISTER"
         )
-    return _records(name, json_file, file, image_root)
+    return _records(name, file, image_root)
 
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
@@ -145,14 +150,15 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
     file = read_coco_file(Path(json_file))
     if file.class_names != coco_class_names():
         raise InputError(f"annotation file {json_file} has other classes, expected COCO's 80")
-    return _records(name, json_file, file, image_root)
+    return _records(name, file, image_root)
 
 
-def _records(name: str, json_file: str, file: CocoFile, image_root: str) -> list[dict]:
+def _records(name: str, file: CocoFile, image_root: str) -> list[dict]:
     """
     The same dicts as of Detectron2's ``load_coco_json``, with class indices from the metadata. Annotations
     whose polygons all have fewer than three points keep their boxes. If the file does not label all
     classes, the dicts have ``labelled_classes``: its categories, except those said to have no instances.
+    Metadata ``left_out`` counts what is not used.
     """
     metadata = MetadataCatalog.get(name)
     index_of, num_classes = metadata.thing_dataset_id_to_contiguous_id, len(metadata.thing_classes)
@@ -160,25 +166,21 @@ def _records(name: str, json_file: str, file: CocoFile, image_root: str) -> list
     in_part = (
         {"labelled_classes": pack_classes(labelled, num_classes)} if len(labelled) < num_classes else {}
     )
+    metadata.left_out = dict(file.left_out)
     return [
         {
             "file_name": os.path.join(image_root, image.file_name),
             "height": image.height,
             "width": image.width,
             "image_id": image.id,
-            "annotations": [_object(annotation, index_of, json_file) for annotation in annotations],
+            "annotations": [_object(annotation, index_of) for annotation in annotations],
             **in_part,
         }
         for image, annotations in file.by_image()
     ]
 
 
-def _object(annotation: Annotation, index_of: Mapping[int, int], json_file: str) -> dict:
-    if annotation.ignore:
-        raise InputError(
-            f"annotation file {json_file}: annotation {annotation.id} has ignore {annotation.ignore!r}, "
-            "expected none or 0: Detectron2 does not support it, use iscrowd for regions to ignore"
-        )
+def _object(annotation: Annotation, index_of: Mapping[int, int]) -> dict:
     result = {"bbox": annotation.bbox, "category_id": index_of[annotation.category_id]}
     result["bbox_mode"] = BoxMode.XYWH_ABS
     if annotation.iscrowd is not UNSET:

@@ -1,5 +1,6 @@
 """``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
-from maskx_d2.data.pycocotools_coco import class_names, complete_annotations, instance_counts
-from maskx_d2.evaluation.average_precision import average_precision, class_precisions
+from maskx_d2.backends.detectron2 import class_split
+from maskx_d2.data.class_names import match_classes
+from maskx_d2.data.pycocotools_coco import class_names, coco_of, instance_counts
+from maskx_d2.evaluation.average_precision import average_precision, class_precisions, crowding
 from maskx_d2.evaluation.run_files import evaluation_of, write_evaluation
 from maskx_d2.evaluation.tables import FREQUENCY_TITLES, group_table
 
@@ -36,16 +39,32 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
     file without annotations, such as COCO's test-dev, detections are written and nothing is evaluated.
     """
 
-    def __init__(self, dataset_name: str, *, classes_with_masks: Sequence[int], **kwargs):
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        classes_with_masks: Sequence[int],
+        model_classes: Sequence[str] | None = None,
+        **kwargs,
+    ):
         """
         Args:
             dataset_name: a registered dataset.
-            classes_with_masks: contiguous indices of A, among the model's classes.
+            classes_with_masks: contiguous indices of A, among the dataset's classes.
+            model_classes: names of the model's classes in the order of its indices, by which they are
+                matched with the dataset's; None if they are in the same order.
             kwargs: see ``COCOEvaluator``.
+
+        Raises:
+            ValueError: the model has other classes than the dataset.
         """
         super().__init__(dataset_name, **kwargs)
+        self._index_of_model_class: list[int] | None = None
+        if model_classes is not None:
+            names, what = class_split.class_names(dataset_name), f"the dataset {dataset_name!r}"
+            self._index_of_model_class = match_classes(model_classes, names, what=what)
         if self._do_evaluation:
-            complete_annotations(self._coco_api)
+            self._coco_api = coco_of(self._coco_api.dataset, Path(self._metadata.json_file))
         self.classes_with_masks = classes_with_masks
         # None makes Detectron2's evaluation ask _tasks_from_predictions() for its tasks.
         self._given_tasks, self._tasks = self._tasks, None
@@ -94,8 +113,13 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             for group, values in by_group.items():
                 if group in FREQUENCY_TITLES or (group != "all" and evaluation.has_two_sides):
                     results[f"{task}_{group}"] = values
+        limit = self._max_dets_per_image[-1]
+        if warning := crowding(self._coco_api, limit):
+            logging.getLogger(__name__).warning("%s: raise TEST.DETECTIONS_PER_IMAGE", warning)
         self._logger.info(
-            "AP on A (classes with masks), on B (boxes only) and on all:\n%s",
+            "AP on A (classes with masks), on B (boxes only) and on all, with at most %d detections of a "
+            "class in an image:\n%s",
+            limit,
             group_table(evaluation.by_group),
         )
         if self._output_dir:
@@ -110,6 +134,9 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         return self._given_tasks or super()._tasks_from_predictions(results)
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
+        if self._index_of_model_class is not None:
+            for result in itertools.chain.from_iterable(p["instances"] for p in predictions):
+                result["category_id"] = self._index_of_model_class[result["category_id"]]
         if self._own_index is not None:
             predictions = [
                 {**of_image, "instances": self._of_own_classes(of_image["instances"])}

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from maskx_d2.backends.detectron2.box_predictor import PartiallyLabelledFastRCNNOutputLayers
 from maskx_d2.backends.detectron2.class_split import (
     ClassHasMask,
+    class_names,
     classes_with_masks_of,
     dataset_names,
 )
@@ -24,6 +25,7 @@ from maskx_d2.backends.detectron2.mask_head import MaskXHead
 from maskx_d2.backends.detectron2.roi_crops import ToRGB
 from maskx_d2.backends.detectron2.roi_heads import side_behind_res5
 from maskx_d2.data.errors import InputError, MissingFileError
+from maskx_d2.evaluation.average_precision import DETECTIONS_PER_CLASS
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.method import BoxSupervision, Hourglass, build_mask_predictor
 
@@ -106,6 +108,7 @@ def partially_supervise(
     for box_predictor in box_predictors:
         if box_predictor._target_ is FastRCNNOutputLayers:
             box_predictor._target_ = PartiallyLabelledFastRCNNOutputLayers
+    limit = max(box_predictors[-1].get("test_topk_per_image", 0), DETECTIONS_PER_CLASS)
     is_class_agnostic = box_predictors[-1].get("cls_agnostic_bbox_reg", False)
 
     head = heads.mask_head
@@ -140,6 +143,8 @@ def partially_supervise(
     dataloader.evaluator = L(PartiallySupervisedEvaluator)(
         dataset_name=test_dataset,
         classes_with_masks=L(classes_with_masks_of)(dataset_name=test_dataset, split=split),
+        model_classes=L(class_names)(dataset_name=dataset),
+        max_dets_per_image=limit,
         output_dir=None if output_dir is None else f"{output_dir}/{EVALUATION_FOLDER}",
     )
 

@@ -221,6 +221,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             other_masks.append(covered_cells(of_image.gt_other_masks.value, rois[-1], side))
             if with_colours:
                 colours.append(average_to_cells(of_image.gt_image.value, rois[-1], side))
+        self.box_supervision.set_steps(get_event_storage().iter)
         losses = self.box_supervision(
             logits,
             rois=cat(rois),

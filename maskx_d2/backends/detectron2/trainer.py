@@ -29,6 +29,7 @@ from maskx_d2.backends.detectron2.checkpoint import (
     ClassList,
     KnownClasses,
     check_before_loading,
+    check_order_of_classes,
 )
 from maskx_d2.backends.detectron2.class_split import (
     ClassHasMask,
@@ -36,9 +37,11 @@ from maskx_d2.backends.detectron2.class_split import (
     check_num_classes,
     class_names,
     evaluated_classes_with_masks,
+    model_class_names,
 )
 from maskx_d2.backends.detectron2.data_loader import build_test_loader, build_train_loader
 from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator, PredictionsForFirstRank
+from maskx_d2.evaluation.average_precision import DETECTIONS_PER_CLASS
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
 from maskx_d2.runtime.exit_status import DeferredSignals
 
@@ -82,7 +85,8 @@ class Trainer(DefaultTrainer):
         return ClassHasMask(self.cfg.DATASETS.TRAIN[0], self.cfg.DATASETS.CLASSES_WITH_MASKS).indices()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
+        path = check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)
+        check_order_of_classes(path, self.known_classes().names)
         super().resume_or_load(resume)
         if self.start_iter > 0:
             # The run's earlier checkpoints are the first to be deleted. Its folder has none of other runs.
@@ -161,6 +165,8 @@ class Trainer(DefaultTrainer):
             dataset_name,
             tasks=tuple(tasks),
             classes_with_masks=evaluated_classes_with_masks(cfg, dataset_name),
+            model_classes=model_class_names(cfg),
+            max_dets_per_image=detections_per_class(cfg),
             output_dir=output_folder or evaluation_folder(cfg, dataset_name),
         )
 
@@ -185,6 +191,11 @@ def evaluation_folder(cfg: CfgNode, dataset_name: str, name: str = EVALUATION_FO
     """Detectron2's folder for the first dataset, and a subfolder of it for each of the others."""
     folder = os.path.join(cfg.OUTPUT_DIR, name)
     return os.path.join(folder, dataset_name) if dataset_name in cfg.DATASETS.TEST[1:] else folder
+
+
+def detections_per_class(cfg: CfgNode) -> int:
+    """How many detections of a class in an image count in evaluation."""
+    return max(cfg.TEST.DETECTIONS_PER_IMAGE, DETECTIONS_PER_CLASS)
 
 
 def scale_to(cfg: CfgNode, num_workers: int) -> CfgNode:

@@ -18,6 +18,7 @@ from maskx_d2.backends.torchvision.dataset import (
     training_transforms,
 )
 from maskx_d2.data import class_splits
+from maskx_d2.data.class_names import match_classes
 from maskx_d2.data.coco_file import read_categories, read_coco_file
 from maskx_d2.data.coco_format import CocoFile, category_names
 from maskx_d2.data.errors import InputError
@@ -25,6 +26,7 @@ from maskx_d2.data.images import MAX_MEGAPIXELS, check_images_exist
 from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.data.records import Records
 from maskx_d2.data.training_data import TrainingData
+from maskx_d2.data.usable_objects import CROWD, NO_OBJECT, crowd_hint
 from maskx_d2.runtime.once_per_node import Ranks, load_once_per_node
 
 
@@ -43,6 +45,7 @@ class CocoDataModule(LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         max_megapixels: float = MAX_MEGAPIXELS,
+        keep_empty: bool = False,
     ):
         """
         Args:
@@ -59,6 +62,7 @@ class CocoDataModule(LightningDataModule):
             num_workers: number of data-loading processes per device.
             seed: random seed of the order of the images.
             max_megapixels: larger images are refused.
+            keep_empty: whether to train on images without an object too, in which everything is background.
         """
         super().__init__()
         self.train_json, self.train_images = train_json, train_images
@@ -69,6 +73,7 @@ class CocoDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.max_megapixels = max_megapixels
+        self.keep_empty = keep_empty
 
     def setup(self, stage: str) -> None:
         # Done here, where all processes take part. Loading the validation data now shows, before a long
@@ -84,8 +89,8 @@ class CocoDataModule(LightningDataModule):
         def load() -> tuple[Records, TrainingData]:
             file = read_coco_file(Path(self.train_json))
             with_masks = class_splits.classes_with_masks(self.split, file.class_names)
-            records = read_records(file, with_masks=with_masks, annotated_only=True)
-            return records, _count(file, len(records), with_masks)
+            records = read_records(file, with_masks=with_masks, annotated_only=not self.keep_empty)
+            return records, _count(file, len(records), with_masks, keep_empty=self.keep_empty)
 
         records, training_data = load_once_per_node(load, self._ranks)
         if self._ranks.rank == 0:
@@ -99,8 +104,7 @@ class CocoDataModule(LightningDataModule):
 
         def load() -> tuple[Records, None]:
             file = read_coco_file(Path(self.val_json))
-            if self.class_names != file.class_names:
-                raise InputError(f"the categories of {self.val_json} are not those of {self.train_json}")
+            match_classes(self.class_names, file.class_names, what=f"annotation file {self.val_json}")
             check_images_exist(Path(self.val_images) / image.file_name for image in file.images)
             return read_records(file), None
 
@@ -138,10 +142,23 @@ class CocoDataModule(LightningDataModule):
         """Category id of each class."""
         return [category["id"] for category in self._categories]
 
+    @cached_property
+    def val_category_ids(self) -> list[int]:
+        """Category id of each class in the validation file, which may number them otherwise."""
+        categories = read_categories(Path(self.val_json))
+        found = category_names(categories)
+        places = match_classes(self.class_names, found, what=f"annotation file {self.val_json}")
+        return [categories[place]["id"] for place in places]
+
     @property
     def has_masks(self) -> bool:
         """Whether there is any mask to train with."""
         return self._training[1].num_masks > 0
+
+    @property
+    def num_crowds(self) -> int:
+        """Number of crowd regions in the training data."""
+        return self._training[1].left_out.get(CROWD, 0)
 
     @property
     def trained_with_masks(self) -> list[int]:
@@ -156,15 +173,21 @@ class CocoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset, _ = self._training
         if len(dataset) == 0:
-            raise InputError(f"{self.train_json} has no image with an object, expected at least one")
+            hint = crowd_hint(self.num_crowds)
+            raise InputError(f"{self.train_json} has no image with an object, expected at least one{hint}")
         trainer = self.trainer
-        images_done = trainer.global_step * trainer.accumulate_grad_batches * self.batch_size
+        images_per_step = trainer.accumulate_grad_batches * self.batch_size
+        if trainer.max_steps > 0:
+            length, start = trainer.max_steps * images_per_step, trainer.global_step * images_per_step
+        else:
+            length = max(len(dataset) // trainer.world_size, 1)
+            # The last step of an epoch has the images that are left.
+            epochs, steps = divmod(trainer.global_step, -(-length // images_per_step))
+            start = epochs * length + steps * images_per_step
         sampler = ShuffledStream(
             dataset,
-            length=trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
-            if trainer.max_steps > 0
-            else len(dataset) // trainer.world_size,
-            start=images_done,
+            length=length,
+            start=start,
             num_replicas=trainer.world_size,
             rank=trainer.global_rank,
             seed=self.seed,
@@ -185,12 +208,16 @@ class CocoDataModule(LightningDataModule):
         )
 
 
-def _count(file: CocoFile, num_images: int, with_masks: Collection[int]) -> TrainingData:
+def _count(
+    file: CocoFile, num_images: int, with_masks: Collection[int], *, keep_empty: bool
+) -> TrainingData:
+    left_out = {what: n for what, n in file.left_out.items() if what != NO_OBJECT or not keep_empty}
     index_of = {category["id"]: i for i, category in enumerate(file.categories)}
     return TrainingData.count(
         num_images,
         ((index_of[a.category_id], a.mask is not None) for a in file.annotations if not a.iscrowd),
         [index in with_masks for index in range(len(index_of))],
+        left_out=left_out,
     )
 
 

@@ -123,14 +123,12 @@ class _Record(NamedTuple):
 
 def training_transforms() -> v2.Transform:
     """
-    Horizontal flips; boxes clipped to the image, and those smaller than a pixel removed (torchvision's
-    limit; Detectron2 has none); float images in [0, 1].
+    Horizontal flips, boxes clipped to the image, float images in [0, 1].
     """
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
             v2.ClampBoundingBoxes(),
-            v2.SanitizeBoundingBoxes(labels_getter=_of_each_box),
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
             v2.ToPureTensor(),
         ]
@@ -142,9 +140,3 @@ def evaluation_transforms() -> v2.Transform:
     return v2.Compose(
         [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.ToPureTensor()]
     )
-
-
-def _of_each_box(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """What must be removed along with a box, in addition to its mask."""
-    target = sample[1]
-    return target["labels"], target["has_mask"]

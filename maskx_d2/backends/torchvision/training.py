@@ -17,8 +17,9 @@ from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
-from maskx_d2.data.pycocotools_coco import instance_counts
-from maskx_d2.evaluation.average_precision import class_precisions
+from maskx_d2.data.pycocotools_coco import class_names, instance_counts
+from maskx_d2.data.usable_objects import crowd_hint
+from maskx_d2.evaluation.average_precision import DETECTIONS_PER_CLASS, class_precisions, crowding
 from maskx_d2.evaluation.run_files import (
     DETECTIONS_FILE,
     EVALUATION_FOLDER,
@@ -134,6 +135,7 @@ class TrainingModule(LightningModule):
             raise InputError(
                 f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
                 f"{data.split!r} keeps, expected at least one to learn masks from"
+                f"{crowd_hint(data.num_crowds)}"
             )
         if learns_masks and data is not None:
             self.trained_with_masks = data.trained_with_masks
@@ -151,6 +153,11 @@ class TrainingModule(LightningModule):
             path, list(hyper_parameters(path, checkpoint)["class_names"]), list(self.hparams.class_names)
         )
         check_state(f"checkpoint {path}", checkpoint["state_dict"], self.state_dict())
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        supervision = getattr(self.model.roi_heads, "mask_box_supervision", None)
+        if supervision is not None:
+            supervision.set_steps(self.global_step)
 
     def training_step(self, batch: tuple[list[Tensor], list[dict]], batch_index: int) -> Tensor:
         images, targets = batch
@@ -208,21 +215,24 @@ class TrainingModule(LightningModule):
         images, targets = batch
         for detections, target in zip(self.model(images), targets, strict=True):
             image_id = int(target["image_id"])
-            self._results[image_id] = coco_results(detections, image_id, self.hparams.category_ids)
+            category_ids = self.trainer.datamodule.val_category_ids
+            self._results[image_id] = coco_results(detections, image_id, category_ids)
 
     def on_validation_epoch_end(self) -> None:
         results = self._gather_results()
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return
         tasks = ["bbox"] + ["segm"] * isinstance(self.model, MaskXRCNN)
-        data, classes = self.trainer.datamodule, self.hparams
+        data, with_masks = self.trainer.datamodule, self.hparams.classes_with_masks
+        category_ids = sorted(data.val_category_ids)
+        limit = max(self.model.roi_heads.detections_per_img, DETECTIONS_PER_CLASS)
         evaluation = evaluation_of(
-            {task: class_precisions(data.val_coco, results, task) for task in tasks},
+            {task: class_precisions(data.val_coco, results, task, max_detections=limit) for task in tasks},
             annotations=Path(data.val_json),
             images=str(Path(data.val_images).resolve()),
-            class_names=classes.class_names,
-            category_ids=classes.category_ids,
-            with_masks=classes.classes_with_masks,
+            class_names=class_names(data.val_coco),
+            category_ids=category_ids,
+            with_masks=[category_ids.index(data.val_category_ids[i]) for i in with_masks],
             instance_counts=instance_counts(data.val_coco),
         )
         folder = Path(self.trainer.default_root_dir) / EVALUATION_FOLDER
@@ -230,7 +240,12 @@ class TrainingModule(LightningModule):
         write_text(folder / DETECTIONS_FILE, json.dumps(results))
         write_evaluation(folder, evaluation)
         table = group_table(evaluation.by_group)
-        logging.getLogger(__name__).info("AP on %s\n\n%s", data.val_json, table)
+        log = logging.getLogger(__name__)
+        if warning := crowding(data.val_coco, limit):
+            log.warning("%s: raise model.box_detections_per_img", warning)
+        log.info(
+            "AP on %s, with at most %d detections of a class in an image\n\n%s", data.val_json, limit, table
+        )
         logged = _logged_names(evaluation.by_group, two_sides=evaluation.has_two_sides)
         self.log_dict(logged, rank_zero_only=True)
 

@@ -159,7 +159,8 @@ def test_results_that_are_not_as_expected_are_named_with_their_log(shapes_datase
 def test_a_checkpoint_of_other_classes_is_not_evaluated(shapes_dataset, tmp_path):
     cfg = tiny.data_config(shapes_dataset, tmp_path / "out", "MODEL.WEIGHTS", str(tmp_path / "a.pth"))
     torch.save({"model": {}, "classes": {"names": ["x"] * 32}}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a.pth knows other classes: number 1 is 'x', expected 'red "):
+    message = r"DATASETS.TEST 'shapes_test' has other classes than the model: it lacks 'x' and has "
+    with pytest.raises(ValueError, match=message):
         train_or_evaluate(arguments(tmp_path, cfg, eval_only=True))
 
 

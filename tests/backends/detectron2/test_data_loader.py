@@ -2,9 +2,11 @@ import copy
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
+from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
@@ -313,7 +315,8 @@ def test_what_works_is_trained_on(tmp_path, name):
     change, count, has_mask = awkward.WORKS[name]
     content = awkward.changed(change)
     path = awkward.write(tmp_path, content)
-    instances = first_image(path, len(content["categories"]))["instances"]
+    num_classes = len({category["name"] for category in content["categories"]})
+    instances = first_image(path, num_classes)["instances"]
     assert len(instances) == count
     assert instances.gt_has_mask.tolist() == [has_mask, True][:count]
     assert instances.gt_masks.tensor.flatten(1).any(1).tolist() == instances.gt_has_mask.tolist()
@@ -364,3 +367,69 @@ def test_ranks_and_workers_of_a_seeded_run_draw_other_scales_and_the_same_when_s
     assert first != second
     assert first[::2] != first[1::2]  # of the two workers
     assert drawn(0) == first
+
+
+# ---- Data that would train nothing, without a word ----
+
+
+def load(path, *overrides):
+    return build_train_loader(
+        tiny.model_config(
+            *(
+                "DATASETS.MASKX_REGISTER",
+                [["mine", str(path), str(path.parent)]],
+                "DATASETS.TRAIN",
+                ("mine",),
+            ),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", 2, "SEED", 0, "SOLVER.IMS_PER_BATCH", 1, *overrides),
+        )
+    )
+
+
+def test_masks_that_are_all_crowd_regions_are_refused_with_the_reason(tmp_path):
+    content = awkward.content()
+    for annotation in content["annotations"][::2]:
+        annotation.update(iscrowd=1, segmentation=awkward.uncompressed_rle())
+    for annotation in content["annotations"][1::2]:
+        annotation["segmentation"] = []
+    path = awkward.write(tmp_path, content)
+    message = r"has a mask .*; 2 annotations are crowd regions \(iscrowd 1\).*check-dataset --fix-crowd"
+    with pytest.raises(ValueError, match=message):
+        load(path)
+    tiny.forget("mine")
+    for annotation in content["annotations"]:
+        annotation.update(iscrowd=1)
+    awkward.write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"mine has no image with an object, .*; 4 annotations are crowd"):
+        load(path)
+
+
+@pytest.mark.parametrize("sampler", ["RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler"])
+@pytest.mark.parametrize("seed", [3, -1])
+def test_detectron2s_other_samplers_have_their_order_again_when_a_run_resumes(
+    shapes_dataset, tmp_path, sampler, seed
+):
+    cfg = tiny.data_config(shapes_dataset, tmp_path, "DATALOADER.SAMPLER_TRAIN", sampler, "SEED", seed)
+    cfg.defrost()
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO, cfg.DATALOADER.REPEAT_THRESHOLD = 0.5, 0.3
+    through = image_ids(build_train_loader(cfg), 20)
+    np.random.seed(99)  # another process
+    assert image_ids(build_train_loader(cfg, start_iter=7), 13) == through[7:]
+
+
+def test_detectron2s_own_datasets_lose_what_cannot_be_used(tmp_path):
+    content = awkward.content()
+    content["annotations"][0].update(segmentation=[[-v for v in awkward.POLYGON]])
+    content["annotations"][1].update(bbox=[90, 5, 20, 10])
+    path = awkward.write(tmp_path, content)
+    register_coco_instances("mine", {}, str(path), str(tmp_path))
+    loader = build_train_loader(
+        tiny.model_config(
+            *("DATASETS.TRAIN", ("mine",), "MODEL.ROI_HEADS.NUM_CLASSES", 2, "SEED", 0),
+            *("SOLVER.IMS_PER_BATCH", 1, "INPUT.RANDOM_FLIP", "none"),
+        )
+    )
+    said = loader.training_data
+    assert (said.num_images, sum(said.num_objects), said.num_masks) == (2, 3, 2)
+    first = next(image for (image,) in iter(loader) if image["image_id"] == 1)["instances"]
+    assert first.gt_has_mask.tolist() == [False]

@@ -263,3 +263,76 @@ def test_a_file_without_annotations_gives_the_results_of_detectron2s_evaluator(s
         for folder in (tmp_path / "run" / "inference", tmp_path / "stock")
     )
     assert found == expected and len(found) > 0
+
+
+def test_the_ids_of_two_classes_in_the_validation_file_may_be_each_others(tmp_path):
+    content = synthetic.ground_truth()
+    results = boxes_as_processed(synthetic.detections(content))
+    names = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    _, expected = evaluate(content, results, tmp_path / "a", classes_with_masks=range(5))
+    swapped = {
+        synthetic.CATEGORY_IDS[0]: synthetic.CATEGORY_IDS[1],
+        synthetic.CATEGORY_IDS[1]: synthetic.CATEGORY_IDS[0],
+    }
+    for category in content["categories"]:
+        category["id"] = swapped.get(category["id"], category["id"])
+    for annotation in content["annotations"]:
+        annotation["category_id"] = swapped.get(annotation["category_id"], annotation["category_id"])
+    _, found = evaluate(content, results, tmp_path / "b", classes_with_masks=range(5), model_classes=names)
+    assert found == expected
+    written = json.loads((tmp_path / "b" / "inference" / "coco_instances_results.json").read_text())
+    of_file = {category["id"]: category["name"] for category in content["categories"]}
+    of_model = dict(zip(synthetic.CATEGORY_IDS, names, strict=True))
+    assert sorted((r["image_id"], of_file[r["category_id"]]) for r in written) == sorted(
+        (r["image_id"], of_model[r["category_id"]]) for r in results
+    )
+
+
+def test_a_file_with_other_classes_than_the_model_is_refused(tmp_path):
+    content = synthetic.ground_truth()
+    names = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    with pytest.raises(ValueError, match=r"has other classes than the model: it lacks 'unicorn' and has"):
+        evaluate(content, [], tmp_path / "a", model_classes=["unicorn", *names[1:]])
+
+
+def test_more_than_100_objects_in_an_image_count_if_the_model_finds_as_many(tmp_path, caplog):
+    annotations = []
+    for i in range(150):
+        x, y = 1.0 * (i % 15) * 10, 1.0 * (i // 15) * 10
+        polygon = [x, y, x + 8, y, x + 8, y + 8, x, y + 8]
+        annotations.append(
+            {
+                "id": i + 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [x, y, 8.0, 8.0],
+                "segmentation": [polygon],
+            }
+        )
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 160, "height": 160}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    results = [
+        {
+            **{key: a[key] for key in ("image_id", "category_id", "bbox")},
+            "score": 0.9,
+            "segmentation": mask_util.merge(mask_util.frPyObjects(a["segmentation"], 160, 160)),
+        }
+        for a in annotations
+    ]
+    found = {}
+    for limit in (100, 150):
+        _, found[limit] = evaluate(
+            content,
+            results,
+            tmp_path / str(limit),
+            class_index={1: 0},
+            classes_with_masks=[0],
+            max_dets_per_image=limit,
+        )
+    assert found[150]["segm"]["all"]["AP"] == pytest.approx(100) == found[150]["bbox"]["all"]["AP"]
+    assert found[100]["segm"]["all"]["AP"] < 70
+    warnings = [r.getMessage() for r in caplog.records if "more than" in r.getMessage()]
+    assert len(warnings) == 1 and warnings[0].startswith("1 of 1 images have more than 100 objects")

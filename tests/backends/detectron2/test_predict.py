@@ -212,7 +212,7 @@ def test_users_mistakes_end_with_one_sentence(model, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 and then nothing")
     cases = [
         ([*model, *out, tmp_path / "absent.png"], "absent.png is neither an image nor a folder"),
-        ([*model, *out, tmp_path / "empty"], "empty holds no image, expected files ending in .bmp"),
+        ([*model, *out, tmp_path / "empty"], "empty holds no image, expected files ending in .avif, .bmp"),
         ([*model, *out, tmp_path / "broken.jpg"], "broken.jpg cannot be read as an image"),
         (["--config-file", "absent.yaml", *model[2:], *out, image], "config 'absent.yaml' is not a file"),
         ([*model[:2], "--weights", "absent.pth", *out, image], "--weights absent.pth is not a file"),

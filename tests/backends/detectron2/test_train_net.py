@@ -76,7 +76,8 @@ def test_mask_x_trains_on_coco_is_evaluated_on_both_sides_and_compared(datasets,
     data, *between, last = done.stdout.strip().split("\n\n")
     assert re.fullmatch(
         r"Training on coco_2017_train: \d+ images; A: 20 classes, [\d,]+ objects, [\d,]+ with a mask; "
-        r"B, boxes only: 60 classes, [\d,]+ objects\nAP on coco_2017_val",
+        r"B, boxes only: 60 classes, [\d,]+ objects; not used: \d+ crowd regions\n"
+        r"AP on coco_2017_val, with at most 100 detections of a class in an image",
         data,
     )
     assert len(between) == 1 and "| mask | B: boxes only |" in between[0]

@@ -103,7 +103,9 @@ def test_data_that_do_not_fit_are_errors(dataset, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(content))
     module = data_module(dataset)
     module.val_json = tmp_path / "other.json"
-    with pytest.raises(ValueError, match=r"the categories of .*other.json are not those of .*train.json"):
+    with pytest.raises(
+        ValueError, match=r"other.json has other classes .* lacks 'red cross' and has 'purple ring'"
+    ):
         module.val_dataloader()
     content["annotations"] = []
     (tmp_path / "empty.json").write_text(json.dumps(content))
@@ -161,3 +163,45 @@ def test_of_two_processes_one_reads_and_both_have_it(dataset, tmp_path):
     assert first["has_masks"] is second["has_masks"] is True
     split, images = first["errors"]
     assert "split 'voc' names" in split and "absent" in images and second["errors"] == first["errors"]
+
+
+def test_a_run_that_resumes_by_epochs_skips_no_image(dataset, tmp_path):
+    content = json.loads(dataset.train_json.read_text())
+    of_image = {a["image_id"] for a in content["annotations"]}
+    content["images"] = [image for image in content["images"] if image["id"] in of_image][:9]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (tmp_path / "nine.json").write_text(json.dumps(content))
+
+    def images(global_step, number):
+        module = data_module(dataset, batch_size=2)
+        module.train_json = tmp_path / "nine.json"
+        module.trainer.global_step = global_step
+        loader = module.train_dataloader()
+        found = []
+        while len(found) < number:
+            found += [[int(t["image_id"]) for t in targets] for _, targets in loader]
+        return found[:number]
+
+    through = images(0, 15)  # three epochs of five steps
+    assert [len(batch) for batch in through[:5]] == [2, 2, 2, 2, 1]
+    for epoch in range(3):
+        assert {i for batch in through[5 * epoch : 5 * epoch + 5] for i in batch} == kept
+    for steps in (3, 5, 7, 10):
+        assert images(steps, 15 - steps) == through[steps:]
+
+
+def test_images_without_an_object_are_kept_on_request(dataset, tmp_path):
+    content = json.loads(dataset.train_json.read_text())
+    first = content["images"][0]["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != first]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    sizes, said = [], []
+    for keep_empty in (False, True):
+        module = data_module(dataset, keep_empty=keep_empty)
+        module.train_json = tmp_path / "train.json"
+        samples, training_data = module._training
+        sizes.append(len(samples))
+        said.append(str(training_data))
+    assert sizes[1] == sizes[0] + 1
+    assert "not used: 1 images without an object" in said[0] and "without an object" not in said[1]

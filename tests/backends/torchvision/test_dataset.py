@@ -123,9 +123,12 @@ def test_training_transforms_flip_image_boxes_and_masks_together(folder):
 
 def test_boxes_are_clamped_to_the_image_and_those_outside_go_with_all_that_is_theirs(folder):
     content = json.loads((folder / "truth.json").read_text())
-    content["annotations"][0]["bbox"] = [70, 40, 30, 30]
-    content["annotations"][1]["bbox"] = [90, 5, 10, 10]
-    content["annotations"][2]["bbox"] = [10, 10, 0, 5]
+    boxes = [70, 40, 30, 30], [90, 5, 10, 10], [10, 10, 0, 5]
+    for annotation, box in zip(content["annotations"][:3], boxes, strict=True):
+        annotation["bbox"] = box
+        if annotation.get("segmentation"):
+            x, y, w, h = box
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     (folder / "truth.json").write_text(json.dumps(content))
     torch.manual_seed(2)
     _, target = dataset(folder, transforms=training_transforms())[1]

@@ -19,6 +19,7 @@ from torch import nn
 
 import maskx_d2
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
+from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.training import TrainingModule, load_detector_weights
 from maskx_d2.commands import main as cli
 from maskx_d2.data.pycocotools_coco import read_coco
@@ -183,7 +184,7 @@ class Detections(nn.Module):
         return detections
 
 
-def evaluate(content, results, folder, group_a):
+def evaluate(content, results, folder, group_a, *, category_ids=None):
     """Run the evaluation of the training module on a model that finds what ``results`` say."""
     (folder / "truth.json").write_text(json.dumps(content))
     ids = list(synthetic.CATEGORY_IDS)
@@ -198,7 +199,10 @@ def evaluate(content, results, folder, group_a):
         world_size=1,
         default_root_dir=folder,
         datamodule=SimpleNamespace(
-            val_coco=read_coco(folder / "truth.json"), val_json=folder / "truth.json", val_images=folder
+            val_coco=read_coco(folder / "truth.json"),
+            val_json=folder / "truth.json",
+            val_images=folder,
+            val_category_ids=category_ids or ids,
         ),
     )
     logged = {}
@@ -515,7 +519,7 @@ def test_two_processes_train_one_model_and_evaluate_every_image_once(dataset, tm
     data, *between, last = done.stdout.strip().split("\n\n")
     assert re.fullmatch(
         r"Training on .*train.json: \d+ images; A: 24 classes, \d+ objects, \d+ with a mask; "
-        r"B, boxes only: 8 classes, \d+ objects\nAP on .*test.json",
+        r"B, boxes only: 8 classes, \d+ objects(; not used: .*)?\nAP on .*test.json, with at most 100 .*",
         data,
     )
     assert len(between) == 1 and between[0].count("| B: boxes only |") == 2
@@ -611,3 +615,45 @@ def test_classes_trained_with_masks_are_those_of_the_training_and_not_of_the_eva
     torch.save(checkpoint, tmp_path / "changed.ckpt")
     with pytest.raises(ValueError, match=r"changed.ckpt has trained_with_masks .*, expected indices of"):
         maskx_d2.load_detector(tmp_path / "changed.ckpt")
+
+
+@pytest.mark.parametrize("renumber", [lambda c: c - 1, lambda c: c + 100, lambda c: 20 - c])
+def test_the_ids_of_the_validation_file_change_no_figure(tmp_path, renumber):
+    content = synthetic.ground_truth()
+    results = synthetic.detections(content)
+    (tmp_path / "a").mkdir()
+    _, expected = evaluate(content, results, tmp_path / "a", [1, 4])
+    train = tmp_path / "a" / "truth.json"
+    for record in content["categories"]:
+        record["id"] = renumber(record["id"])
+    for annotation in content["annotations"]:
+        annotation["category_id"] = renumber(annotation["category_id"])
+    (tmp_path / "b").mkdir()
+    val = tmp_path / "b" / "truth.json"
+    val.write_text(json.dumps(content))
+    data = CocoDataModule(train, train.parent, val, val.parent)
+    assert data.val_category_ids == [renumber(c) for c in synthetic.CATEGORY_IDS]
+    _, found = evaluate(content, results, tmp_path / "b", [1, 4], category_ids=data.val_category_ids)
+    for task, by_group in expected.items():
+        for group, values in by_group.items():
+            assert found[task][group] == pytest.approx(values, nan_ok=True)
+    written = json.loads((tmp_path / "b" / "inference" / "coco_instances_results.json").read_text())
+    assert {r["category_id"] for r in written} <= set(data.val_category_ids)
+
+
+def test_box_supervision_counts_the_optimiser_steps_of_the_run():
+    """Four batches make one step, and the weights are those of a run that has ended."""
+    module = TrainingModule(
+        class_names=["a"], category_ids=[1], classes_with_masks=[0], **OPTIONS,
+        box_supervision={"projection": 1.0, "start": 2},
+    )  # fmt: skip
+    supervision = module.model.roi_heads.mask_box_supervision
+    supervision.set_steps(1000)
+    ramps = []
+    for step in range(3):
+        module.trainer = SimpleNamespace(global_step=step)
+        for _ in range(4):
+            module.on_train_batch_start(None, 0)
+            ramps.append(float(supervision._ramp()))
+            supervision.steps += 1  # as forward() does
+    assert ramps == [0.0] * 8 + [1.0] * 4

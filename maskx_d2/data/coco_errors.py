@@ -106,6 +106,9 @@ def _type_error(where: str, field: str, record: dict) -> Problem:
     if field == "segmentation" and not isinstance(value, list):
         detail = f"has a {type(value).__name__} as segmentation, expected polygons or RLE"
         return Problem("segmentations of an unknown form", where, detail)
+    if field == "segmentation" and value and all(isinstance(number, int | float) for number in value):
+        detail = "has a flat list of numbers as segmentation, expected a list of polygons: [[x, y, ...]]"
+        return Problem("segmentations of an unknown form", where, detail)
     if field == "segmentation":
         return _no_polygon(where)
     if field == "area":

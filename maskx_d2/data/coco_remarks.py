@@ -48,8 +48,10 @@ def find_problems(content: dict) -> Iterator[Problem]:
     measures = measure(file)
     yield from problems
     yield from errors(file, measures)
+    if not problems:  # they left out records, of which others would seem to have none
+        yield from _without_annotations(file)
     yield from _of_categories(file)
-    yield from _of_images(file, content["images"])
+    yield from _of_images(content["images"])
     yield from _of_annotations(file, measures)
     yield from _of_all_masks(file, measures)
     yield from _of_all_boxes(file)
@@ -68,24 +70,28 @@ def _of_categories(file: CocoFile) -> Iterator[Problem]:
         if len(same) > 1:
             detail = f"is that of the categories {', '.join(map(str, same))}, which are used as one"
             yield _remark("names of several categories", f"name {name!r}", detail)
+
+
+def _without_annotations(file: CocoFile) -> Iterator[Problem]:
     used = {annotation.category_id for annotation in file.annotations}
-    for category in named:
-        if category["id"] not in used and len(of_name[category["name"]]) == 1:
-            detail = f"{category['name']!r} has no annotation; --drop-unused-categories leaves it out"
+    used_names = {category.get("name") for category in file.categories if category["id"] in used}
+    for category in file.categories:
+        if category.get("name") not in used_names:
+            detail = f"{category.get('name')!r} has no annotation; --drop-unused-categories leaves it out"
             yield _remark("categories without annotations", f"category {category['id']}", detail)
+    annotated = {annotation.image_id for annotation in file.annotations}
+    for image in file.images:
+        if image.id not in annotated:
+            yield _remark("images without annotations", f"image {image.id}", "not used in training")
 
 
-def _of_images(file: CocoFile, records: list[dict]) -> Iterator[Problem]:
+def _of_images(records: list[dict]) -> Iterator[Problem]:
     for record in records:
         where, name = f"image {record['id']}", record.get("file_name")
         if name is None and isinstance(record.get("coco_url"), str):
             yield _remark("images without file_name", where, "its name is taken from coco_url")
         elif isinstance(name, str) and "\\" in name:
             yield _remark("file names with backslashes", where, f"{name!r}: they are read as slashes")
-    annotated = {annotation.image_id for annotation in file.annotations}
-    for image in file.images:
-        if image.id not in annotated:
-            yield _remark("images without annotations", f"image {image.id}", "not used in training")
 
 
 def _of_annotations(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
@@ -133,7 +139,7 @@ def _of_mask(annotation: Annotation, has_pixels: bool) -> Iterator[Problem]:
             if len(polygon) < MIN_POLYGON and len(polygon) % 2 == 0:
                 detail = f"has a polygon of {len(polygon) // 2} points; the polygon is left out"
                 yield _remark("polygons of fewer than 3 points", where, detail)
-    elif isinstance(segmentation, dict) and segmentation:
+    elif isinstance(segmentation, dict) and segmentation and annotation.iscrowd in (UNSET, None, 0):
         form = "uncompressed" if isinstance(segmentation.get("counts"), list) else "compressed"
         yield _remark(f"{form} RLE masks", where, "Detectron2 needs INPUT.MASK_FORMAT bitmask for it")
 

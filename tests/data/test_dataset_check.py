@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 from PIL import Image
 
 from maskx_d2.commands import main as cli
-from maskx_d2.data.coco_file import read_json
+from maskx_d2.data.coco_file import read_coco_file, read_json
 from maskx_d2.data.coco_remarks import find_problems
 from maskx_d2.data.dataset_check import find_image_problems, problem_report
 from maskx_d2.data.pycocotools_coco import read_coco
 
-from . import awkward
+from . import awkward, exports
 
 
 @pytest.mark.parametrize("name", awkward.WORKS)
@@ -145,3 +146,48 @@ def test_a_file_that_is_no_annotation_file_ends_with_one_sentence(tmp_path, caps
     assert status == 2
     status, _ = check(tmp_path / "truth.json", tmp_path / "absent", capsys)
     assert status == 2
+
+
+# ---- Exports of labelling tools ----
+
+
+@pytest.mark.parametrize("tool", exports.EXPECTED, ids=lambda tool: tool.__name__)
+def test_what_is_said_of_the_exports_of_labelling_tools(tmp_path, tool, capsys):
+    status, kinds = exports.EXPECTED[tool]
+    found, printed = check(awkward.write(tmp_path, tool()), tmp_path, capsys)
+    assert found == status, printed
+    said = [line for line in printed.splitlines() if re.match(r"  \d", line)]
+    assert len(said) == len(kinds) and all(any(kind in line for line in said) for kind in kinds), printed
+
+
+# ---- Repairs ----
+
+
+def test_crowd_regions_become_objects_on_request(tmp_path, capsys):
+    path, fixed = awkward.write(tmp_path, exports.cvat_masks()), tmp_path / "fixed.json"
+    before = path.read_bytes()
+    arguments = ["check-dataset", str(path), str(tmp_path)]
+    cli.main([*arguments, "--fix-crowd", "--output", str(fixed)])
+    printed = capsys.readouterr().out
+    assert "set iscrowd to 0 in 2 annotations" in printed and "crowd regions" not in printed
+    assert path.read_bytes() == before
+    expected = exports.cvat_masks()
+    for annotation in expected["annotations"]:
+        annotation["iscrowd"] = 0
+    assert json.loads(fixed.read_text()) == expected
+    for more in (["--fix-crowd"], ["--output", str(tmp_path / "a.json")]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*arguments, *more])
+        assert stopped.value.code == 2 and "need --output" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--fix-crowd", "--output", str(path)])
+    assert stopped.value.code == 2 and path.read_bytes() == before
+
+
+def test_categories_without_annotations_are_removed_on_request(tmp_path, capsys):
+    path, fixed = awkward.write(tmp_path, exports.roboflow()), tmp_path / "fixed.json"
+    cli.main(
+        ["check-dataset", str(path), str(tmp_path), "--drop-unused-categories", "--output", str(fixed)]
+    )
+    assert "removed 1 categories: 'animals'" in capsys.readouterr().out
+    assert read_coco_file(fixed).class_names == ["cat", "dog"]

@@ -301,3 +301,52 @@ def test_coco_mini_without_half_of_its_masks(coco_mini, tmp_path):
             image = next(i for i in content["images"] if i["id"] == now["image_id"])
             assert mask_util.decode(now["segmentation"]).shape == (image["height"], image["width"])
     assert num_filled > 50
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[-10, -10, -20, -10, -20, -20]],
+        [[12, 12] * 3],
+        {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]},
+    ],
+    ids=["all signs flipped", "three clicks on a point", "RLE without a pixel"],
+)
+def test_a_mask_without_a_pixel_is_replaced(dataset, segmentation):
+    content = json.loads(dataset[0].read_text())
+    content["annotations"] = [annotation(1, 1, 3, [10, 10, 10, 10], segmentation=segmentation, iscrowd=0)]
+    dataset[0].write_text(json.dumps(content))
+    filled, content = fill(dataset)
+    assert filled.num_filled == 1 and not filled.left
+    assert mask_util.area(content["annotations"][0]["segmentation"]) == 50
+
+
+def square(number, image_id, category_id):
+    x = 10 + number
+    corners = [[x, 10, x + 10, 10, x + 10, 20, x, 20]]
+    return annotation(number, image_id, category_id, [x, 10, 10, 10], segmentation=corners)
+
+
+def test_masks_that_are_boxes_are_replaced_on_request(dataset):
+    content = json.loads(dataset[0].read_text())
+    l_shape = [[30, 30, 40, 30, 40, 33, 33, 33, 33, 40, 30, 40]]
+    content["annotations"] = [
+        *(square(i, 1, 3) for i in (1, 2, 3)),
+        *(square(i, 2, 5) for i in (4, 5)),
+        annotation(6, 2, 5, [30, 30, 10, 10], segmentation=l_shape),
+    ]
+    dataset[0].write_text(json.dumps(content))
+    assert fill(dataset)[0].num_filled == 0
+    filled, found = fill(dataset, name="replaced.json", replace_rectangles=True)
+    assert filled.num_filled == 3  # of the class whose masks are all rectangles
+    for old, new in zip(content["annotations"], found["annotations"], strict=True):
+        assert ("mask_score" in new) == (old["category_id"] == 3)
+        assert new["category_id"] == 3 or new == old
+
+
+def test_both_of_two_objects_that_are_listed_twice_get_a_mask(dataset):
+    content = json.loads(dataset[0].read_text())
+    content["annotations"] = [annotation(i, 1, 3, [10, 10, 10, 10]) for i in (1, 2)]
+    dataset[0].write_text(json.dumps(content))
+    filled, content = fill(dataset)
+    assert filled.num_filled == 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Keypoints, PolygonMasks
+from detectron2.utils.events import EventStorage
 
 from maskx_d2.backends.detectron2 import PartiallySupervisedROIHeads
 from maskx_d2.backends.detectron2.config import load_config
@@ -443,3 +444,14 @@ def test_its_iterations_are_scaled_with_the_schedule(num_gpus, expected):
     scaled = scale_to(cfg, num_gpus).MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
     assert (scaled.START, scaled.WARMUP) == expected
     assert cfg == before and cfg.is_frozen()
+
+
+def test_the_ramp_follows_the_iterations_of_the_run_and_not_those_of_its_weights():
+    model = build(*ALL_LOSSES, "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.START", 3)
+    supervision = model.roi_heads.mask_head.box_supervision
+    supervision.set_steps(1000)  # as in the weights of a run that has ended
+    model.train()
+    for iteration, is_on in ((0, False), (2, False), (3, True), (0, False)):
+        with EventStorage(iteration):
+            losses = model(mixed_batch())
+        assert all((losses[name] > 0) == is_on for name in NAMES)

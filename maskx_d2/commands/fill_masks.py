@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses
+from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses, say_above
 from maskx_d2.commands.options import (
     add_batch_size,
     add_input,
@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> None:
         need("maskx fill-masks --ray", "ray")
         from maskx_d2.inference.ray_data import find_masks_on_ray
 
-        find = partial(find_masks_on_ray, address=args.ray)
+        on_ray = tqdm(unit="image", file=sys.stderr, disable=None)
+        waiting = partial(say_above, on_ray)
+        find = partial(find_masks_on_ray, address=args.ray, progress=on_ray.update, waiting=waiting)
     detector = load(args)
     filled = fill_masks(
         detector,

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.printable import printable
 from maskx_d2.runtime.exit_status import FOUND_ERRORS
@@ -29,6 +31,11 @@ def refuse_addresses(*paths: str) -> None:
     for path in paths:
         if is_address(path):
             raise InputError(f"{path} is a URL, which needs --ray")
+
+
+def say_above(bar: tqdm, sentence: str) -> None:
+    """Print a sentence above a progress bar on standard error."""
+    bar.write(f"maskx: {sentence}", file=sys.stderr)
 
 
 def exit_if_skipped(failed: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses
+from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses, say_above
 from maskx_d2.commands.options import (
     add_batch_size,
     add_input,
@@ -191,17 +191,21 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
         if path.lower().endswith(VIDEO_SUFFIXES):
             raise InputError(f"{path} is a video, expected images with --ray")
     images = find_images(args.images, recursive=args.recursive)
-    unread = predict_on_ray(
-        load(args),
-        images,
-        args.output,
-        address=args.ray,
-        model=identity(args),
-        min_score=args.min_score,
-        batch_size=args.batch_size,
-        resume=args.resume,
-        max_megapixels=args.max_megapixels,
-    )
+    detector = load(args)
+    with tqdm(total=len(images), unit="image", file=sys.stderr) as bar:
+        unread = predict_on_ray(
+            detector,
+            images,
+            args.output,
+            address=args.ray,
+            model=identity(args),
+            min_score=args.min_score,
+            batch_size=args.batch_size,
+            resume=args.resume,
+            max_megapixels=args.max_megapixels,
+            progress=bar.update,
+            waiting=partial(say_above, bar),
+        )
     num_done = len(images) - len(unread)
     print(f"detections of {num_done} images are in {file_in(args.output, DETECTIONS_FOLDER)}")
     exit_if_skipped(unread)

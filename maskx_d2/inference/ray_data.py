@@ -3,10 +3,12 @@
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +64,11 @@ _SCHEMA = pa.schema(
     }
 )
 _FOUND = FoundMasks | UnreadImage
+_SILENCE = 30  # seconds
+
+
+def _ignore(_: object) -> None:
+    """The default of a function that is called with news."""
 
 
 def find_images(paths: Sequence[str], *, recursive: bool = False) -> list[str]:
@@ -91,6 +98,8 @@ def predict_on_ray(
     batch_size: int = 1,
     resume: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[int], object] = _ignore,
+    waiting: Callable[[str], object] = _ignore,
 ) -> list[str]:
     """
     Detect objects in images. Writes Parquet files with a row for each image: ``image_id`` as in
@@ -107,6 +116,8 @@ def predict_on_ray(
         batch_size: number of images per call of the model.
         resume: continue an interrupted run with the same images, model and ``min_score``.
         max_megapixels: larger images are refused.
+        progress: called with the number of images that have been done since its last call.
+        waiting: called with a sentence that says what Ray has left, if no image is done for a while.
 
     Returns:
         The reasons why images could not be read.
@@ -126,10 +137,12 @@ def predict_on_ray(
             {"image_id": i, "path": p, "max_megapixels": max_megapixels} for i, p in pairs if i not in done
         ]
         if rows:
-            found = _pipeline(_Detect, detector, rows, batch_size=batch_size, min_score=min_score)
-            # Reserves no cores, because it would wait for them until all images are done.
-            writers = max(1, int(ray.cluster_resources()["CPU"]) // 2)
-            found.write_parquet(folder, ray_remote_args={"num_cpus": 0}, concurrency=writers)
+            with _watched(progress, waiting) as done:
+                options = {"batch_size": batch_size, "min_score": min_score, "done": done}
+                found = _pipeline(_Detect, detector, rows, **options)
+                # Reserves no cores, because it would wait for them until all images are done.
+                writers = max(1, int(ray.cluster_resources()["CPU"]) // 2)
+                found.write_parquet(folder, ray_remote_args={"num_cpus": 0}, concurrency=writers)
     return _finish(*file_system(folder), len(images))
 
 
@@ -140,12 +153,15 @@ def find_masks_on_ray(
     address: str = THIS_MACHINE,
     batch_size: int = 4,
     max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[int], object] = _ignore,
+    waiting: Callable[[str], object] = _ignore,
 ) -> Iterator[FoundMasks | UnreadImage]:
     """
     Like :func:`maskx_d2.inference.masks_in_boxes.find_masks`, on Ray.
 
     Args:
         address: address of the Ray cluster.
+        progress, waiting: see :func:`predict_on_ray`.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -158,8 +174,8 @@ def find_masks_on_ray(
         }
         for of_image in of_images
     ]
-    with _connected(address):
-        found = _pipeline(_FindMasks, detector, rows, batch_size=batch_size)
+    with _connected(address), _watched(progress, waiting) as done:
+        found = _pipeline(_FindMasks, detector, rows, batch_size=batch_size, done=done)
         for row in found.iter_rows():
             yield msgspec.json.decode(row["found"], type=_FOUND)
 
@@ -173,8 +189,11 @@ def _connected(address: str) -> Iterator[None]:
     _check_reachable(address)
     begun_here = {"include_dashboard": False} if address == THIS_MACHINE else {}
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Otherwise Ray writes a line on its own actors to standard error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **begun_here)
+        with _silent_stderr():  # on which it would say that it has read the variable
+            ray.init(address=address, log_to_driver=False, logging_level="error", **begun_here)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -186,6 +205,19 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Also for code that is not Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _check_reachable(address: str) -> None:
     """Raise ValueError at once if no cluster answers. Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -194,6 +226,63 @@ def _check_reachable(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+class _Done:
+    """An actor that counts what is done."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, number: int) -> None:
+        self._count += number
+
+    def count(self) -> int:
+        return self._count
+
+
+@contextlib.contextmanager
+def _watched(
+    progress: Callable[[int], object], waiting: Callable[[str], object]
+) -> Iterator["ray.actor.ActorHandle"]:
+    """Yields a :class:`_Done` to report to; what it counts is passed on by another thread."""
+    done, stop = ray.remote(num_cpus=0)(_Done).remote(), threading.Event()
+    thread = threading.Thread(target=_watch, args=(done, stop, progress, waiting), daemon=True)
+    thread.start()
+    try:
+        yield done
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _watch(
+    done: "ray.actor.ActorHandle",
+    stop: threading.Event,
+    progress: Callable[[int], object],
+    waiting: Callable[[str], object],
+) -> None:
+    seen, since, is_last = 0, time.monotonic(), False
+    while not is_last:
+        is_last = stop.wait(1)
+        with contextlib.suppress(ray.exceptions.RayError):
+            count = ray.get(done.count.remote(), timeout=5)
+            if count > seen:
+                progress(count - seen)
+                seen, since = count, time.monotonic()
+        if time.monotonic() - since >= _SILENCE and not is_last:
+            waiting(f"no image has been done for {_SILENCE} seconds: Ray has {_free_resources()} left")
+            since = time.monotonic()
+
+
+def _free_resources() -> str:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    memory, store = (
+        f"{free.get(name, 0) / 1e9:.1f} of {total.get(name, 0) / 1e9:.1f} GB"
+        for name in ("memory", "object_store_memory")
+    )
+    cores = f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} cores"
+    return f"{cores}, {memory} of memory and {store} of its object store"
 
 
 def _pipeline(
@@ -229,9 +318,12 @@ def _read(row: dict) -> dict:
 class _Detect:
     """Detects objects, in a process of its own."""
 
-    def __init__(self, detector: ray.ObjectRef, *, device: str, min_score: float):
+    def __init__(
+        self, detector: ray.ObjectRef, *, device: str, min_score: float, done: "ray.actor.ActorHandle"
+    ):
         self._detector = ray.get(detector).to(device)
         self._min_score = min_score
+        self._done = done
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         rows = [
@@ -252,14 +344,16 @@ class _Detect:
                     for d in detections
                     if d["score"] >= self._min_score
                 ]
+        self._done.add.remote(len(rows))
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
 class _FindMasks:
     """Predicts masks in known boxes, in a process of its own."""
 
-    def __init__(self, detector: ray.ObjectRef, *, device: str):
+    def __init__(self, detector: ray.ObjectRef, *, device: str, done: "ray.actor.ActorHandle"):
         self._detector = ray.get(detector).to(device)
+        self._done = done
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         of_images = [msgspec.json.decode(boxes, type=BoxesOfImage) for boxes in batch["boxes"]]
@@ -268,8 +362,12 @@ class _FindMasks:
             for pixels, error in zip(batch["pixels"], batch["error"], strict=True)
         ]
         pairs = zip(of_images, images, strict=True)
-        found = masks_in_images(self._detector, pairs, batch_size=len(of_images))
-        return pa.table({"found": pa.array([msgspec.json.encode(each) for each in found], pa.binary())})
+        found = [
+            msgspec.json.encode(each)
+            for each in masks_in_images(self._detector, pairs, batch_size=len(of_images))
+        ]
+        self._done.add.remote(len(of_images))
+        return pa.table({"found": pa.array(found, pa.binary())})
 
 
 def _image(pixels: np.ndarray, error: str) -> Image.Image:

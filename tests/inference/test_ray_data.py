@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,13 @@ from .ray_detectors import killed_once, two_cpus
 NUM_IMAGES = 100
 
 
-def make_detector(breaks_after: Path | None = None):
+def make_detector(breaks_after: Path | None = None, slow: float = 0):
     """
     What it finds depends on the pixels alone. Made here, so that other processes get its code with it.
 
     Args:
         breaks_after: it raises an error, but not before there is a whole file in this folder.
+        slow: seconds that it takes before the first image.
     """
     import pycocotools.mask as mask_util
     from pyarrow import ArrowInvalid
@@ -34,6 +37,7 @@ def make_detector(breaks_after: Path | None = None):
         style = ClassStyle(names={1: "cat", 9: "hen"}, with_masks=frozenset({1}))
 
         def to(self, device):
+            time.sleep(slow)
             return self
 
         def see(self, image):
@@ -238,3 +242,31 @@ def test_of_images_that_cannot_be_read_at_all_nothing_is_left(images, tmp_path):
     with pytest.raises(ValueError, match=r"none of 1 images can be read: .*100.png cannot be read as an"):
         on_ray.predict_on_ray(make_detector(), broken, str(tmp_path / "out"))
     assert not list((tmp_path / "out" / "detections").iterdir())
+
+
+def test_progress_is_passed_on_and_silence_is_broken(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "_SILENCE", 2)
+    steps, said = [], []
+    paths = on_ray.find_images([str(images)])
+    on_ray.predict_on_ray(
+        make_detector(slow=4), paths, str(tmp_path / "out"), progress=steps.append, waiting=said.append
+    )
+    assert sum(steps) == len(paths)
+    assert said and all("no image has been done for 2 seconds: Ray has " in line for line in said)
+    assert " cores, " in said[0] and " of memory and " in said[0]
+
+
+def test_ray_writes_nothing_of_its_own(images, tmp_path):
+    """In a process of its own, as a command runs it."""
+    code = (
+        "import sys\n"
+        "from tests.inference.test_ray_data import make_detector\n"
+        "from maskx_d2.inference import ray_data\n"
+        f"paths = ray_data.find_images([{str(images)!r}])\n"
+        f"ray_data.predict_on_ray(make_detector(), paths, {str(tmp_path)!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")

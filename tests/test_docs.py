@@ -1,5 +1,6 @@
 """The pages: their links lead somewhere, the site builds, and what they say to type runs."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -8,6 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
+
+from maskx_d2.backends.torchvision.data_module import CocoDataModule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "docs", "docs/results", "configs", "datasets", "benchmarks")
@@ -101,3 +105,28 @@ def test_the_commands_of_your_data_run_one_after_the_other(tmp_path):
     expected = ["prepare", "check-dataset", "torchvision", *with_detectron2, "predict", "fill-masks"]
     assert sorted(done) == sorted(expected)
     assert "segmentation_source" in (tmp_path / "filled.json").read_text()
+
+
+# ---- The recipe for photographs on torchvision is that of the configs ----
+
+
+def test_the_recipe_for_your_data_is_that_of_the_configs():
+    text = (REPOSITORY / "docs" / "your-data.md").read_text()
+    recipe = re.findall(r"`(--model\.(?:weights_backbone|embedding_dropout)[^`]*)`", text)
+    flags = shlex.split(" ".join(recipe))
+    found = dict(zip(flags[::2], flags[1::2], strict=True))
+    base = yaml.safe_load((REPOSITORY / "configs" / "Base-RCNN-FPN.yaml").read_text())["SOLVER"]
+    supervised = REPOSITORY / "configs" / "beyond" / "maskx_box_supervised_R_50_FPN_1x.yaml"
+    head = yaml.safe_load(supervised.read_text())["MODEL"]["ROI_MASK_HEAD"]
+    # The linear scaling rule, for the batch size of the data module.
+    batch_size = inspect.signature(CocoDataModule).parameters["batch_size"].default
+    rate = base["BASE_LR"] / base["IMS_PER_BATCH"]
+    assert float(found["--model.learning_rate"]) == pytest.approx(rate * batch_size)
+    steps, scale = int(found["--trainer.max_steps"]), int(found["--trainer.max_steps"]) / base["MAX_ITER"]
+    assert steps == round(base["MAX_ITER"] * scale)
+    milestones = yaml.safe_load(found["--model.milestones"])
+    assert milestones == [round(step * scale) for step in base["STEPS"]]
+    assert float(found["--model.embedding_dropout"]) == head["TRANSFER"]["EMBEDDING_DROPOUT"]
+    expected = {name.lower(): value for name, value in head["BOX_SUPERVISION"].items()}
+    expected |= {name: round(expected[name] * scale) for name in ("start", "warmup")}
+    assert yaml.safe_load(found["--model.box_supervision"]) == expected

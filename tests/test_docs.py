@@ -1,5 +1,6 @@
 """The pages: their links lead somewhere, the site builds, and what they say to type runs."""
 
+import ast
 import inspect
 import re
 import shlex
@@ -125,7 +126,7 @@ def test_the_recipe_for_your_data_is_that_of_the_configs():
     steps, scale = int(found["--trainer.max_steps"]), int(found["--trainer.max_steps"]) / base["MAX_ITER"]
     assert steps == round(base["MAX_ITER"] * scale)
     milestones = yaml.safe_load(found["--model.milestones"])
-    assert milestones == [round(step * scale) for step in base["STEPS"]]
+    assert milestones == [round(step * scale) for step in ast.literal_eval(base["STEPS"])]
     assert float(found["--model.embedding_dropout"]) == head["TRANSFER"]["EMBEDDING_DROPOUT"]
     expected = {name.lower(): value for name, value in head["BOX_SUPERVISION"].items()}
     expected |= {name: round(expected[name] * scale) for name in ("start", "warmup")}

@@ -38,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     from maskx_d2.data.coco_file import read_json
     from maskx_d2.data.coco_remarks import find_problems
-    from maskx_d2.data.dataset_check import find_image_problems, problem_report
+    from maskx_d2.data.dataset_check import find_image_problems, problem_report, use_report
 
     if not args.images.is_dir():
         raise MissingFileError(f"image folder {args.images} is not a folder")
@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.annotations}: {', '.join(counts)}")
     print(problem_report(problems) or "No problems found.")
     if any(problem.is_error for problem in problems):
+        print("Training and evaluation refuse this dataset because of the errors.")
         sys.exit(FOUND_ERRORS)
+    print(use_report(content, args.annotations))
 
 
 def _fix(content: dict, args: argparse.Namespace) -> None:

@@ -17,8 +17,8 @@ _FORMS = {
     "y, x, height, width": lambda b, _: b[[1, 0, 3, 2]],
     "y0, x0, y1, x1": lambda b, _: np.concatenate([b[[1, 0]], b[[3, 2]] - b[[1, 0]]]),
     "centre x, centre y, width, height": lambda b, _: np.concatenate([b[:2] - b[2:] / 2, b[2:]]),
-    "shares of the image's width and height": lambda b, size: b * np.tile(size, 2),
-    "shares of the image, x and y of the centre": lambda b, size: (
+    "fractions of the image's width and height": lambda b, size: b * np.tile(size, 2),
+    "fractions of the image, x and y of the centre": lambda b, size: (
         np.concatenate([b[:2] - b[2:] / 2, b[2:]]) * np.tile(size, 2)
     ),
 }
@@ -72,8 +72,8 @@ def relative_boxes(file: CocoFile) -> tuple[int, str] | None:
         return None
     index = int(is_small.argmax())
     return index, (
-        f"has the bbox {file.annotations[index].bbox}, as small as those of {is_small.sum()} of {number} "
-        "annotations: coordinates seem to be shares of the image's size, expected pixels"
+        f"has the bbox {file.annotations[index].bbox}; {is_small.sum()} of {number} boxes have coordinates "
+        "from 0 to 1: they seem to be fractions of the image's size, expected pixels"
     )
 
 
@@ -82,7 +82,8 @@ def _cause(index: int, file: CocoFile, boxes: np.ndarray, bounds: np.ndarray, si
     for form, convert in _FORMS.items():
         x, y, width, height = convert(boxes[index], size).tolist()
         if _iou(np.array([x, y, x + width, y + height]), bounds[index]) >= 0.9:
-            return f": the bbox seems to be {form}, expected x, y, width, height in pixels"
+            as_expected = [round(value, 1) for value in (x, y, width, height)]
+            return f": the bbox seems to be {form}, expected x, y, width, height in pixels: {as_expected}"
     x, y, width, height = boxes[index].tolist()
     others = np.flatnonzero(file.image_of == file.image_of[index])
     fits = _iou(np.array([x, y, x + width, y + height]), bounds[others])

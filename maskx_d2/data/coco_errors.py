@@ -24,10 +24,12 @@ from maskx_d2.data.coco_format import (
 from maskx_d2.data.mask_measures import MaskMeasures
 from maskx_d2.data.rle import is_image_size
 
+_TEXT_IDS = ", not text, here and where other records refer to it"
+
 
 @dataclass(frozen=True)
 class Problem:
-    """An error, which training or evaluation would fail on, or a remark on what they handle."""
+    """An error, which training or evaluation would fail on, or a remark or note on what they handle."""
 
     kind: str
     """What problems of one kind are counted under, in the plural."""
@@ -38,7 +40,12 @@ class Problem:
     detail: str
     """What was found and what was expected."""
 
-    is_error: bool = True
+    severity: str = "error"
+    """``"error"``, ``"remark"``, or ``"note"`` for what needs no action."""
+
+    @property
+    def is_error(self) -> bool:
+        return self.severity == "error"
 
 
 def id_errors(content: dict) -> list[Problem]:
@@ -46,14 +53,18 @@ def id_errors(content: dict) -> list[Problem]:
     names = ("image", "annotation", "category")
     return [
         Problem(
-            f"{_plural(what)} without id",
+            f"{_plural(what)} whose id is not a whole number",
             f"{what} number {number}",
-            f"has the id {shown(record.get('id'))}, expected a whole number",
+            f"has the id {shown(record.get('id'))}, expected a whole number{_TEXT_IDS * _is_text(record)}",
         )
         for what, records in zip(names, map(content.get, PARTS), strict=True)
         for number, record in enumerate(records, start=1)
         if not is_id(record.get("id"))
     ]
+
+
+def _is_text(record: dict) -> bool:
+    return isinstance(record.get("id"), str)
 
 
 def typed(content: dict) -> tuple[CocoFile, list[Problem]]:

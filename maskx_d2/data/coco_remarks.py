@@ -8,7 +8,7 @@ from reprlib import repr as shown
 import numpy as np
 from msgspec import UNSET
 
-from maskx_d2.data.box_check import are_loose
+from maskx_d2.data.box_check import are_loose, relative_boxes
 from maskx_d2.data.coco_errors import Problem, errors, id_errors, measure, typed
 from maskx_d2.data.coco_format import (
     MIN_POLYGON,
@@ -17,6 +17,7 @@ from maskx_d2.data.coco_format import (
     Image,
     are_keypoints,
     category_names,
+    file_name_of,
 )
 from maskx_d2.data.mask_measures import MaskMeasures
 from maskx_d2.data.rle import is_image_size
@@ -27,10 +28,12 @@ from maskx_d2.data.usable_objects import (
     rectangle_classes,
 )
 
+_FIX, _FIXED = "maskx check-dataset JSON IMAGES", "--output FIXED"
+
 _MANY = 20
 """Number of objects that says something about how a file was made."""
 
-_remark = partial(Problem, is_error=False)
+_remark, _note = partial(Problem, severity="remark"), partial(Problem, severity="note")
 
 
 def find_problems(content: dict) -> Iterator[Problem]:
@@ -48,27 +51,29 @@ def find_problems(content: dict) -> Iterator[Problem]:
     measures = measure(file)
     yield from problems
     yield from errors(file, measures)
-    if not problems:  # they left out records, of which others would seem to have none
+    if not problems:  # which leave out records, so that others would seem to have none
         yield from _without_annotations(file)
+    yield from _of_all_masks(file, measures)
+    yield from _of_all_boxes(file)
     yield from _of_categories(file)
     yield from _of_images(content["images"])
     yield from _of_annotations(file, measures)
-    yield from _of_all_masks(file, measures)
-    yield from _of_all_boxes(file)
 
 
 def _of_categories(file: CocoFile) -> Iterator[Problem]:
     ids = sorted(category["id"] for category in file.categories)
     if ids and ids != list(range(1, len(ids) + 1)):
-        where = f"ids from {ids[0]} to {ids[-1]}"
-        yield _remark("gaps in the category ids", where, "classes are numbered in the order of their ids")
+        names = [str(category.get("name")) for category in sorted(file.categories, key=lambda c: c["id"])]
+        few = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+        detail = f"classes are numbered in the order of the ids: {few}"
+        yield _note("category ids other than 1, 2, 3, ...", f"ids from {ids[0]} to {ids[-1]}", detail)
     named = [category for category in file.categories if isinstance(category.get("name"), str)]
     of_name = defaultdict(list)
     for category in named:
         of_name[category["name"]].append(category["id"])
     for name, same in of_name.items():
         if len(same) > 1:
-            detail = f"is that of the categories {', '.join(map(str, same))}, which are used as one"
+            detail = f"is that of the categories {', '.join(map(str, same))}, which are used as one class"
             yield _remark("names of several categories", f"name {name!r}", detail)
 
 
@@ -77,7 +82,10 @@ def _without_annotations(file: CocoFile) -> Iterator[Problem]:
     used_names = {category.get("name") for category in file.categories if category["id"] in used}
     for category in file.categories:
         if category.get("name") not in used_names:
-            detail = f"{category.get('name')!r} has no annotation; --drop-unused-categories leaves it out"
+            detail = (
+                f"{category.get('name')!r} has no object to learn it from; {_FIX} --drop-unused-categories "
+                f"{_FIXED} removes it"
+            )
             yield _remark("categories without annotations", f"category {category['id']}", detail)
     annotated = {annotation.image_id for annotation in file.annotations}
     for image in file.images:
@@ -89,21 +97,22 @@ def _of_images(records: list[dict]) -> Iterator[Problem]:
     for record in records:
         where, name = f"image {record['id']}", record.get("file_name")
         if name is None and isinstance(record.get("coco_url"), str):
-            yield _remark("images without file_name", where, "its name is taken from coco_url")
+            name = file_name_of(None, record["coco_url"])
+            yield _note("images without file_name", where, f"coco_url says that it is {name!r}")
         elif isinstance(name, str) and "\\" in name:
-            yield _remark("file names with backslashes", where, f"{name!r}: they are read as slashes")
+            yield _note("file names with backslashes", where, f"read as {file_name_of(name, None)!r}")
 
 
 def _of_annotations(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
     images = {image.id: image for image in file.images}
-    loose = are_loose(file, measures).tolist()
+    loose, are_relative = are_loose(file, measures).tolist(), relative_boxes(file) is not None
     columns = zip(
         file.annotations, measures.has_pixels.tolist(), are_listed_twice(file), loose, strict=True
     )
     for annotation, has_pixels, is_twice, is_loose in columns:
         where, image = f"annotation {annotation.id}", images.get(annotation.image_id)
         if image is not None and is_image_size(image.height, image.width):
-            yield from _of_box(annotation, image)
+            yield from _of_box(annotation, image, are_relative=are_relative)
         yield from _of_mask(annotation, has_pixels)
         yield from _of_other_fields(annotation)
         if is_twice:
@@ -113,7 +122,7 @@ def _of_annotations(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]
             yield _remark("boxes much larger than their mask", where, detail)
 
 
-def _of_box(annotation: Annotation, image: Image) -> Iterator[Problem]:
+def _of_box(annotation: Annotation, image: Image, *, are_relative: bool) -> Iterator[Problem]:
     where, (x, y, width, height) = f"annotation {annotation.id}", annotation.bbox
     box = np.array([annotation.bbox])
     if width == 0 or height == 0:
@@ -121,27 +130,27 @@ def _of_box(annotation: Annotation, image: Image) -> Iterator[Problem]:
     elif not has_area_in_image(box, np.array([[image.width, image.height]])).item():
         yield _remark("boxes outside their image", where, f"has the bbox {annotation.bbox}; not used")
     elif x < -1 or y < -1 or x + width > image.width + 1 or y + height > image.height + 1:
-        yield _remark("boxes partly outside their image", where, f"has the bbox {annotation.bbox}; clipped")
-    elif width < 1 or height < 1:
+        yield _note("boxes partly outside their image", where, f"has the bbox {annotation.bbox}; clipped")
+    elif (width < 1 or height < 1) and not are_relative:
         yield _remark("boxes narrower than a pixel", where, f"has the bbox {annotation.bbox}")
 
 
 def _of_mask(annotation: Annotation, has_pixels: bool) -> Iterator[Problem]:
     where, segmentation = f"annotation {annotation.id}", annotation.segmentation
     if segmentation in (None, UNSET):
-        yield _remark("annotations without segmentation", where, "has a box only")
-    elif segmentation in ([], {}):
-        yield _remark("annotations with an empty segmentation", where, "has a box only")
+        yield _note("annotations without segmentation", where, "has a box only")
+    elif not segmentation or not any(segmentation):
+        yield _note("annotations with an empty segmentation", where, "has a box only")
     elif not has_pixels:
         yield _remark("masks without a pixel", where, "its mask has no pixel in the image; has a box only")
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if len(polygon) < MIN_POLYGON and len(polygon) % 2 == 0:
+            if 0 < len(polygon) < MIN_POLYGON and len(polygon) % 2 == 0:
                 detail = f"has a polygon of {len(polygon) // 2} points; the polygon is left out"
                 yield _remark("polygons of fewer than 3 points", where, detail)
     elif isinstance(segmentation, dict) and segmentation and annotation.iscrowd in (UNSET, None, 0):
         form = "uncompressed" if isinstance(segmentation.get("counts"), list) else "compressed"
-        yield _remark(f"{form} RLE masks", where, "Detectron2 needs INPUT.MASK_FORMAT bitmask for it")
+        yield _note(f"{form} RLE masks", where, "Detectron2 needs INPUT.MASK_FORMAT bitmask for it")
 
 
 def _of_other_fields(annotation: Annotation) -> Iterator[Problem]:
@@ -152,11 +161,11 @@ def _of_other_fields(annotation: Annotation) -> Iterator[Problem]:
     if annotation.iscrowd not in (UNSET, None, 0):
         yield _remark("crowd regions", where, "not used in training, ignored in evaluation")
     elif annotation.ignore:
-        detail = f"has ignore {shown(annotation.ignore)}, which is used as iscrowd 1"
+        detail = f"has ignore {shown(annotation.ignore)}: not used in training, ignored in evaluation"
         yield _remark("annotations to ignore", where, detail)
     if annotation.area not in (UNSET, None) and not is_possible_area(annotation):
         detail = f"has the area {annotation.area}; computed from its mask or box instead"
-        yield _remark("areas that the object cannot have", where, detail)
+        yield _note("areas that the object cannot have", where, detail)
 
 
 def _of_all_masks(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
@@ -164,10 +173,10 @@ def _of_all_masks(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
     num_masks, num_crowds = int(measures.has_pixels.sum()), int((measures.has_pixels & is_crowd).sum())
     if 4 * num_crowds > num_masks:
         detail = (
-            f"{num_crowds} of {num_masks} masks have iscrowd 1, as some tools export all masks; if they "
-            "are single objects, --fix-crowd sets it to 0"
+            f"{num_crowds} of {num_masks} have iscrowd 1 and are not trained on. Some tools write it with all "
+            f"RLE masks: if they are single objects, {_FIX} --fix-crowd {_FIXED} sets it to 0"
         )
-        yield _remark("files with many crowd regions", "masks", detail)
+        yield _remark("masks that are crowd regions", "all masks", detail)
     names = dict(zip((c["id"] for c in file.categories), category_names(file.categories), strict=True))
     for category_id, count in rectangle_classes(file, measures).items():
         if category_id in names:

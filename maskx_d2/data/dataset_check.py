@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from maskx_d2.data.coco_errors import Problem
+from maskx_d2.data.coco_file import records_of
 from maskx_d2.data.coco_format import LONGEST_NAME, file_name_of
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image, size_difference
 from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import is_image_size
+from maskx_d2.data.usable_objects import drop_repeated
 
 _MAX_NAMED = 5
+_TITLES = {"error": "Errors", "remark": "Remarks", "note": "Notes, which need no action"}
 
 
 def find_image_problems(
@@ -58,18 +61,41 @@ def _of_image_file(image_root: Path, max_megapixels: float, image: dict) -> Prob
     return None
 
 
+def use_report(content: dict, path: Path) -> str:
+    """
+    What training uses of a file without errors.
+
+    Args:
+        content: of the annotation file.
+        path: its path, for error messages.
+    """
+    file = records_of(content, path)
+    drop_repeated(file)
+    objects = [annotation for annotation in file.annotations if not annotation.iscrowd]
+    num_masks = sum(annotation.mask is not None for annotation in objects)
+    lines = [
+        f"Training uses {len(objects):,} objects: {num_masks:,} with a mask, "
+        f"{len(objects) - num_masks:,} with a box only."
+    ]
+    if file.left_out:
+        counts = ", ".join(f"{number:,} {what}" for what, number in file.left_out.items())
+        lines.append(f"Not used: {counts}.")
+    if num_masks == 0:
+        lines.append("There is no mask to learn from.")
+    return "\n".join(lines)
+
+
 def problem_report(problems: Iterable[Problem]) -> str:
-    """All problems by kind, errors first, each kind with its count and its first few places."""
-    of_kind: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
+    """All problems by kind, the worst first, each kind with its count and its first few places."""
+    of_severity: dict[str, dict[str, list[Problem]]] = defaultdict(lambda: defaultdict(list))
     for problem in problems:
-        of_kind[not problem.is_error, problem.kind].append(problem)
+        of_severity[problem.severity][problem.kind].append(problem)
     lines = []
-    for title, is_remark in (("Errors", False), ("Remarks", True)):
-        kinds = {kind: found for (remark, kind), found in of_kind.items() if remark is is_remark}
-        if kinds:
+    for severity, title in _TITLES.items():
+        if severity in of_severity:
             lines.append(f"{title}:")
-        for kind, found in kinds.items():
-            lines.append(f"  {len(found)} {kind}")
+        for kind, found in of_severity[severity].items():
+            lines.append(f"  {kind}: {len(found)}")
             lines += [f"      {printable(p.where)}: {printable(p.detail)}" for p in found[:_MAX_NAMED]]
             if len(found) > _MAX_NAMED:
                 lines.append(f"      and {len(found) - _MAX_NAMED} more")

@@ -132,8 +132,8 @@ def are_listed_twice(file: CocoFile) -> list[bool]:
 
 def rectangle_classes(file: CocoFile, measures: MaskMeasures) -> dict[int, int]:
     """
-    Category id -> number of masks, of the classes that have at least three masks, all of them rectangles,
-    as where boxes are exported as polygons.
+    Category id -> number of masks, of the classes all of whose masks are rectangles, as where boxes are
+    exported as polygons. It takes three of them to tell, of a class or, without others, of the file.
     """
     masks, rectangles = Counter(), Counter()
     for annotation, has_pixels, is_rectangle in zip(
@@ -142,7 +142,10 @@ def rectangle_classes(file: CocoFile, measures: MaskMeasures) -> dict[int, int]:
         if has_pixels and not annotation.iscrowd:
             masks[annotation.category_id] += 1
             rectangles[annotation.category_id] += is_rectangle
-    return {c: n for c, n in masks.items() if n >= _FEW and rectangles[c] == n}
+    found = {c: n for c, n in masks.items() if rectangles[c] == n}
+    if len(found) == len(masks) and sum(found.values()) >= _FEW:
+        return found
+    return {c: n for c, n in found.items() if n >= _FEW}
 
 
 def is_possible_area(annotation: Annotation) -> bool:

@@ -183,7 +183,7 @@ FAILS = {
     ),
     "box in shares of the image": (
         _first(bbox=[0.125, 0.1, 0.25, 0.2]),
-        r"annotation 1 has the bbox .*: the bbox seems to be shares of the image's width and height",
+        r"annotation 1 has the bbox .*: the bbox seems to be fractions of the image's width and height",
     ),
     "box of another object": (
         lambda c: (
@@ -205,7 +205,7 @@ FAILS = {
             )
             for a in c["annotations"]
         ],
-        r"annotation 1 has the bbox .*, as small as those of 4 of 4 annotations: coordinates seem to be",
+        r"annotation 1 has the bbox .*; 4 of 4 boxes have coordinates from 0 to 1",
     ),
     "no categories": (lambda c: c.update(categories=[]), r"categories are empty, expected at least one"),
     "polygon of an odd number": (

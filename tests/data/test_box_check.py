@@ -43,17 +43,15 @@ def of_smaller_images(annotations):
 
 
 CASES = {
-    xyxy: "the bbox seems to be x0, y0, x1, y1, expected x, y, width, height in pixels",
+    xyxy: "the bbox seems to be x0, y0, x1, y1, expected x, y, width, height in pixels: [",
     next_ones: "the bbox seems to be that of annotation",
-    divided: "coordinates seem to be shares of the image's size, expected pixels",
+    divided: "they seem to be fractions of the image's size, expected pixels",
     of_smaller_images: "they seem to be of different objects or sizes of the image",
 }
 
 
 @pytest.mark.parametrize("change", CASES, ids=lambda change: change.__name__)
-def test_boxes_that_are_not_those_of_their_masks_are_refused_with_the_likely_cause(
-    tmp_path, content, change
-):
+def test_boxes_that_are_not_of_their_masks_are_refused_with_the_likely_cause(tmp_path, content, change):
     changed = copy.deepcopy(content)
     change(changed["annotations"])
     path = tmp_path / "truth.json"

@@ -173,8 +173,8 @@ def _of_all_masks(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
     num_masks, num_crowds = int(measures.has_pixels.sum()), int((measures.has_pixels & is_crowd).sum())
     if 4 * num_crowds > num_masks:
         detail = (
-            f"{num_crowds} of {num_masks} have iscrowd 1 and are not trained on. Some tools write it with all "
-            f"RLE masks: if they are single objects, {_FIX} --fix-crowd {_FIXED} sets it to 0"
+            f"{num_crowds} of {num_masks} have iscrowd 1 and are not trained on. Some tools write it with "
+            f"all RLE masks: if they are single objects, {_FIX} --fix-crowd {_FIXED} sets it to 0"
         )
         yield _remark("masks that are crowd regions", "all masks", detail)
     names = dict(zip((c["id"] for c in file.categories), category_names(file.categories), strict=True))

@@ -25,6 +25,7 @@ from maskx_d2.commands import main as cli
 from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.demo import shapes
 
+from ...data import awkward
 from ...evaluation import synthetic
 from ...runtime.test_lock import held
 from ...screen import assert_says_nothing_but_bars
@@ -657,3 +658,26 @@ def test_box_supervision_counts_the_optimiser_steps_of_the_run():
             ramps.append(float(supervision._ramp()))
             supervision.steps += 1  # as forward() does
     assert ramps == [0.0] * 8 + [1.0] * 4
+
+
+def test_masks_that_are_all_crowd_regions_are_refused_with_the_reason(tmp_path):
+    content = awkward.content()
+    for annotation in content["annotations"][::2]:
+        annotation.update(iscrowd=1, segmentation=awkward.uncompressed_rle())
+    for annotation in content["annotations"][1::2]:
+        annotation["segmentation"] = []
+    path = awkward.write(tmp_path, content)
+    module = TrainingModule(
+        class_names=["cat", "dog"], category_ids=[1, 2], classes_with_masks=[0, 1], **OPTIONS
+    )
+    data = CocoDataModule(path, tmp_path, path, tmp_path, num_workers=0)
+    module.trainer = SimpleNamespace(datamodule=data, ckpt_path=None)
+    message = r"has a mask .*; 2 annotations are crowd regions \(iscrowd 1\).*check-dataset --fix-crowd"
+    with pytest.raises(ValueError, match=message):
+        module.setup("fit")
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    awkward.write(tmp_path, content)
+    data = CocoDataModule(path, tmp_path, path, tmp_path, num_workers=0)
+    with pytest.raises(ValueError, match=r"has no image with an object, .*; 4 annotations are crowd"):
+        data.train_dataloader()

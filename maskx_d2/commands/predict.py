@@ -177,7 +177,8 @@ def _named(what: str, names: list[str], number: int = 5) -> str:
 
 def _predict_on_ray(args: argparse.Namespace) -> None:
     need("maskx predict --ray", "ray")
-    from maskx_d2.data.addresses import file_in
+    from maskx_d2.data.addresses import file_in, is_address
+    from maskx_d2.inference.predict import find_other_files
     from maskx_d2.inference.ray_data import DETECTIONS_FOLDER, find_images, predict_on_ray
     from maskx_d2.inference.video import VIDEO_SUFFIXES
 
@@ -206,6 +207,9 @@ def _predict_on_ray(args: argparse.Namespace) -> None:
             progress=bar.update,
             waiting=partial(say_above, bar),
         )
+    local = [Path(path) for path in args.images if not is_address(path)]
+    if others := find_other_files(local, recursive=args.recursive):
+        print(_named("other files", list(map(str, others))))
     num_done = len(images) - len(unread)
     print(f"detections of {num_done} images are in {file_in(args.output, DETECTIONS_FOLDER)}")
     exit_if_skipped(unread)

@@ -10,6 +10,7 @@ from maskx_d2.data.mask_measures import MaskMeasures
 _LOOSE = 1.0
 """Pixels by which a box may be smaller than its mask on each side."""
 
+_FEW = 3
 _SMALL_IMAGE = 8  # pixels; in smaller ones, objects of a pixel are possible
 
 _FORMS = {
@@ -74,6 +75,25 @@ def relative_boxes(file: CocoFile) -> tuple[int, str] | None:
     return index, (
         f"has the bbox {file.annotations[index].bbox}; {is_small.sum()} of {number} boxes have coordinates "
         "from 0 to 1: they seem to be fractions of the image's size, expected pixels"
+    )
+
+
+def boxes_of_larger_images(file: CocoFile) -> tuple[int, str] | None:
+    """
+    Like :func:`relative_boxes`, for boxes that reach far outside their image: the images were made smaller
+    after they were labelled, or they are others.
+    """
+    boxes, number = file.boxes, len(file.annotations)
+    sizes = np.concatenate([file.sizes, np.zeros((1, 2))])[file.image_of]
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    is_outside = ((low < -0.1 * sizes) | (high > 1.1 * sizes)).any(1) & (sizes.min(1) > 0)
+    if is_outside.sum() < _FEW or 3 * is_outside.sum() <= number:
+        return None
+    index = int(is_outside.argmax())
+    return index, (
+        f"has the bbox {file.annotations[index].bbox} in an image of {sizes[index, 0]:g} x "
+        f"{sizes[index, 1]:g} pixels; {is_outside.sum()} of {number} boxes reach far outside their image, "
+        "which seems to have been made smaller after labelling"
     )
 
 

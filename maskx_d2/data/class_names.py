@@ -56,7 +56,7 @@ def read_class_names(path: Path | None) -> list[str]:
 def read_names(path: Path) -> list[str]:
     """Read one name per line; empty lines are skipped."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text in UTF-8: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

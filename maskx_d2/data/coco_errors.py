@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from maskx_d2.data.box_check import misplaced_boxes, relative_boxes
+from maskx_d2.data.box_check import boxes_of_larger_images, misplaced_boxes, relative_boxes
 from maskx_d2.data.coco_format import (
     LARGEST,
     LONGEST_NAME,
@@ -246,14 +246,17 @@ def _segmentation_errors(file: CocoFile, measures: MaskMeasures) -> Iterator[Pro
 
 
 def _box_errors(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
-    relative = relative_boxes(file)
-    if relative is not None:
-        index, detail = relative
-        yield Problem("files with relative coordinates", f"annotation {file.annotations[index].id}", detail)
+    def where(index: int) -> str:
+        return f"annotation {file.annotations[index].id}"
+
+    if (found := relative_boxes(file)) is not None:
+        yield Problem("files with relative coordinates", where(found[0]), found[1])
         return
+    index = None
     for index, detail in misplaced_boxes(file, measures):
-        where = f"annotation {file.annotations[index].id}"
-        yield Problem("boxes that do not fit their mask", where, detail)
+        yield Problem("boxes that do not fit their mask", where(index), detail)
+    if index is None and (found := boxes_of_larger_images(file)) is not None:
+        yield Problem("files of larger images", where(found[0]), found[1])
 
 
 def _duplicates(what: str, identifiers: Iterable[int]) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from maskx_d2.data.coco_errors import Problem, category_errors, errors, id_errors, measure, typed
-from maskx_d2.data.coco_format import PARTS, CocoFile, in_order, is_id, put_in_order
+from maskx_d2.data.coco_format import PARTS, CocoFile, in_order, is_id, make_whole, put_in_order
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import load_json
 from maskx_d2.data.usable_objects import drop_repeated, keep_usable
@@ -19,7 +19,7 @@ from maskx_d2.data.usable_objects import drop_repeated, keep_usable
 _Content = TypeVar("_Content")
 
 
-def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
+def read_coco_file(path: Path, *, needs_annotations: bool = True, keep_repeated: bool = False) -> CocoFile:
     """
     Read and check an annotation file, and bring it into the form that is used: see :func:`keep_usable` and
     :func:`drop_repeated`.
@@ -28,6 +28,7 @@ def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
         path: of the file.
         needs_annotations: whether a file without ``annotations``, as COCO's test-dev, is refused; otherwise
             it has none.
+        keep_repeated: whether objects that are listed twice are kept.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,13 +38,22 @@ def read_coco_file(path: Path, *, needs_annotations: bool = True) -> CocoFile:
         file = _decoded(path, CocoFile)
         if file is not None and file.annotations is UNSET and not needs_annotations:
             file.annotations = []
-        if file is None or file.annotations is UNSET or not _have_ids(file.categories):
+        is_whole = file is not None and file.annotations is not UNSET and _have_ids(file.categories)
+        if not is_whole or not _checks(path, file):
             file = _read_slowly(path, needs_annotations=needs_annotations)
-        else:
-            put_in_order(file)
-            _check(path, file)
-        drop_repeated(file)
+        if not keep_repeated:
+            drop_repeated(file)
         return file
+
+
+def _checks(path: Path, file: CocoFile) -> bool:
+    """Whether a file has no errors; it is brought into the form that is used."""
+    put_in_order(file)
+    try:
+        _check(path, file)
+    except InputError:
+        return False
+    return True
 
 
 def _read_slowly(path: Path, *, needs_annotations: bool) -> CocoFile:
@@ -77,7 +87,7 @@ class _Categories(msgspec.Struct):
 
 def read_json(path: Path, *, needs_annotations: bool = True) -> dict:
     """
-    The content of an annotation file, unchecked.
+    The content of an annotation file, unchecked; see :func:`make_whole`.
 
     Args:
         path, needs_annotations: see :func:`read_coco_file`.
@@ -93,6 +103,7 @@ def read_json(path: Path, *, needs_annotations: bool = True) -> dict:
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise InputError(f"annotation file {path} has no list {part!r}, expected {', '.join(PARTS)}")
+    make_whole(content)
     return content
 
 

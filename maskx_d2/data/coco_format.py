@@ -15,6 +15,12 @@ MIN_POLYGON = 6  # coordinates of three points
 LONGEST_NAME = 1000
 LARGEST = 2**53  # COCOeval keeps ids in float64
 
+_WHOLE = {
+    "images": ("id", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "iscrowd"),
+    "categories": ("id",),
+}
+
 _Id = Annotated[int, msgspec.Meta(gt=-LARGEST, lt=LARGEST)]
 
 
@@ -117,6 +123,24 @@ def put_in_order(file: CocoFile) -> None:
     file.images.sort(key=lambda image: image.id)
     for image in file.images:
         image.file_name = file_name_of(image.file_name, image.coco_url)
+
+
+def make_whole(content: dict) -> None:
+    """
+    Turn ids, sizes and counts such as ``1.0`` into whole numbers, in place. Tables with gaps in a column
+    write them so.
+    """
+    for part, names in _WHOLE.items():
+        for record in content.get(part) or ():
+            for name in names:
+                if isinstance(value := record.get(name), float) and value.is_integer():
+                    record[name] = int(value)
+            rle = record.get("segmentation")
+            for name in ("size", "counts") if isinstance(rle, dict) else ():
+                if isinstance(rle.get(name), list):
+                    rle[name] = [
+                        int(v) if isinstance(v, float) and v.is_integer() else v for v in rle[name]
+                    ]
 
 
 def in_order(categories: Iterable[dict]) -> list[dict]:

@@ -16,7 +16,6 @@ from maskx_d2.data.coco_format import (
     CocoFile,
     Image,
     are_keypoints,
-    category_names,
     file_name_of,
 )
 from maskx_d2.data.mask_measures import MaskMeasures
@@ -79,11 +78,12 @@ def _of_categories(file: CocoFile) -> Iterator[Problem]:
 
 def _without_annotations(file: CocoFile) -> Iterator[Problem]:
     used = {annotation.category_id for annotation in file.annotations}
-    used_names = {category.get("name") for category in file.categories if category["id"] in used}
-    for category in file.categories:
-        if category.get("name") not in used_names:
+    named = [category for category in file.categories if isinstance(category.get("name"), str)]
+    used_names = {category["name"] for category in named if category["id"] in used}
+    for category in named:
+        if category["name"] not in used_names:
             detail = (
-                f"{category.get('name')!r} has no object to learn it from; {_FIX} --drop-unused-categories "
+                f"{category['name']!r} has no object to learn it from; {_FIX} --drop-unused-categories "
                 f"{_FIXED} removes it"
             )
             yield _remark("categories without annotations", f"category {category['id']}", detail)
@@ -177,7 +177,7 @@ def _of_all_masks(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
             f"all RLE masks: if they are single objects, {_FIX} --fix-crowd {_FIXED} sets it to 0"
         )
         yield _remark("masks that are crowd regions", "all masks", detail)
-    names = dict(zip((c["id"] for c in file.categories), category_names(file.categories), strict=True))
+    names = {category["id"]: category.get("name") for category in file.categories}
     for category_id, count in rectangle_classes(file, measures).items():
         if category_id in names:
             detail = (

@@ -24,7 +24,7 @@ def read_coco(path: Path) -> COCO:
     return coco_of(read_json(path), path)
 
 
-def coco_of(content: dict, path: Path) -> COCO:
+def coco_of(content: dict, path: Path, *, keep_repeated: bool = False) -> COCO:
     """
     The annotations that :func:`read_coco_file` keeps, with what pycocotools needs: ``iscrowd``, an ``area``
     (of the mask, or else of the box) in place of one that is missing or impossible, and ids above 0:
@@ -33,12 +33,14 @@ def coco_of(content: dict, path: Path) -> COCO:
     Args:
         content: of an annotation file; it is not changed.
         path: path of the file, for error messages.
+        keep_repeated: whether objects that are listed twice are kept.
 
     Raises:
         InputError: see :func:`maskx_d2.data.coco_file.read_coco_file`.
     """
     file = records_of(content, path)
-    drop_repeated(file)
+    if not keep_repeated:
+        drop_repeated(file)
     images = {image.id: image for image in file.images}
     records = {record["id"]: record for record in content["annotations"]}
     renumber = min(records, default=1) < 1

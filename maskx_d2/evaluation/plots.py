@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from maskx_d2.data.printable import in_plot
 from maskx_d2.evaluation.comparison import Comparison
+from maskx_d2.evaluation.fonts import font_for
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR
 
 _MOST_CLASSES = 100
@@ -43,7 +45,7 @@ def class_difference_plot(comparison: Comparison, title: str, task: str) -> str 
     )
     axes.axhline(0, color="black", linewidth=0.8)
     names = [in_plot(evaluation.class_names[index]) for index, _ in differences]
-    axes.set_xticks(places, names, rotation=90, fontsize=8)
+    axes.set_xticks(places, names, rotation=90, fontsize=8, fontfamily=_font_families(names))
     axes.margins(x=0.01)
     axes.set_ylabel("AP difference")
     axes.grid(axis="y", linewidth=0.4)
@@ -96,3 +98,9 @@ def _svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _font_families(texts: Sequence[str]) -> list[str]:
+    """Matplotlib's own font, and those that have the letters that it lacks."""
+    paths = {font_for(text).path for text in texts} - {None}
+    return ["DejaVu Sans", *sorted(FontProperties(fname=path).get_name() for path in paths)]

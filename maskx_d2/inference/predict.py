@@ -344,11 +344,11 @@ def image_ids(images: Sequence[Path]) -> list[int]:
     return numbers
 
 
-def _short(stem: str) -> str:
-    """A name that leaves room for suffixes: a very long one ends with a digest in place of its end."""
-    encoded = os.fsencode(stem)
+def short_stem(path: Path) -> str:
+    """The stem of a name, with room for suffixes: a very long one has a digest in place of its end."""
+    encoded = os.fsencode(path.stem)
     if len(encoded) <= _LONGEST_STEM:
-        return stem
+        return path.stem
     start = encoded[:_LONGEST_STEM].decode("utf-8", errors="ignore")
     return f"{start}_{hashlib.sha256(encoded).hexdigest()[:8]}"
 
@@ -358,7 +358,7 @@ def _picture_paths(images: Sequence[Path], output: Path) -> list[Path]:
     taken: set[str] = set()
     paths = []
     for path in images:
-        stem, count = _short(path.stem), 1
+        stem, count = short_stem(path), 1
         name = stem
         while name in taken:
             count += 1

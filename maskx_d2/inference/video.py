@@ -20,7 +20,7 @@ from maskx_d2.data.images import MAX_MEGAPIXELS, check_size
 from maskx_d2.evaluation.merging import readable_detections
 from maskx_d2.evaluation.pictures import draw_detections, with_legend
 from maskx_d2.inference.detector import Detector
-from maskx_d2.inference.predict import FoundObjects
+from maskx_d2.inference.predict import FoundObjects, short_stem
 from maskx_d2.runtime.journal import Journal, open_journal
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def predict_video(
     Raises:
         ValueError: the file cannot be read as a video, or the output cannot be written.
     """
-    drawn_path, lines_path = output / f"{video.stem}.mp4", output / f"{video.stem}.jsonl"
+    drawn_path, lines_path = output / f"{short_stem(video)}.mp4", output / f"{short_stem(video)}.jsonl"
     unfinished = lines_path.with_name(f"{lines_path.name}.unfinished")
     check_keeps_inputs([drawn_path, lines_path], [video])
     output.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,24 @@ WORKS = {
     "ignore": (_first(ignore=1), 1, True),
     "negative area": (_first(area=-200), 2, True),
     "object listed twice": (lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}), 2, True),
+    "ids and sizes with a point": (
+        lambda c: [
+            record.update({key: float(record[key]) for key in keys})
+            for part, keys in (
+                ("images", ("id", "width", "height")),
+                ("annotations", ("id", "image_id", "category_id", "iscrowd")),
+                ("categories", ("id",)),
+            )
+            for record in c[part]
+        ],
+        2,
+        True,
+    ),
+    "RLE with points": (
+        _first(segmentation={key: [float(v) for v in value] for key, value in uncompressed_rle().items()}),
+        2,
+        True,
+    ),
     "a class with two ids": (
         lambda c: (
             c["categories"].insert(0, {"id": 0, "name": "cat"}),

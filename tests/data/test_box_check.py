@@ -42,10 +42,17 @@ def of_smaller_images(annotations):
         annotation["bbox"] = [value / 2 for value in annotation["bbox"]]
 
 
+def of_larger_images(annotations):
+    for annotation in annotations:
+        annotation["bbox"] = [value * 3 for value in annotation["bbox"]]
+        annotation["segmentation"] = []
+
+
 CASES = {
     xyxy: "the bbox seems to be x0, y0, x1, y1, expected x, y, width, height in pixels: [",
     next_ones: "the bbox seems to be that of annotation",
     divided: "they seem to be fractions of the image's size, expected pixels",
+    of_larger_images: "boxes reach far outside their image, which seems to have been made smaller",
     of_smaller_images: "they seem to be of different objects or sizes of the image",
 }
 

@@ -20,7 +20,8 @@ from . import awkward, exports
 def test_what_works_is_read_and_has_no_errors(tmp_path, name):
     changed = awkward.changed(awkward.WORKS[name][0])
     coco = read_coco(awkward.write(tmp_path, changed))
-    assert not [problem for problem in find_problems(changed) if problem.is_error]
+    problems = find_problems(read_json(tmp_path / "truth.json"))
+    assert not [problem for problem in problems if problem.is_error]
     # pycocotools can make a mask of all that is left of the segmentations.
     for annotation in coco.dataset["annotations"]:
         if annotation.get("segmentation"):
@@ -34,6 +35,12 @@ def test_what_fails_is_named_with_file_and_annotation(tmp_path, name):
     path = awkward.write(tmp_path, awkward.changed(change))
     with pytest.raises(ValueError, match=rf"^annotation file .*truth.json: {message}[^\n]*$"):
         read_coco(path)
+
+
+@pytest.mark.parametrize("name", awkward.FAILS)
+def test_what_fails_is_an_error_in_the_report(tmp_path, name):
+    content = read_json(awkward.write(tmp_path, awkward.changed(awkward.FAILS[name][0])))
+    assert any(problem.is_error for problem in find_problems(content))
 
 
 def test_a_file_cut_in_half_is_named(tmp_path):

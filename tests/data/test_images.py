@@ -215,8 +215,8 @@ def test_images_of_8_bits_are_read_from_files_and_streams(tmp_path, suffix, mode
     path = tmp_path / f"a.{suffix}"
     try:
         Image.fromarray(pixels).convert(mode).save(path)
-    except (OSError, KeyError, ValueError):
-        pytest.skip(f"Pillow writes no {suffix} of {mode} here")
+    except (OSError, KeyError, ValueError):  # a format that does not have this mode
+        Image.fromarray(pixels).save(path)
     with path.open("rb") as file:
         from_file = np.asarray(read_image_from(file, name=path.name))
     assert np.array_equal(np.asarray(read_image(path)), from_file)

@@ -75,7 +75,8 @@ def register_visual_genome() -> None:
     - ``coco_2017_train_vg3k``, ``coco_2017_val_vg3k``: COCO, whose 80 classes are the first of them.
 
     In addition to Detectron2's usual metadata they have ``classes_with_masks``, the 80 classes that have
-    masks in COCO, and ``readable_classes``, readable class names.
+    masks in COCO, ``readable_classes``, readable class names, and ``keep_repeated``: an object that is
+    listed twice is used twice, as in the original code.
     """
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
     classes = visual_genome_class_names()
@@ -84,6 +85,7 @@ def register_visual_genome() -> None:
         "thing_classes": classes,
         "readable_classes": readable_visual_genome_class_names(),
         "classes_with_masks": list(range(len(coco_class_names()))),
+        "keep_repeated": True,  # as in the original code
     }
 
     def register(name: str, load: Callable, json_file: Path, images: Path, category_ids: Iterable[int]):
@@ -132,7 +134,7 @@ def _load_dataset(name: str, json_file: str, image_root: str, class_list: str | 
 def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict]:
     _must_be_there(json_file, "maskx prepare vg3k writes it")
     check_finished(Path(json_file).parent)
-    file = read_coco_file(Path(json_file))
+    file = read_coco_file(Path(json_file), keep_repeated=True)
     expected = visual_genome_class_names()
     found = [name_of_synset(category["name"]) for category in file.categories]
     if found != expected:
@@ -147,7 +149,7 @@ def _load_visual_genome(name: str, json_file: str, image_root: str) -> list[dict
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
     _must_be_there(json_file, "datasets/README.md says where to get it")
-    file = read_coco_file(Path(json_file))
+    file = read_coco_file(Path(json_file), keep_repeated=True)
     if file.class_names != coco_class_names():
         raise InputError(f"annotation file {json_file} has other classes, expected COCO's 80")
     return _records(name, file, image_root)

@@ -14,7 +14,9 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from maskx_d2.backends.detectron2 import class_split
+from maskx_d2.backends.detectron2.datasets import is_read_here
 from maskx_d2.data.class_names import match_classes
+from maskx_d2.data.coco_format import make_whole
 from maskx_d2.data.pycocotools_coco import class_names, coco_of, instance_counts
 from maskx_d2.evaluation.average_precision import average_precision, class_precisions, crowding
 from maskx_d2.evaluation.run_files import evaluation_of, write_evaluation
@@ -64,7 +66,12 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             names, what = class_split.class_names(dataset_name), f"the dataset {dataset_name!r}"
             self._index_of_model_class = match_classes(model_classes, names, what=what)
         if self._do_evaluation:
-            self._coco_api = coco_of(self._coco_api.dataset, Path(self._metadata.json_file))
+            content = self._coco_api.dataset
+            make_whole(content)
+            # As its loader does: Detectron2's own, for COCO, keeps all objects.
+            keep = not is_read_here(dataset_name) or self._metadata.get("keep_repeated", False)
+            path = Path(self._metadata.json_file)
+            self._coco_api = coco_of(content, path, keep_repeated=keep)
         self.classes_with_masks = classes_with_masks
         # None makes Detectron2's evaluation ask _tasks_from_predictions() for its tasks.
         self._given_tasks, self._tasks = self._tasks, None

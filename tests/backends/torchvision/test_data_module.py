@@ -3,6 +3,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 
 from maskx_d2.backends.torchvision import data_module as module_of_class
@@ -10,6 +11,7 @@ from maskx_d2.backends.torchvision.data_module import CocoDataModule, ShuffledSt
 from maskx_d2.demo import shapes
 
 from ... import ranks
+from . import tiny
 
 
 def data_module(dataset, **options):
@@ -205,3 +207,19 @@ def test_images_without_an_object_are_kept_on_request(dataset, tmp_path):
         said.append(str(training_data))
     assert sizes[1] == sizes[0] + 1
     assert "not used: 1 images without an object" in said[0] and "without an object" not in said[1]
+
+
+def test_a_model_trains_on_an_image_without_an_object(dataset, tmp_path):
+    content = json.loads(dataset.train_json.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1]
+    content["images"] = [image for image in content["images"] if image["id"] in (1, 2)]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    module = data_module(dataset, keep_empty=True, batch_size=2)
+    module.train_json = tmp_path / "train.json"
+    images, targets = next(iter(module.train_dataloader()))
+    assert sorted(len(target["boxes"]) > 0 for target in targets) == [False, True]
+    model = tiny.build(num_classes=33)
+    losses = model(images, targets)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert model.roi_heads.box_predictor.cls_score.weight.grad.abs().sum() > 0

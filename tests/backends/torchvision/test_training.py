@@ -185,12 +185,15 @@ class Detections(nn.Module):
         return detections
 
 
-def evaluate(content, results, folder, group_a, *, category_ids=None):
+def evaluate(content, results, folder, group_a, *, category_ids=None, **options):
     """Run the evaluation of the training module on a model that finds what ``results`` say."""
     (folder / "truth.json").write_text(json.dumps(content))
     ids = list(synthetic.CATEGORY_IDS)
     module = TrainingModule(
-        class_names=[f"class {i}" for i in ids], category_ids=ids, classes_with_masks=group_a, **OPTIONS
+        class_names=[f"class {i}" for i in ids],
+        category_ids=ids,
+        classes_with_masks=group_a,
+        **{**OPTIONS, **options},
     )
     stub = Detections(results, ids)
     real = module.model
@@ -681,3 +684,34 @@ def test_masks_that_are_all_crowd_regions_are_refused_with_the_reason(tmp_path):
     data = CocoDataModule(path, tmp_path, path, tmp_path, num_workers=0)
     with pytest.raises(ValueError, match=r"has no image with an object, .*; 4 annotations are crowd"):
         data.train_dataloader()
+
+
+def test_more_than_100_objects_in_an_image_count_if_the_model_finds_as_many(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="maskx_d2")
+    category_id = synthetic.CATEGORY_IDS[0]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 160, "height": 160}],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": 1,
+                "category_id": category_id,
+                "bbox": [10.0 * (i % 15), 10.0 * (i // 15), 8.0, 8.0],
+            }
+            for i in range(150)
+        ],
+        "categories": [{"id": i, "name": f"class {i}"} for i in synthetic.CATEGORY_IDS],
+    }
+    empty = {
+        "size": [160, 160],
+        "counts": mask_util.encode(np.zeros((160, 160), np.uint8, order="F"))["counts"],
+    }
+    results = [{**a, "score": 0.9, "segmentation": empty} for a in content["annotations"]]
+    found = {}
+    for limit in (100, 150):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        _, found[limit] = evaluate(content, results, folder, [0], box_detections_per_img=limit)
+    assert found[150]["bbox"]["all"]["AP"] == pytest.approx(100) and found[100]["bbox"]["all"]["AP"] < 70
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert warning.startswith("1 of 1 images have more than 100 objects, but only the best 100 detections")

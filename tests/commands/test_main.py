@@ -19,7 +19,7 @@ def annotations(tmp_path):
     boxes = [
         {"id": i, "image_id": 1, "category_id": c, "bbox": [i, i, 9, 9]} for i, c in enumerate((5, 5, 2, 9))
     ]
-    image = {"id": 1, "file_name": "1.png", "width": 9, "height": 9}
+    image = {"id": 1, "file_name": "1.png", "width": 99, "height": 99}
     path.write_text(json.dumps({"images": [image], "annotations": boxes, "categories": CATEGORIES}))
     return path
 

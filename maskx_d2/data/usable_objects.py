@@ -59,7 +59,7 @@ def keep_usable(file: CocoFile, measures: MaskMeasures) -> None:
         if annotation.iscrowd not in (UNSET, None, 0):
             counts[CROWD] += 1
         if annotation.segmentation:
-            counts[NO_MASK] += not has_pixels
+            counts[NO_MASK] += not has_pixels and any(annotation.segmentation)  # [[]] is no mask
             annotation.segmentation = annotation.mask if has_pixels else None
         kept.append(annotation)
     file.annotations = kept

@@ -168,6 +168,20 @@ def test_what_is_said_of_the_exports_of_labelling_tools(tmp_path, tool, capsys):
     assert len(said) == len(kinds) and all(any(kind in line for line in said) for kind in kinds), printed
 
 
+def test_what_training_uses_is_counted(tmp_path, capsys):
+    _, printed = check(awkward.write(tmp_path, exports.encord()), tmp_path, capsys)
+    assert printed.endswith(
+        "Training uses 4 objects: 0 with a mask, 4 with a box only.\nThere is no mask to learn from.\n"
+    )
+    content = exports.cvat_masks()
+    content["annotations"][2]["bbox"] = [10, 5, 0, 0]
+    content["annotations"].append({**content["annotations"][3], "id": 9})
+    _, printed = check(awkward.write(tmp_path, content), tmp_path, capsys)
+    assert "Training uses 1 objects: 0 with a mask, 1 with a box only.\nNot used: " in printed
+    for counted in ("2 crowd regions", "1 boxes without area in their image", "1 objects listed twice"):
+        assert counted in printed
+
+
 # ---- Repairs ----
 
 

@@ -174,7 +174,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
         raise InputError(
             f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
             f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} keeps, expected at least one to learn masks from"
-            f"{crowd_hint(_num_crowds(dataset))}"
+            f"{crowd_hint(_left_out(names, dataset)[CROWD])}"
         )
     return dataset, sizes
 
@@ -189,19 +189,22 @@ def _copied(dataset: Iterable[dict]) -> list[dict]:
     ]
 
 
-def _left_out(names: Sequence[str]) -> Counter[str]:
-    """What is not used of datasets, as far as it is known."""
-    return sum((Counter(MetadataCatalog.get(name).get("left_out", {})) for name in names), Counter())
-
-
-def _num_crowds(dataset: Iterable[dict]) -> int:
-    return sum(bool(a.get("iscrowd")) for image in dataset for a in image.get("annotations", ()))
+def _left_out(names: Sequence[str], dataset: Iterable[dict] = ()) -> Counter[str]:
+    """
+    What is not used of datasets. Of those that Detectron2 reads, only the crowd regions are known, in the
+    images that it keeps.
+    """
+    known = (Counter(MetadataCatalog.get(name).get("left_out", {})) for name in names)
+    left_out = sum(known, Counter())
+    if not left_out[CROWD]:
+        annotations = (a for image in dataset for a in image.get("annotations", ()))
+        left_out[CROWD] = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
+    return left_out
 
 
 def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
     annotations = (a for image in dataset for a in image.get("annotations", ()) if not a.get("iscrowd"))
-    left_out = _left_out(cfg.DATASETS.TRAIN)
-    left_out[CROWD] = left_out[CROWD] or _num_crowds(dataset)
+    left_out = _left_out(cfg.DATASETS.TRAIN, dataset)
     if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         del left_out[NO_OBJECT]
     return TrainingData.count(
@@ -292,19 +295,21 @@ def drop_unusable(dataset: list[dict]) -> None:
     Remove, in place, what cannot be used: objects whose box has no area in the image, and masks without a
     pixel. Files that this project reads have none of them.
     """
-    for image in dataset:
-        if not image.get("annotations") or not {"height", "width"} <= image.keys():
-            continue
-        annotations, size = image["annotations"], (image["width"], image["height"])
-        sizes = np.tile(size, (len(annotations), 1))
-        measures = MaskMeasures.of([_mask(annotation) for annotation in annotations], sizes)
-        is_empty = ~measures.has_pixels & ~measures.is_malformed & measures.fits
-        is_empty[list(measures.rle_errors)] = False  # the mapper names them
-        for annotation, remove in zip(annotations, is_empty.tolist(), strict=True):
-            if remove and _mask(annotation) is not None:
-                del annotation["segmentation"]
-        has_area = has_area_in_image(np.array([_xywh(a) for a in annotations], float), sizes)
-        image["annotations"] = list(itertools.compress(annotations, has_area))
+    images = [i for i in dataset if i.get("annotations") and {"height", "width"} <= i.keys()]
+    annotations = list(itertools.chain.from_iterable(image["annotations"] for image in images))
+    if not annotations:
+        return
+    lengths = [len(image["annotations"]) for image in images]
+    sizes = np.repeat([(image["width"], image["height"]) for image in images], lengths, axis=0)
+    measures = MaskMeasures.of([_mask(annotation) for annotation in annotations], sizes)
+    is_empty = ~measures.has_pixels & ~measures.is_malformed & measures.fits
+    is_empty[list(measures.rle_errors)] = False  # the mapper names them
+    for annotation in itertools.compress(annotations, is_empty):
+        if _mask(annotation) is not None:
+            del annotation["segmentation"]
+    has_area = iter(has_area_in_image(np.array([_xywh(a) for a in annotations], float), sizes).tolist())
+    for image in images:
+        image["annotations"] = [a for a in image["annotations"] if next(has_area)]
 
 
 def _xywh(annotation: dict) -> Sequence[float]:

@@ -25,7 +25,7 @@ from maskx_d2.backends.detectron2.data_loader import (
 from maskx_d2.backends.detectron2.datasets import register_datasets
 from maskx_d2.demo import shapes
 
-from ...data import awkward
+from ...data import awkward, exports
 from . import tiny
 
 
@@ -387,11 +387,7 @@ def load(path, *overrides):
 
 
 def test_masks_that_are_all_crowd_regions_are_refused_with_the_reason(tmp_path):
-    content = awkward.content()
-    for annotation in content["annotations"][::2]:
-        annotation.update(iscrowd=1, segmentation=awkward.uncompressed_rle())
-    for annotation in content["annotations"][1::2]:
-        annotation["segmentation"] = []
+    content = exports.cvat_masks()
     path = awkward.write(tmp_path, content)
     message = r"has a mask .*; 2 annotations are crowd regions \(iscrowd 1\).*check-dataset --fix-crowd"
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,7 @@ from maskx_d2.commands import main as cli
 from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.demo import shapes
 
-from ...data import awkward
+from ...data import awkward, exports
 from ...evaluation import synthetic
 from ...runtime.test_lock import held
 from ...screen import assert_says_nothing_but_bars
@@ -664,11 +664,7 @@ def test_box_supervision_counts_the_optimiser_steps_of_the_run():
 
 
 def test_masks_that_are_all_crowd_regions_are_refused_with_the_reason(tmp_path):
-    content = awkward.content()
-    for annotation in content["annotations"][::2]:
-        annotation.update(iscrowd=1, segmentation=awkward.uncompressed_rle())
-    for annotation in content["annotations"][1::2]:
-        annotation["segmentation"] = []
+    content = exports.cvat_masks()
     path = awkward.write(tmp_path, content)
     module = TrainingModule(
         class_names=["cat", "dog"], category_ids=[1, 2], classes_with_masks=[0, 1], **OPTIONS

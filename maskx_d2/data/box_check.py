@@ -36,8 +36,7 @@ def misplaced_boxes(file: CocoFile, measures: MaskMeasures) -> Iterator[tuple[in
     Yields:
         The index of an annotation, and what is wrong with its box, as the end of a sentence.
     """
-    sizes = np.concatenate([file.sizes, np.zeros((1, 2))])[file.image_of]
-    boxes, bounds = file.boxes, measures.bounds
+    boxes, bounds, sizes = file.boxes, measures.bounds, file.image_sizes
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     has_both = measures.has_pixels & (boxes[:, 2:] > 0).all(1) & (bounds[:, 2:] > bounds[:, :2]).all(1)
     has_both &= ~np.array([bool(a.iscrowd) for a in file.annotations], bool)
@@ -66,8 +65,7 @@ def relative_boxes(file: CocoFile) -> tuple[int, str] | None:
     Find coordinates from 0 to 1 in place of pixels: the index of the first such annotation and what is
     wrong with its box, as the end of a sentence, if they are most of the file.
     """
-    boxes, number = file.boxes, len(file.annotations)
-    sizes = np.concatenate([file.sizes, np.zeros((1, 2))])[file.image_of]
+    boxes, sizes, number = file.boxes, file.image_sizes, len(file.annotations)
     is_small = (np.abs(boxes) <= 1.01).all(1) & (sizes.min(1) >= _SMALL_IMAGE)
     if 2 * is_small.sum() <= number:
         return None
@@ -83,8 +81,7 @@ def boxes_of_larger_images(file: CocoFile) -> tuple[int, str] | None:
     Like :func:`relative_boxes`, for boxes that reach far outside their image: the images were made smaller
     after they were labelled, or they are others.
     """
-    boxes, number = file.boxes, len(file.annotations)
-    sizes = np.concatenate([file.sizes, np.zeros((1, 2))])[file.image_of]
+    boxes, sizes, number = file.boxes, file.image_sizes, len(file.annotations)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     is_outside = ((low < -0.1 * sizes) | (high > 1.1 * sizes)).any(1) & (sizes.min(1) > 0)
     if is_outside.sum() < _FEW or 3 * is_outside.sum() <= number:

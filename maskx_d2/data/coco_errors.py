@@ -139,15 +139,7 @@ def measure(file: CocoFile) -> MaskMeasures:
     Args:
         file: its images are in the order of their ids.
     """
-    images, sizes = file.images, np.concatenate([file.sizes, np.zeros((1, 2))])
-    places = np.array(
-        [
-            place if place < len(images) and images[place].id == a.image_id else len(images)
-            for a, place in zip(file.annotations, file.image_of.tolist(), strict=True)
-        ],
-        np.int64,
-    )
-    return MaskMeasures.of([a.segmentation or None for a in file.annotations], sizes[places])
+    return MaskMeasures.of([a.segmentation or None for a in file.annotations], file.image_sizes)
 
 
 def errors(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:

@@ -74,16 +74,26 @@ class CocoFile(msgspec.Struct, dict=True):
         """In the order of the contiguous indices."""
         return category_names(self.categories)
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """(number of images, 2) float64: width and height."""
-        return np.array([[i.width, i.height] for i in self.images], np.float64).reshape(-1, 2)
+    def keep(self, annotations: list[Annotation]) -> None:
+        """Replace the annotations by some of them."""
+        self.annotations = annotations
+        for name in ("boxes", "image_of", "image_sizes"):
+            self.__dict__.pop(name, None)
 
-    @property
+    @cached_property
     def boxes(self) -> np.ndarray:
         """(number of annotations, 4) float64, XYWH."""
         values = itertools.chain.from_iterable(a.bbox for a in self.annotations)
         return np.fromiter(values, np.float64, 4 * len(self.annotations)).reshape(-1, 4)
+
+    @cached_property
+    def image_sizes(self) -> np.ndarray:
+        """(number of annotations, 2) float64: width and height of the image, zeros if there is none."""
+        sizes = np.array([[i.width, i.height] for i in self.images] + [[0, 0]], np.float64)
+        ids = np.array([image.id for image in self.images] + [0], np.int64)
+        wanted = np.fromiter((a.image_id for a in self.annotations), np.int64, len(self.annotations))
+        exists = (self.image_of < len(self.images)) & (ids[self.image_of] == wanted)
+        return np.where(exists[:, None], sizes[self.image_of], 0.0)
 
     @cached_property
     def image_of(self) -> np.ndarray:

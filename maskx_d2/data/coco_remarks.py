@@ -106,13 +106,13 @@ def _of_images(records: list[dict]) -> Iterator[Problem]:
 def _of_annotations(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
     images = {image.id: image for image in file.images}
     loose, are_relative = are_loose(file, measures).tolist(), relative_boxes(file) is not None
-    columns = zip(
-        file.annotations, measures.has_pixels.tolist(), are_listed_twice(file), loose, strict=True
-    )
-    for annotation, has_pixels, is_twice, is_loose in columns:
+    has_area = has_area_in_image(file.boxes, file.image_sizes).tolist()
+    has_pixels = measures.has_pixels.tolist()
+    columns = zip(file.annotations, has_area, has_pixels, are_listed_twice(file), loose, strict=True)
+    for annotation, box_has_area, has_pixels, is_twice, is_loose in columns:
         where, image = f"annotation {annotation.id}", images.get(annotation.image_id)
         if image is not None and is_image_size(image.height, image.width):
-            yield from _of_box(annotation, image, are_relative=are_relative)
+            yield from _of_box(annotation, image, has_area=box_has_area, are_relative=are_relative)
         yield from _of_mask(annotation, has_pixels)
         yield from _of_other_fields(annotation)
         if is_twice:
@@ -122,12 +122,13 @@ def _of_annotations(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]
             yield _remark("boxes much larger than their mask", where, detail)
 
 
-def _of_box(annotation: Annotation, image: Image, *, are_relative: bool) -> Iterator[Problem]:
+def _of_box(
+    annotation: Annotation, image: Image, *, has_area: bool, are_relative: bool
+) -> Iterator[Problem]:
     where, (x, y, width, height) = f"annotation {annotation.id}", annotation.bbox
-    box = np.array([annotation.bbox])
     if width == 0 or height == 0:
         yield _remark("boxes without area", where, f"has the bbox {annotation.bbox}; not used")
-    elif not has_area_in_image(box, np.array([[image.width, image.height]])).item():
+    elif not has_area:
         yield _remark("boxes outside their image", where, f"has the bbox {annotation.bbox}; not used")
     elif x < -1 or y < -1 or x + width > image.width + 1 or y + height > image.height + 1:
         yield _note("boxes partly outside their image", where, f"has the bbox {annotation.bbox}; clipped")
@@ -148,7 +149,7 @@ def _of_mask(annotation: Annotation, has_pixels: bool) -> Iterator[Problem]:
             if 0 < len(polygon) < MIN_POLYGON and len(polygon) % 2 == 0:
                 detail = f"has a polygon of {len(polygon) // 2} points; the polygon is left out"
                 yield _remark("polygons of fewer than 3 points", where, detail)
-    elif isinstance(segmentation, dict) and segmentation and annotation.iscrowd in (UNSET, None, 0):
+    elif isinstance(segmentation, dict) and segmentation and not annotation.iscrowd:
         form = "uncompressed" if isinstance(segmentation.get("counts"), list) else "compressed"
         yield _note(f"{form} RLE masks", where, "Detectron2 needs INPUT.MASK_FORMAT bitmask for it")
 
@@ -158,7 +159,7 @@ def _of_other_fields(annotation: Annotation) -> Iterator[Problem]:
     if annotation.keypoints and not are_keypoints(annotation.keypoints):
         detail = f"has the keypoints {shown(annotation.keypoints)}, which a model of keypoints refuses"
         yield _remark("keypoints that are not x, y, visibility, ...", where, detail)
-    if annotation.iscrowd not in (UNSET, None, 0):
+    if annotation.iscrowd:
         yield _remark("crowd regions", where, "not used in training, ignored in evaluation")
     elif annotation.ignore:
         detail = f"has ignore {shown(annotation.ignore)}: not used in training, ignored in evaluation"
@@ -169,7 +170,7 @@ def _of_other_fields(annotation: Annotation) -> Iterator[Problem]:
 
 
 def _of_all_masks(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
-    is_crowd = np.array([a.iscrowd not in (UNSET, None, 0) for a in file.annotations], bool)
+    is_crowd = np.array([bool(a.iscrowd) for a in file.annotations], bool)
     num_masks, num_crowds = int(measures.has_pixels.sum()), int((measures.has_pixels & is_crowd).sum())
     if 4 * num_crowds > num_masks:
         detail = (
@@ -188,11 +189,11 @@ def _of_all_masks(file: CocoFile, measures: MaskMeasures) -> Iterator[Problem]:
 
 
 def _of_all_boxes(file: CocoFile) -> Iterator[Problem]:
-    sizes = np.concatenate([file.sizes, np.zeros((1, 2))])[file.image_of]
-    boxes = file.boxes[sizes.min(1) > 0] if len(file.annotations) else file.boxes
+    have_size = file.image_sizes.min(1) > 0
+    boxes, sizes = file.boxes[have_size], file.image_sizes[have_size]
     if len(boxes) < _MANY:
         return
-    reach = ((boxes[:, :2] + boxes[:, 2:]) / sizes[sizes.min(1) > 0]).max(0)
+    reach = ((boxes[:, :2] + boxes[:, 2:]) / sizes).max(0)
     if reach.max() < 0.6:
         detail = (
             f"no box reaches beyond {reach[0]:.0%} of its image's width and {reach[1]:.0%} of its height: "

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -176,13 +176,10 @@ def _at_start(file: BinaryIO | Path) -> Iterator[BinaryIO]:
         file.seek(place)  # from where Pillow reads on
 
 
-def _stored(file: BinaryIO | Path, tiles: Sequence[tuple] = ()) -> tuple[int, int]:
+def _stored(file: BinaryIO | Path) -> tuple[int, int]:
     """
-    Number of channels and bits of each that a file stores, of which Pillow may drop some; 0 for unknown.
-
-    Args:
-        file: an image file.
-        tiles: Pillow's, if it can open the file.
+    Number of channels and bits of each that a TIFF or JPEG 2000 file stores, of which Pillow may drop some;
+    0 for unknown.
     """
     with _at_start(file) as opened:
         head = opened.read(_HEAD)
@@ -194,19 +191,26 @@ def _stored(file: BinaryIO | Path, tiles: Sequence[tuple] = ()) -> tuple[int, in
             return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)), max(map(int, bits))
     size = head.find(b"\xff\x4f\xff\x51")  # start and size marker of JPEG 2000
     if size >= 0 and len(head) > size + 42:
-        return int.from_bytes(head[size + 40 : size + 42]), (head[size + 42] & 0x7F) + 1
-    for _, _, _, arguments in tiles:
-        mode, *more = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
-        is_deep_map = head[:2] in (b"P2", b"P3", b"P5", b"P6") and more and more[0] not in (1, 255)
-        if is_deep_map or (isinstance(mode, str) and ";16" in mode):
-            return 0, 16
+        return int.from_bytes(head[size + 40 : size + 42], "big"), (head[size + 42] & 0x7F) + 1
     return 0, 0
 
 
+def _has_deep_tiles(image: Image.Image) -> bool:
+    """Whether Pillow reads a part of the image from 16 bits into 8."""
+    for _, _, _, arguments in getattr(image, "tile", ()):
+        mode, *more = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
+        is_deep_map = image.format == "PPM" and more and more[0] not in (1, 255)
+        if is_deep_map or (isinstance(mode, str) and ";16" in mode):
+            return True
+    return False
+
+
 def _check(image: Image.Image, file: BinaryIO | Path) -> None:
-    channels, bits = _stored(file, getattr(image, "tile", ()))
+    channels, bits = _stored(file) if image.format in ("TIFF", "JPEG2000") else (0, 0)
     if image.mode == "F" or image.mode.startswith("I"):
         bits = 16 if image.mode.startswith("I;16") else 32
+    elif _has_deep_tiles(image):
+        bits = 16
     if bits > 8:
         raise InputError(f"its pixels have {bits} bits, expected 8: scale them by the range that they use")
     if channels > 4:

@@ -5,7 +5,6 @@ import io
 from pathlib import Path
 
 import pycocotools.mask as mask_util
-from msgspec import UNSET
 from pycocotools.coco import COCO
 
 from maskx_d2.data.coco_file import read_json, records_of
@@ -50,7 +49,7 @@ def coco_of(content: dict, path: Path, *, keep_repeated: bool = False) -> COCO:
             **records[annotation.id],
             "category_id": annotation.category_id,
             "segmentation": annotation.segmentation,
-            "iscrowd": 0 if annotation.iscrowd in (UNSET, None) else int(annotation.iscrowd),
+            "iscrowd": int(bool(annotation.iscrowd)),
         }
         if not is_possible_area(annotation):
             record["area"] = _area(annotation, images[annotation.image_id])

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 
 import numpy as np
-from msgspec import UNSET
 
 from maskx_d2.data.coco_format import Annotation, CocoFile
 from maskx_d2.data.mask_measures import MaskMeasures
@@ -46,7 +45,7 @@ def keep_usable(file: CocoFile, measures: MaskMeasures) -> None:
     """
     _merge_categories(file)
     counts: Counter[str] = Counter()
-    has_area = has_area_in_image(file.boxes, file.sizes[file.image_of]).tolist()
+    has_area = has_area_in_image(file.boxes, file.image_sizes).tolist()
     kept = []
     for annotation, box_has_area, has_pixels in zip(
         file.annotations, has_area, measures.has_pixels.tolist(), strict=True
@@ -56,15 +55,13 @@ def keep_usable(file: CocoFile, measures: MaskMeasures) -> None:
             continue
         if annotation.ignore:
             annotation.iscrowd = 1
-        if annotation.iscrowd not in (UNSET, None, 0):
-            counts[CROWD] += 1
+        counts[CROWD] += bool(annotation.iscrowd)
         if annotation.segmentation:
             counts[NO_MASK] += not has_pixels and any(annotation.segmentation)  # [[]] is no mask
             annotation.segmentation = annotation.mask if has_pixels else None
         kept.append(annotation)
-    file.annotations = kept
-    file.__dict__.pop("image_of", None)
-    with_object = {a.image_id for a in kept if a.iscrowd in (UNSET, None, 0)}
+    file.keep(kept)
+    with_object = {annotation.image_id for annotation in kept if not annotation.iscrowd}
     counts[NO_OBJECT] = sum(image.id not in with_object for image in file.images)
     file.left_out = +counts
 
@@ -74,10 +71,8 @@ def drop_repeated(file: CocoFile) -> None:
     are_twice = are_listed_twice(file)
     if any(are_twice):
         file.left_out = {**file.left_out, TWICE: sum(are_twice)}
-        file.annotations = [
-            a for a, is_twice in zip(file.annotations, are_twice, strict=True) if not is_twice
-        ]
-        file.__dict__.pop("image_of", None)
+        pairs = zip(file.annotations, are_twice, strict=True)
+        file.keep([annotation for annotation, is_twice in pairs if not is_twice])
 
 
 def has_area_in_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -121,12 +122,11 @@ class IdsOfFile:
         """
         file = read_coco_file(annotations, needs_annotations=False)
         of_name = {image.file_name: image.id for image in file.images}
-        last_parts = Counter(name.rsplit("/", 1)[-1] for name in of_name)
-        of_last_part = {name.rsplit("/", 1)[-1]: image_id for name, image_id in of_name.items()}
-        own = Counter(name.rsplit("/", 1)[-1] for name in names)
+        of_last_part = {posixpath.basename(name): image_id for name, image_id in of_name.items()}
+        last_parts, own = (Counter(map(posixpath.basename, some)) for some in (of_name, names))
         ids: list[int | None] = []
         for name in names:
-            last = name.rsplit("/", 1)[-1]
+            last = posixpath.basename(name)
             by_last = of_last_part.get(last) if last_parts[last] == own[last] == 1 else None
             ids.append(of_name.get(name, by_last))
         if not any(image_id is not None for image_id in ids):

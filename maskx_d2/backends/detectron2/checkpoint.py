@@ -249,9 +249,9 @@ def check_classes_of_weights(path: str, names: Sequence[str]) -> None:
     Raises:
         ValueError: other classes are recorded in the checkpoint. Checkpoints of other projects record none.
     """
-    state = _class_state(path)
-    if state is not None:
-        check_classes(_without_query(path), state["names"], names)
+    found = recorded_names(path)
+    if found is not None:
+        check_classes(_without_query(path), found, names)
 
 
 def check_order_of_classes(path: str, names: Sequence[str]) -> None:
@@ -265,9 +265,9 @@ def check_order_of_classes(path: str, names: Sequence[str]) -> None:
     Raises:
         ValueError: the checkpoint records the same classes in another order.
     """
-    state = _class_state(path)
-    if state is not None and sorted(state["names"]) == sorted(names):
-        check_classes(_without_query(path), state["names"], names)
+    found = recorded_names(path)
+    if found is not None and sorted(found) == sorted(names):
+        check_classes(_without_query(path), found, names)
 
 
 def recorded_names(path: str) -> list[str] | None:

@@ -1,8 +1,7 @@
 """``PartiallySupervisedEvaluator``: COCO evaluation on A (classes with masks), on B and on all."""
 
-import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +60,10 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
             ValueError: the model has other classes than the dataset.
         """
         super().__init__(dataset_name, **kwargs)
-        self._index_of_model_class: list[int] | None = None
+        self._dataset_index: dict[int, int] | None = None
         if model_classes is not None:
             names, what = class_split.class_names(dataset_name), f"the dataset {dataset_name!r}"
-            self._index_of_model_class = match_classes(model_classes, names, what=what)
+            self._dataset_index = dict(enumerate(match_classes(model_classes, names, what=what)))
         if self._do_evaluation:
             content = self._coco_api.dataset
             make_whole(content)
@@ -141,14 +140,12 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         return self._given_tasks or super()._tasks_from_predictions(results)
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
-        if self._index_of_model_class is not None:
-            for result in itertools.chain.from_iterable(p["instances"] for p in predictions):
-                result["category_id"] = self._index_of_model_class[result["category_id"]]
-        if self._own_index is not None:
-            predictions = [
-                {**of_image, "instances": self._of_own_classes(of_image["instances"])}
-                for of_image in predictions
-            ]
+        for index_of in (self._dataset_index, self._own_index):
+            if index_of is not None:
+                predictions = [
+                    {**of_image, "instances": _renumbered(of_image["instances"], index_of)}
+                    for of_image in predictions
+                ]
         # This also writes the category ids of the dataset into the results, and the results into a file.
         super()._eval_predictions(predictions, img_ids)
         if not self._do_evaluation:
@@ -187,13 +184,14 @@ class PartiallySupervisedEvaluator(COCOEvaluator):
         coco_eval.stats = np.nan_to_num(np.array(list(in_per_cent.values())) / 100, nan=-1)
         return self._derive_coco_results(coco_eval, task, class_names=self._metadata.get("thing_classes"))
 
-    def _of_own_classes(self, results: list[dict]) -> list[dict]:
-        """Results with ``category_id`` turned from an index of the model's classes into the dataset's."""
-        return [
-            {**result, "category_id": self._own_index[result["category_id"]]}
-            for result in results
-            if result["category_id"] in self._own_index
-        ]
+
+def _renumbered(results: list[dict], index_of: Mapping[int, int]) -> list[dict]:
+    """Results with other class indices as ``category_id``, without those of classes that have none."""
+    return [
+        {**result, "category_id": index_of[result["category_id"]]}
+        for result in results
+        if result["category_id"] in index_of
+    ]
 
 
 class PredictionsForFirstRank(COCOEvaluator):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from maskx_d2.commands.options import add_input, add_output_folder, at_least
 from maskx_d2.data.errors import InputError
+from maskx_d2.runtime.optional_packages import need
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -27,6 +28,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_output_folder(vg3k, "vg3k_train.json", "vg3k_val.json", "vg3k_test.json")
     vg3k.add_argument("--num-classes", type=at_least(1), default=3000, metavar="N", help="default 3000")
     vg3k.set_defaults(run=run_vg3k)
+
+    voc = datasets.add_parser(
+        "voc",
+        help="PASCAL VOC",
+        description="Write voc_val.json, the images of the segmentation task's val with masks, and "
+        "voc_train.json, all other images of trainval: boxes of all objects, and masks of the images that "
+        "have them.",
+    )
+    add_input(voc, "folder", type=Path, metavar="VOC2012", help="folder of PASCAL VOC as it is downloaded")
+    add_output_folder(voc, "voc_train.json", "voc_val.json")
+    voc.set_defaults(run=run_voc)
 
     shapes = datasets.add_parser(
         "shapes",
@@ -59,6 +71,14 @@ def run_vg3k(args: argparse.Namespace) -> None:
         ),
     )
     print(summary)
+
+
+def run_voc(args: argparse.Namespace) -> None:
+    need("maskx prepare voc", "defusedxml")
+    from maskx_d2.data.pascal_voc import convert_pascal_voc
+
+    progress = partial(tqdm, unit="image", file=sys.stderr)
+    print(convert_pascal_voc(args.folder, args.output, progress=progress))
 
 
 def run_shapes(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskx_d2.data.class_names import first_difference
 from maskx_d2.data.errors import InputError, MissingFileError
+from maskx_d2.data.files import replacing
 from maskx_d2.runtime.pickles import Pickle, RefusedPickle, StandIn
 
 # Bytes per number in each kind of storage.
@@ -52,6 +53,13 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {path} holds a {type(content).__name__}, expected a dictionary")
     return content
+
+
+def write_checkpoint(path: Path, content: dict) -> None:
+    """Write what :func:`read_checkpoint` reads, completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def _no_checkpoint(path: str | Path) -> InputError:

@@ -9,14 +9,17 @@ from maskx_d2.data.errors import InputError
 REQUIREMENTS = {
     "contourpy": "contourpy",
     "cv2": "opencv-python",
+    "defusedxml": "defusedxml",
     "gradio": "gradio>=6,<7",
     "jinja2": "jinja2",
     "jsonargparse": "jsonargparse[signatures]>=4.53",
     "lightning": "lightning>=2.6",
     "matplotlib": "matplotlib",
     "ray": "ray[data]>=2.50",
+    "scipy": "scipy>=1.12",
     "supervision": "supervision>=0.31",
     "tensorboard": "tensorboard",
+    "timm": "timm>=1.0.9",
 }
 """Module -> what pip installs for it, as in the extras of pyproject.toml."""
 

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from maskx_d2.data.files import replacing
 from maskx_d2.evaluation.run_files import METRICS_FILE
+from maskx_d2.runtime.checkpoints import write_checkpoint
 from maskx_d2.runtime.exit_status import DeferredSignals
 from maskx_d2.runtime.progress import progress_bar
 
@@ -63,9 +63,7 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+        write_checkpoint(Path(path), checkpoint)
 
 
 class Checkpoints(Checkpoint):

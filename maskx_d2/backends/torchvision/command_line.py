@@ -32,7 +32,7 @@ from maskx_d2.runtime.logs import log_to_file
 from maskx_d2.runtime.outputs import OutputFolder, named_files, writing
 
 # Options whose result is in the checkpoint itself.
-_MAY_DIFFER = ("detector", "weights_backbone", "norm", "trainable_backbone_layers")
+_MAY_DIFFER = ("detector", "weights_backbone", "backbone_weights", "norm", "trainable_backbone_layers")
 
 
 class CommandLine(LightningCLI):

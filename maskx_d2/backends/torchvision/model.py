@@ -2,30 +2,31 @@
 
 import inspect
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops import MultiScaleRoIAlign
 from typing_extensions import TypedDict, Unpack
 
+from maskx_d2.backends.torchvision.backbone import (
+    NORMS,
+    BackboneOptions,
+    TimmBackbone,
+    build_backbone,
+    one_of,
+)
 from maskx_d2.backends.torchvision.ranges import check_ranges
 from maskx_d2.backends.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
 from maskx_d2.data.errors import InputError
 from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor, expected_iou
 
-DEPTHS = (18, 34, 50, 101, 152)
-NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d, "GN": partial(nn.GroupNorm, 32)}
 TRUNKS = ("convs", *HOURGLASSES)
 _BOX_SIDE = 7  # of torchvision's RoIAlign for boxes
 _MASK_ROI_SIDE = 14  # of its RoIAlign for masks
@@ -167,7 +168,9 @@ def maskx_rcnn_resnet_fpn(
     box_supervision: dict[str, float] | None = None,
     train_rois: str = "proposals",
     rois_per_image: int = 0,
+    backbone: str | None = None,
     weights_backbone: WeightsEnum | str | None = None,
+    backbone_weights: str | None = None,
     trainable_backbone_layers: int | None = None,
     norm: str | None = None,
     fpn_channels: int = 256,
@@ -198,16 +201,21 @@ def maskx_rcnn_resnet_fpn(
             :func:`maskx_d2.method.build_mask_predictor`. An embedding table has no row for the
             background.
         box_supervision: losses for instances without a mask: arguments of
-            :class:`maskx_d2.method.BoxSupervision`, such as ``{"projection": 0.3, "known_background": 0.3,
+            :class:`maskx_d2.method.BoxSupervision`, such as ``{"projection": 0.3, "pairwise": 0.3,
             "start": 200, "warmup": 100}``; None for none, as in the paper.
         train_rois, rois_per_image: the RoIs that the mask branch is trained on, see
             :class:`MaskXRoIHeads`.
+        backbone: name of a model of `timm <https://huggingface.co/docs/timm>`_ with features at strides 4
+            to 32, such as ``"tf_efficientnet_lite0"``, in place of the ResNet. Images are normalised as for
+            that model, unless ``image_mean`` and ``image_std`` are given.
         weights_backbone: ImageNet weights of the ResNet, such as ``"DEFAULT"`` or
-            ``torchvision.models.ResNet50_Weights.IMAGENET1K_V1``; None for random weights.
+            ``torchvision.models.ResNet50_Weights.IMAGENET1K_V1``; for a model of timm ``"DEFAULT"``; None
+            for random weights.
+        backbone_weights: file with the weights of the backbone, as torchvision or timm provide them.
         trainable_backbone_layers: number of backbone layers to train, counted from the last, 0 to 5; if
             None, as in torchvision, 3 for a pre-trained backbone and all for a randomly initialised one.
-        norm: normalisation of the backbone, ``"BN"``, ``"FrozenBN"`` or ``"GN"``; if None, as in
-            torchvision, FrozenBN for a pre-trained backbone and BN for a randomly initialised one.
+        norm: normalisation of the backbone, ``"BN"``, ``"FrozenBN"`` or ``"GN"`` (ResNets only); if None,
+            as in torchvision, FrozenBN for a pre-trained backbone and BN for a randomly initialised one.
         fpn_channels: channels of the FPN.
         returned_layers: layers of the ResNet that the FPN reads, from 1 to 4. The FPN has one level for
             each of them, and one more.
@@ -229,18 +237,25 @@ def maskx_rcnn_resnet_fpn(
         A :class:`MaskXRCNN`; with ``predictor=None`` torchvision's ``FasterRCNN``.
     """
     check_ranges({**locals(), **kwargs})
-    _one_of("depth", depth, DEPTHS)
-    _one_of("trunk", trunk, TRUNKS)
+    one_of("trunk", trunk, TRUNKS)
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}, expected the background and at least one class")
-    backbone = _backbone(
-        depth=depth,
-        weights=weights_backbone,
-        trainable_layers=trainable_backbone_layers,
-        norm=norm,
-        channels=fpn_channels,
-        returned_layers=list(returned_layers),
+    backbone = build_backbone(
+        BackboneOptions(
+            depth=depth,
+            backbone=backbone,
+            weights_backbone=weights_backbone,
+            backbone_weights=backbone_weights,
+            trainable_backbone_layers=trainable_backbone_layers,
+            norm=norm,
+            fpn_channels=fpn_channels,
+            returned_layers=returned_layers,
+        )
     )
+    if isinstance(backbone, TimmBackbone):
+        for name in ("image_mean", "image_std"):
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(backbone, name)
     if anchor_sizes is not None:
         sizes = tuple(tuple(of_level) for of_level in anchor_sizes)
         num_levels = len(returned_layers) + 1
@@ -263,7 +278,7 @@ def maskx_rcnn_resnet_fpn(
     hourglass = None
     trunk_channels = channels = mask_head_channels[-1]
     if trunk != "convs":
-        _one_of("trunk_norm", trunk_norm, ("BN", "GN"))
+        one_of("trunk_norm", trunk_norm, ("BN", "GN"))
         hourglass = Hourglass(trunk, fpn_channels, channels=hourglass_channels, norm=NORMS[trunk_norm])
         hourglass.check_side(roi_side)
         trunk_channels, channels = hourglass.out_channels, hourglass_channels
@@ -329,31 +344,6 @@ def _roi_align(side: int, sampling_ratio: int = 2) -> MultiScaleRoIAlign:
     return MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=side, sampling_ratio=sampling_ratio)
 
 
-def _backbone(*, depth, weights, trainable_layers, norm, channels, returned_layers) -> BackboneWithFPN:
-    norm = norm or ("BN" if weights is None else "FrozenBN")
-    _one_of("norm", norm, tuple(NORMS))
-    name = f"resnet{depth}"
-    if isinstance(weights, str):
-        known = torchvision.models.get_model_weights(name)
-        _one_of("weights_backbone", weights, tuple(known.__members__))
-        weights = known[weights]
-    if trainable_layers is None:
-        trainable_layers = 5 if weights is None else 3
-    backbone = resnet_fpn_backbone(
-        backbone_name=name,
-        weights=weights,
-        norm_layer=NORMS[norm],
-        trainable_layers=trainable_layers,
-        returned_layers=returned_layers,
-    )
-    if channels != backbone.out_channels:
-        # Torchvision's builder has no option for it.
-        in_channels = [block[0].in_channels for block in backbone.fpn.inner_blocks]
-        backbone.fpn = FeaturePyramidNetwork(in_channels, channels, extra_blocks=LastLevelMaxPool())
-        backbone.out_channels = channels
-    return backbone
-
-
 def _initialize_box_branch(box_head: TwoMLPHead, box_predictor: FastRCNNPredictor) -> None:
     """
     Initialise the weights as in the original code of Mask R-CNN. Torchvision's are 4 times (classifier) and
@@ -366,8 +356,3 @@ def _initialize_box_branch(box_head: TwoMLPHead, box_predictor: FastRCNNPredicto
     for layer, std in ((box_predictor.cls_score, 0.01), (box_predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
-
-
-def _one_of(name: str, value, allowed: tuple) -> None:
-    if value not in allowed:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")

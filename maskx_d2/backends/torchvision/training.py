@@ -12,9 +12,11 @@ from typing import Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
+from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
 from maskx_d2.data.pycocotools_coco import class_names, instance_counts
@@ -85,11 +87,12 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.model = maskx_rcnn_resnet_fpn(num_classes=len(class_names) + 1, **model)
-        if model.get("weights_backbone") is not None:
+        if model.get("weights_backbone") is not None or model.get("backbone_weights") is not None:
             # The checkpoint will contain these weights, and must not need the original ones.
             layers = model.get("trainable_backbone_layers")
             self.hparams.update(
                 weights_backbone=None,
+                backbone_weights=None,
                 norm=model.get("norm") or "FrozenBN",
                 trainable_backbone_layers=3 if layers is None else layers,
             )
@@ -286,11 +289,12 @@ def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
     classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
     if not are_classes(*classes):
         raise InputError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
-    if options.get("weights_backbone") is not None:
-        raise InputError(
-            f"checkpoint {path} has weights_backbone {options['weights_backbone']!r}, expected none: a "
-            "checkpoint has its weights"
-        )
+    for name in ("weights_backbone", "backbone_weights"):
+        if options.get(name) is not None:
+            raise InputError(
+                f"checkpoint {path} has {name} {options[name]!r}, expected none: a checkpoint has its "
+                "weights"
+            )
     return options
 
 
@@ -347,7 +351,8 @@ def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str]
     Args:
         model: the model to load into.
         path: a checkpoint of :class:`TrainingModule`, or a state dict of torchvision's Faster R-CNN.
-        class_names: class names of the model, if the checkpoint must have the same ones.
+        class_names: class names of the model, if the checkpoint must have the same ones. For COCO's,
+            torchvision's own COCO weights fit too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -361,10 +366,25 @@ def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str]
     if not isinstance(state, dict):
         raise InputError(f"detector {path} has no parameters, expected those of a detector")
     state = {str(name).removeprefix("model."): value for name, value in state.items()}
+    if class_names == coco_class_names():
+        state = _without_unused_rows(state)
     expected = {n: v for n, v in model.state_dict().items() if not n.startswith("roi_heads.mask_")}
     check_state(f"detector {path}", state, expected)
     check_finite(path, {name: state[name] for name in expected})
     model.load_state_dict({name: state[name] for name in expected}, strict=False)
+
+
+def _without_unused_rows(state: dict[str, object]) -> dict[str, object]:
+    """The weights of torchvision's own COCO models without the category ids that COCO never used."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    used = [row for row, name in enumerate(names) if name != "N/A"]
+    state = dict(state)
+    for name in ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"):
+        key, rows_of_class = f"roi_heads.box_predictor.{name}", 4 if "bbox" in name else 1
+        value = state.get(key)
+        if isinstance(value, Tensor) and len(value) == rows_of_class * len(names):
+            state[key] = value.unflatten(0, (len(names), rows_of_class))[used].flatten(0, 1)
+    return state
 
 
 def _logged_names(by_group: dict, *, two_sides: bool) -> dict[str, float]:

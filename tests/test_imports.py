@@ -42,14 +42,14 @@ def test_method_imports_torch_and_nothing_else():
     for path in files("method"):
         for name in imports(path):
             own = name.startswith("maskx_d2.method")
-            assert own or library(name) in {"torch", "collections", "itertools", "math", "typing"}, (
-                f"{path}: {name}"
-            )
+            assert own or library(name) in {
+                *("torch", "collections", "dataclasses", "itertools", "math", "typing")
+            }, f"{path}: {name}"
 
 
 ROOMS = (
     ("commands",),
-    ("app", "demo"),
+    ("app", "demo", "recipes"),
     ("backends",),
     ("inference",),
     ("evaluation", "runtime"),
@@ -98,13 +98,17 @@ def test_a_backend_is_imported_at_import_time_by_itself_alone():
         for name in imports(path, top_level_only=True):
             if name.startswith("maskx_d2.backends") and name != "maskx_d2.backends.load":
                 assert backend and name.startswith(f"maskx_d2.backends.{backend}"), f"{path}: {name}"
-            if library(name) in ALL_BACKEND_LIBRARIES:
+            # Operators on tensors, which come with any installation.
+            if library(name) in ALL_BACKEND_LIBRARIES and (parts[0], name) != (
+                "recipes",
+                "torchvision.ops",
+            ):
                 assert backend, f"{path}: {name}"
 
 
 def test_only_load_picks_a_backend():
     """Commands and the demo name the one that they are for."""
-    for room in ("app", "inference", "evaluation", "runtime", "data", "method"):
+    for room in ("app", "recipes", "inference", "evaluation", "runtime", "data", "method"):
         for path in files(room):
             for name in imports(path):
                 assert not name.startswith("maskx_d2.backends"), f"{path}: {name}"
@@ -149,8 +153,14 @@ sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys
             "maskx_d2.inference.fill_masks",
             "maskx_d2.inference.masks_in_boxes",
             "maskx_d2.inference.ray_data",
+            "maskx_d2.inference.mask_scores",
         ],
-        ["maskx_d2.method", "maskx_d2.backends.load", "maskx_d2.backends.torchvision.command_line"],
+        [
+            "maskx_d2.method",
+            "maskx_d2.recipes.study",
+            "maskx_d2.backends.load",
+            "maskx_d2.backends.torchvision.command_line",
+        ],
     ],
     ids=["without torch", "with torch"],
 )
@@ -161,7 +171,7 @@ from importlib import import_module
 for module in {modules}:
     import_module(module)
     assert "detectron2" not in sys.modules, module
-    if not {{"method", "backends"}} & set(module.split(".")):
+    if not {{"method", "recipes", "backends"}} & set(module.split(".")):
         assert "torch" not in sys.modules, module
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

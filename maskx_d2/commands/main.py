@@ -14,6 +14,7 @@ from maskx_d2.commands import (
     check_dataset,
     compare,
     convert,
+    cross_validate,
     demo,
     detectron2,
     embeddings,
@@ -26,7 +27,7 @@ from maskx_d2.commands import (
 from maskx_d2.runtime.exit_status import one_sentence
 
 _COMMANDS = (
-    *(demo, predict, app, fill_masks, convert, prepare),
+    *(demo, predict, app, cross_validate, fill_masks, convert, prepare),
     *(compare, check_dataset, splits, embeddings, torchvision, detectron2),
 )
 _WITH_OPTIONS_OF_THEIR_OWN = {"torchvision": torchvision, "detectron2": detectron2}

@@ -45,12 +45,12 @@ def class_difference_plot(comparison: Comparison, title: str, task: str) -> str 
     )
     axes.axhline(0, color="black", linewidth=0.8)
     names = [in_plot(evaluation.class_names[index]) for index, _ in differences]
-    axes.set_xticks(places, names, rotation=90, fontsize=8, fontfamily=_font_families(names))
+    axes.set_xticks(places, names, rotation=90, fontsize=8, fontfamily=font_families(names))
     axes.margins(x=0.01)
     axes.set_ylabel("AP difference")
     axes.grid(axis="y", linewidth=0.4)
     axes.set_axisbelow(True)
-    return _svg(figure)
+    return svg(figure)
 
 
 def training_curves_plot(comparison: Comparison) -> str | None:
@@ -84,14 +84,14 @@ def training_curves_plot(comparison: Comparison) -> str | None:
         fontsize=9,
         frameon=False,
     )
-    return _svg(figure)
+    return svg(figure)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an SVG element for a page. The result is reproducible."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "maskx_d2", "svg.fonttype": "none"}):
@@ -100,7 +100,7 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _font_families(texts: Sequence[str]) -> list[str]:
+def font_families(texts: Sequence[str]) -> list[str]:
     """Matplotlib's own font, and those that have the letters that it lacks."""
     paths = {font_for(text).path for text in texts} - {None}
     return ["DejaVu Sans", *sorted(FontProperties(fname=path).get_name() for path in paths)]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.evaluation.pictures import ClassStyle
+from maskx_d2.inference.mask_scores import ScoreCalibration
 from maskx_d2.runtime.optional_packages import need
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class PredictedMask:
     """Compressed RLE of the image's size."""
 
     score: float
-    """See :func:`maskx_d2.method.expected_iou`."""
+    """
+    See :func:`maskx_d2.method.expected_iou`; :func:`maskx_d2.inference.masks_in_boxes.find_masks`
+    calibrates it where the model has a calibration.
+    """
 
 
 class Detector(ABC):
@@ -42,6 +46,9 @@ class Detector(ABC):
 
     style: ClassStyle
     """The classes of the model, and which of them were trained with masks."""
+
+    calibration: ScoreCalibration | None = None
+    """Of its mask scores, where cross-validation has measured one."""
 
     @abstractmethod
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:

@@ -1,10 +1,11 @@
 """Masks of objects whose boxes and classes are known, image by image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from PIL import Image
 
 from maskx_d2.data.errors import InputError
@@ -114,7 +115,18 @@ def _predict(detector: Detector, pieces: list[_Piece]) -> FoundMasks:
     return FoundMasks(
         {
             annotation_id: mask
-            for of_piece in zip(annotation_ids, found, strict=True)
-            for annotation_id, mask in zip(*of_piece, strict=True)
+            for ids, masks, of_image in zip(annotation_ids, found, objects, strict=True)
+            for annotation_id, mask in zip(ids, _calibrated(detector, masks, of_image), strict=True)
         }
     )
+
+
+def _calibrated(
+    detector: Detector, masks: Sequence[PredictedMask | None], objects: KnownObjects
+) -> list[PredictedMask | None]:
+    if detector.calibration is None:
+        return list(masks)
+    boxes = np.array(objects.boxes, dtype=float).reshape(-1, 4)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    scores = detector.calibration(np.array([mask.score if mask else 0.0 for mask in masks]), areas)
+    return [mask and replace(mask, score=s) for mask, s in zip(masks, scores.tolist(), strict=True)]

@@ -21,6 +21,7 @@ from maskx_d2.method.mask_predictor import (
     build_mask_predictor,
     class_mask_logits,
 )
+from maskx_d2.method.recipe import Recipe, Schedule, ramp
 from maskx_d2.method.weight_transfer import ACTIVATIONS, WeightTransfer
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "Hourglass",
     "MLPBranch",
     "MaskPredictor",
+    "Recipe",
+    "Schedule",
     "TransferMaskPredictor",
     "WeightTransfer",
     "box_embedding_dim",
@@ -45,4 +48,5 @@ __all__ = [
     "expected_iou",
     "mask_loss",
     "mask_statistics",
+    "ramp",
 ]

@@ -223,7 +223,7 @@ def subparsers(parser, name=()):
 
 
 COMMANDS = dict(subparsers(cli._parser()))
-NO_PATHS = {"N", "P", "IOU", "MIB", "D", "ADDRESS", "KEY VALUE"}
+NO_PATHS = {"N", "P", "IOU", "MIB", "D", "ADDRESS", "NAME", "DEVICE", "KEY VALUE"}
 
 
 @pytest.mark.parametrize("words", COMMANDS)

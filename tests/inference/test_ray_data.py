@@ -34,6 +34,7 @@ def make_detector(breaks_after: Path | None = None, slow: float = 0):
     from maskx_d2.inference.detector import PredictedMask
 
     class Detector:
+        calibration = None
         style = ClassStyle(names={1: "cat", 9: "hen"}, with_masks=frozenset({1}))
 
         def to(self, device):

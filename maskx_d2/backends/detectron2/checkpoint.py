@@ -17,6 +17,7 @@ from torch import nn
 
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_replaceable, replacing
+from maskx_d2.inference.mask_scores import ScoreCalibration
 from maskx_d2.runtime.checkpoints import are_classes, check_classes, check_finite, read_checkpoint
 from maskx_d2.runtime.pickles import read_array_pickle
 
@@ -276,12 +277,28 @@ def recorded_names(path: str) -> list[str] | None:
     return None if state is None else list(state["names"])
 
 
+def calibration_of_weights(path: str) -> ScoreCalibration | None:
+    """
+    Args:
+        path: as in MODEL.WEIGHTS.
+
+    Returns:
+        The calibration of mask scores in the checkpoint; None if there is none.
+    """
+    return ScoreCalibration.of_checkpoint(_content(path))
+
+
 def _class_state(path: str) -> object:
     """The state of a :class:`ClassList` in a PyTorch checkpoint; None if there is none."""
+    return _content(path).get(ClassList.KEY)
+
+
+def _content(path: str) -> dict:
+    """The content of a PyTorch checkpoint; empty for anything else."""
     path = _without_query(path)
     if not path.endswith(".pth") or not Path(path).is_file():
-        return None
-    return read_checkpoint(path).get(ClassList.KEY)
+        return {}
+    return read_checkpoint(path)
 
 
 def _without_query(path: str) -> str:

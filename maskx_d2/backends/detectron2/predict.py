@@ -18,6 +18,7 @@ from torch import nn
 from maskx_d2.backends.detectron2.checkpoint import (
     Checkpointer,
     KnownClasses,
+    calibration_of_weights,
     check_classes_of_weights,
     check_weights,
     classes_of_weights,
@@ -71,23 +72,19 @@ class Detectron2Detector(Detector):
             cfg: a YAML config, with MODEL.WEIGHTS. If neither the weights nor the config record the
                 classes, those of DATASETS.TEST[0] are used.
         """
-        weights = cfg.MODEL.WEIGHTS
-        check_weights(weights)
-        classes = classes_of_weights(weights) or _classes_of_config(cfg) or _classes_of_dataset(cfg)
-        if len(classes.names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise InputError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the checkpoint "
-                f"{weights} knows {len(classes.names)} classes"
-            )
+        check_weights(cfg.MODEL.WEIGHTS)
+        classes = known_classes(cfg)
         model = build_model(cfg)
-        Checkpointer(model).load(weights)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
         side, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        return cls(
+        detector = cls(
             model,
             classes=classes,
             augmentations=[ResizeShortestEdge([side, side], longest)],
             image_format=cfg.INPUT.FORMAT,
         )
+        detector.calibration = calibration_of_weights(cfg.MODEL.WEIGHTS)
+        return detector
 
     @classmethod
     def from_lazy_config(cls, config: DictConfig, weights: str) -> "Detectron2Detector":
@@ -111,6 +108,7 @@ class Detectron2Detector(Detector):
             augmentations=instantiate(mapper.augmentations),
             image_format=mapper.image_format,
         )
+        detector.calibration = calibration_of_weights(weights)
         return detector.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def to(self, device: str) -> "Detectron2Detector":
@@ -163,6 +161,23 @@ class Detectron2Detector(Detector):
         resize = self._augmentations(given)
         pixels = np.ascontiguousarray(given.image.transpose(2, 0, 1), dtype=np.float32)
         return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}, resize
+
+
+def known_classes(cfg: CfgNode) -> KnownClasses:
+    """
+    The classes of a model: those recorded in its weights, else in its config, else those of its dataset.
+
+    Raises:
+        InputError: their number is not MODEL.ROI_HEADS.NUM_CLASSES.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    classes = classes_of_weights(weights) or _classes_of_config(cfg) or _classes_of_dataset(cfg)
+    if len(classes.names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise InputError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the checkpoint "
+            f"{weights} knows {len(classes.names)} classes"
+        )
+    return classes
 
 
 def _classes_of_config(cfg: CfgNode) -> KnownClasses | None:

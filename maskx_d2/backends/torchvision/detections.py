@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maskx_d2.data.rle import encode
 
-_MASK_THRESHOLD = 0.5
+MASK_THRESHOLD = 0.5
 
 
 def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
@@ -36,4 +36,4 @@ def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Seq
 
 def binary_masks(detections: dict[str, Tensor]) -> np.ndarray:
     """The ``masks`` of an image as (N, H, W) bool."""
-    return (detections["masks"][:, 0] > _MASK_THRESHOLD).cpu().numpy()
+    return (detections["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy()

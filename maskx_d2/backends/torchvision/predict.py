@@ -15,6 +15,8 @@ from maskx_d2.data.errors import InputError
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
+from maskx_d2.inference.mask_scores import ScoreCalibration
+from maskx_d2.runtime.checkpoints import read_checkpoint
 
 
 class TorchvisionDetector(Detector):
@@ -26,6 +28,7 @@ class TorchvisionDetector(Detector):
             checkpoint: a checkpoint of :class:`TrainingModule`.
         """
         module = TrainingModule.from_checkpoint(checkpoint)
+        self.calibration = ScoreCalibration.of_checkpoint(read_checkpoint(checkpoint))
         self._model = module.model.eval()
         self.to("cuda" if torch.cuda.is_available() else "cpu")
         classes = module.hparams

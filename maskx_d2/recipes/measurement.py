@@ -1,0 +1,154 @@
+"""How good masks are: IoU in ground-truth boxes, and mask AP of the detector's own detections."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskx_d2.data.rle import encode
+from maskx_d2.inference.frozen_detector import FoundObjects, FrozenDetector, MaskHead
+from maskx_d2.method import expected_iou
+from maskx_d2.recipes.annotated_images import AnnotatedImage
+
+_MIN_SCORE, _MAX_DETECTIONS = 0.05, 50  # of an image
+_ROIS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class MeasuredImage:
+    """An image that masks are measured in, as the detector sees it."""
+
+    image: AnnotatedImage
+    found: FoundObjects
+    truth_features: dict[int, Tensor]
+    """By side: (N, C, side, side) float16, of the objects that have a mask."""
+
+    found_features: dict[int, Tensor]
+
+    @property
+    def with_mask(self) -> list[int]:
+        """Indices of the objects that have a mask."""
+        return [i for i, mask in enumerate(self.image.masks) if mask is not None]
+
+
+def see_measured(
+    detector: FrozenDetector,
+    images: Sequence[AnnotatedImage],
+    *,
+    sides: Sequence[int],
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[MeasuredImage]:
+    """Run the detector on images in which masks will be measured."""
+    seen_images = []
+    for image in progress(images):
+        seen = detector.see(image.read())
+        found = seen.detections()
+        best = (found.scores >= _MIN_SCORE).nonzero()[:, 0][:_MAX_DETECTIONS]
+        found = FoundObjects(found.boxes[best].cpu(), found.classes[best].cpu(), found.scores[best].cpu())
+        with_mask = [i for i, mask in enumerate(image.masks) if mask is not None]
+        boxes = torch.from_numpy(image.boxes[with_mask])
+        seen_images.append(
+            MeasuredImage(
+                image=image,
+                found=found,
+                truth_features={s: seen.roi_features(boxes, s).half().cpu() for s in sides},
+                found_features={s: seen.roi_features(found.boxes, s).half().cpu() for s in sides},
+            )
+        )
+    return seen_images
+
+
+@dataclass(frozen=True)
+class ObjectQuality:
+    """The masks of N objects in their ground-truth boxes."""
+
+    classes: np.ndarray
+    """(N,) class indices."""
+
+    areas: np.ndarray
+    """(N,) areas of the boxes in pixels."""
+
+    ious: np.ndarray
+    """(N,) IoU with the true masks."""
+
+    scores: np.ndarray
+    """(N,) the expected IoU, see :func:`maskx_d2.method.expected_iou`."""
+
+    def __getitem__(self, chosen: np.ndarray) -> "ObjectQuality":
+        return ObjectQuality(*(values[chosen] for values in vars(self).values()))
+
+    @staticmethod
+    def cat(parts: Sequence["ObjectQuality"]) -> "ObjectQuality":
+        """Concatenate."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return ObjectQuality(*map(np.concatenate, columns))
+
+
+@torch.no_grad()
+def masks_in_true_boxes(
+    detector: FrozenDetector, head: MaskHead, images: Sequence[MeasuredImage], *, device: str = "cpu"
+) -> tuple[ObjectQuality, list[dict]]:
+    """
+    Predict the masks of the objects that have one, in their boxes, and compare them.
+
+    Returns:
+        The objects, and their predicted masks as compressed RLE.
+    """
+    classes, areas, ious, scores, masks = [], [], [], [], []
+    for seen in images:
+        chosen = seen.with_mask
+        if not chosen:
+            continue
+        of_image = torch.from_numpy(seen.image.classes[chosen])
+        boxes = torch.from_numpy(seen.image.boxes[chosen])
+        probabilities = _probabilities(head, seen.truth_features, of_image, device)
+        pasted = detector.paste(probabilities, boxes, (seen.image.height, seen.image.width))
+        for place, mask in zip(chosen, pasted, strict=True):
+            truth = seen.image.mask(place).astype(bool)
+            ious.append((truth & mask).sum() / max((truth | mask).sum(), 1))
+            masks.append(encode(mask))
+        classes.append(of_image.numpy())
+        areas.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).numpy())
+        scores.append(expected_iou(probabilities).numpy())
+    objects = ObjectQuality(
+        np.concatenate(classes), np.concatenate(areas), np.array(ious), np.concatenate(scores)
+    )
+    return objects, masks
+
+
+@torch.no_grad()
+def mask_results(
+    detector: FrozenDetector,
+    head: MaskHead,
+    images: Sequence[MeasuredImage],
+    *,
+    category_ids: Sequence[int],
+    device: str = "cpu",
+) -> list[dict]:
+    """The detector's detections with masks, in COCO's results format."""
+    results = []
+    for seen in images:
+        found = seen.found
+        probabilities = _probabilities(head, seen.found_features, found.classes, device)
+        pasted = detector.paste(probabilities, found.boxes, (seen.image.height, seen.image.width))
+        for mask, c, score in zip(pasted, found.classes.tolist(), found.scores.tolist(), strict=True):
+            results.append(
+                {
+                    "image_id": seen.image.id,
+                    "category_id": category_ids[c],
+                    "score": score,
+                    "segmentation": encode(mask),
+                }
+            )
+    return results
+
+
+def _probabilities(head: MaskHead, features: dict[int, Tensor], classes: Tensor, device: str) -> Tensor:
+    of_head = features[head.roi_side]
+    parts = [
+        head(x.float().to(device), c.to(device)).sigmoid().cpu()
+        for x, c in zip(of_head.split(_ROIS_AT_ONCE), classes.split(_ROIS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts)

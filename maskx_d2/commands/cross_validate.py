@@ -115,12 +115,12 @@ def run(args: argparse.Namespace) -> None:
         progress=_wrap,
     )
     print(study.summary())
-    bar = Steps(study.steps_left)
+    bar = _StepBar(study.steps_left)
     result = study.cross_validate(progress=bar.training)
     bar.close()
     print(write_results(study, result))
     if args.train:
-        bar = Steps(args.steps)
+        bar = _StepBar(args.steps)
         model = study.train_best(result, progress=bar.training)
         bar.close()
         print(f"\nThe model: maskx predict {model} IMAGES --output DIR")
@@ -136,7 +136,7 @@ def _wrap(items: Iterable, title: str) -> Iterator:
             bar.update()
 
 
-class Steps:
+class _StepBar:
     """A progress bar over the steps of all trainings that are left, with the title of the current one."""
 
     def __init__(self, total: int):

@@ -121,9 +121,9 @@ def run(args: argparse.Namespace) -> None:
     print(write_results(study, result))
     if args.train:
         bar = _StepBar(args.steps)
-        model = study.train_best(result, progress=bar.training)
+        trained = study.train_best(result, progress=bar.training)
         bar.close()
-        print(f"\nThe model: maskx predict {model} IMAGES --output DIR")
+        print(f"\n{trained}")
 
 
 def _wrap(items: Iterable, title: str) -> Iterator:

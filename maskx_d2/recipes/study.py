@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import load_json, write_json
-from maskx_d2.inference.frozen_detector import FrozenDetector
+from maskx_d2.inference.frozen_detector import FrozenDetector, MaskHead
 from maskx_d2.inference.mask_scores import ScoreCalibration
-from maskx_d2.method import HOURGLASSES, Recipe, Schedule
+from maskx_d2.method import HOURGLASSES, Recipe, Schedule, expected_iou
 from maskx_d2.recipes.annotated_images import AnnotatedImages, read_annotated_images, split_images
 from maskx_d2.recipes.calibration import fit_calibration
 from maskx_d2.recipes.cross_validation import CrossValidation, cross_validate, trainings_left
@@ -153,7 +156,8 @@ class Study:
         Train the best recipe on all masks there are, in all images, and write the model into the folder.
 
         Returns:
-            The options of ``maskx predict`` that name the model.
+            What the command prints: the options of ``maskx predict`` that name the model, and the IoU to
+            expect of masks of the objects that have none.
         """
         recipe = self.recipes[result.best]
         head = train_mask_head(
@@ -166,9 +170,34 @@ class Study:
             device=self.device,
             progress=lambda steps: progress(steps, f"{recipe.title}, all masks"),
         )
-        return head.save(
-            self.folder, with_masks=self.classes_with_masks, calibration=self.calibration(result)
-        )
+        calibration = self.calibration(result)
+        model = head.save(self.folder, with_masks=self.classes_with_masks, calibration=calibration)
+        lines = [f"The model: maskx predict {model} IMAGES --output DIR"]
+        scores = self.scores_without_masks(head, calibration)
+        if len(scores):
+            lines.append(
+                f"By their calibrated scores, masks of the {len(scores)} objects without a mask have a "
+                f"mean IoU of {scores.mean():.2f}."
+            )
+        return "\n".join(lines)
+
+    @torch.no_grad()
+    def scores_without_masks(self, head: MaskHead, calibration: ScoreCalibration) -> np.ndarray:
+        """
+        Calibrated scores of the masks that a head predicts in the boxes of objects without a mask, of which
+        the cache has at most some in each image.
+        """
+        scores = [np.zeros(0)]
+        for image in range(len(self.cache)):
+            rois = self.cache.rois(image, mirrored=False)
+            chosen = rois[rois.is_ground_truth & ~rois.has_mask]
+            if len(chosen) == 0:
+                continue
+            features = chosen.features[head.roi_side].float().to(self.device)
+            found = head(features, chosen.classes.to(self.device)).sigmoid().cpu()
+            sizes = chosen.boxes[:, 2:] - chosen.boxes[:, :2]
+            scores.append(calibration(expected_iou(found).numpy(), sizes.prod(1).numpy()))
+        return np.concatenate(scores)
 
     def summary(self) -> str:
         """What the study uses, in a sentence or two."""

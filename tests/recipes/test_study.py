@@ -1,7 +1,9 @@
 """``maskx cross-validate``, from the command line to the model that it leaves."""
 
+import io
 import json
 import re
+from contextlib import redirect_stdout
 
 import pytest
 import yaml
@@ -30,7 +32,9 @@ def arguments(dataset, weights, output, *more):
 @pytest.fixture(scope="module")
 def run(dataset, checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "cv"
-    main(arguments(dataset, checkpoint, output, "--train"))
+    with redirect_stdout(io.StringIO()) as printed:
+        main(arguments(dataset, checkpoint, output, "--train"))
+    (output / "printed.txt").write_text(printed.getvalue())
     return output
 
 
@@ -91,6 +95,22 @@ def test_the_model_fills_masks_with_calibrated_scores(run, dataset):
         expected = detector.calibration([before.masks[a["id"]].score], [area])[0]
         assert found.masks[a["id"]].score == pytest.approx(expected)
         assert found.masks[a["id"]].rle == before.masks[a["id"]].rle
+
+
+def test_the_expected_iou_of_objects_without_a_mask_is_the_mean_score_of_their_filled_masks(
+    run, dataset, checkpoint, tmp_path
+):
+    printed = (run / "printed.txt").read_text()
+    (number,), (iou,) = (
+        re.findall(pattern, printed)
+        for pattern in (r"masks of the (\d+) objects", r"mean IoU of ([\d.]+)\.$")
+    )
+    filled = tmp_path / "filled.json"
+    weights = ["--weights", str(run / "model_final.ckpt"), "--output", str(filled)]
+    main(["fill-masks", str(dataset.train_json), str(dataset.train_images), *weights])
+    scores = [a["mask_score"] for a in json.loads(filled.read_text())["annotations"] if "mask_score" in a]
+    assert int(number) == len(scores) > 10
+    assert float(iou) == pytest.approx(sum(scores) / len(scores), abs=0.01)
 
 
 def test_the_model_knows_which_classes_had_masks(run, dataset):

@@ -91,7 +91,7 @@ def _table(results: dict[str, dict]) -> str:
     lines = []
     for name, runs in results.items():
         shared = [run for run in runs if run in results.get(BASELINE, {})]
-        oracle = [run for run in runs if run in results.get("oracle", {})]
+        oracle = [run for run in runs if results.get("oracle", {}).get(run, {}).get("B")]
         gains = [runs[run]["B"] - results[BASELINE][run]["B"] for run in shared]
         shares = [100 * runs[run]["B"] / results["oracle"][run]["B"] for run in oracle]
         lines.append(

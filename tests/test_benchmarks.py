@@ -88,3 +88,55 @@ def test_a_part_has_so_long_and_its_process_may_end(monkeypatch):
     assert late["failed"] == "took over 1 s" and late["seconds"] < 30
     assert ended["failed"] == "its process ended with 9"
     assert done["rows"] == [{"ms": 1.0}]
+
+
+# ---- Recipes on a frozen detector ----
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """Options that name a generated dataset with all masks and an untrained detector; and its split."""
+    from maskx_d2.demo import shapes
+    from tests.recipes.tiny import write_detector
+
+    folder = tmp_path_factory.mktemp("frozen")
+    dataset = shapes.generate(folder / "dataset", num_train=40, num_test=16, seed=0)
+    categories = json.loads(dataset.train_json.read_text())["categories"]
+    weights = write_detector(folder / "detector.ckpt", categories)
+    options = [
+        *("--train", dataset.all_masks_json, dataset.train_images, "--weights", weights),
+        *("--val", dataset.test_json, dataset.test_images, "--steps", 2, "--channels", 8),
+    ]
+    return list(map(str, options)), str(dataset.split_file)
+
+
+def run_benchmark(name, *options):
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_recipes_are_compared_on_one_detector_and_rows_can_be_added(frozen, tmp_path):
+    options, split = frozen
+    options = [*options, "--split", split, "--output", tmp_path]
+    run_benchmark("photographs.py", *options, "--rows", "class_agnostic", "oracle")
+    before = json.loads((tmp_path / "results.json").read_text())
+    printed = run_benchmark("photographs.py", *options, "--rows", "class_agnostic", "dropout_all_three")
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert list(after) == ["class_agnostic", "oracle", "dropout_all_three"]
+    assert after["class_agnostic"] == before["class_agnostic"]
+    assert sum(line.startswith("|") for line in printed.splitlines()) == 2 + 3
+
+
+def test_cross_validation_is_compared_with_the_truth(frozen, tmp_path):
+    options, split = frozen
+    printed = run_benchmark(
+        "cross_validation.py", *options, "--hide", split, "--folds", 2, "--output", tmp_path
+    )
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    assert len(truth["recipes"]) == 5 and truth["cost_of_the_choice"] >= 0
+    assert len(truth["hidden"]) == 8 and "rank_correlation" in printed
+    content = json.loads((tmp_path / "train.json").read_text())
+    ids = {c["id"] for c in content["categories"] if c["name"] in truth["hidden"]}
+    assert not any("segmentation" in a for a in content["annotations"] if a["category_id"] in ids)

@@ -38,6 +38,11 @@ class AnnotatedImage:
     masks: list[Mapping | None]
     """Compressed RLE; None for a box only."""
 
+    @property
+    def with_mask(self) -> list[int]:
+        """Indices of the objects that have a mask."""
+        return [i for i, mask in enumerate(self.masks) if mask is not None]
+
     def read(self) -> PillowImage.Image:
         """
         Raises:

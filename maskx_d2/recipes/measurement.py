@@ -30,7 +30,7 @@ class MeasuredImage:
     @property
     def with_mask(self) -> list[int]:
         """Indices of the objects that have a mask."""
-        return [i for i, mask in enumerate(self.image.masks) if mask is not None]
+        return self.image.with_mask
 
 
 def see_measured(
@@ -47,8 +47,7 @@ def see_measured(
         found = seen.detections()
         best = (found.scores >= _MIN_SCORE).nonzero()[:, 0][:_MAX_DETECTIONS]
         found = FoundObjects(found.boxes[best].cpu(), found.classes[best].cpu(), found.scores[best].cpu())
-        with_mask = [i for i, mask in enumerate(image.masks) if mask is not None]
-        boxes = torch.from_numpy(image.boxes[with_mask])
+        boxes = torch.from_numpy(image.boxes[image.with_mask])
         seen_images.append(
             MeasuredImage(
                 image=image,
@@ -103,7 +102,7 @@ def masks_in_true_boxes(
             continue
         of_image = torch.from_numpy(seen.image.classes[chosen])
         boxes = torch.from_numpy(seen.image.boxes[chosen])
-        probabilities = _probabilities(head, seen.truth_features, of_image, device)
+        probabilities = mask_probabilities(head, seen.truth_features, of_image, device)
         pasted = detector.paste(probabilities, boxes, (seen.image.height, seen.image.width))
         for place, mask in zip(chosen, pasted, strict=True):
             truth = seen.image.mask(place).astype(bool)
@@ -131,7 +130,7 @@ def mask_results(
     results = []
     for seen in images:
         found = seen.found
-        probabilities = _probabilities(head, seen.found_features, found.classes, device)
+        probabilities = mask_probabilities(head, seen.found_features, found.classes, device)
         pasted = detector.paste(probabilities, found.boxes, (seen.image.height, seen.image.width))
         for mask, c, score in zip(pasted, found.classes.tolist(), found.scores.tolist(), strict=True):
             results.append(
@@ -145,7 +144,8 @@ def mask_results(
     return results
 
 
-def _probabilities(head: MaskHead, features: dict[int, Tensor], classes: Tensor, device: str) -> Tensor:
+def mask_probabilities(head: MaskHead, features: dict[int, Tensor], classes: Tensor, device: str) -> Tensor:
+    """Features by side and (N,) classes -> (N, M, M) probabilities on the CPU, some RoIs at a time."""
     of_head = features[head.roi_side]
     parts = [
         head(x.float().to(device), c.to(device)).sigmoid().cpu()

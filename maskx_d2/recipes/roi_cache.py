@@ -221,9 +221,7 @@ def _describe(
     mirrored: bool,
 ) -> Rois:
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-    planes = {
-        i: torch.from_numpy(image.mask(i))[None] for i, mask in enumerate(image.masks) if mask is not None
-    }
+    planes = {i: torch.from_numpy(image.mask(i))[None] for i in image.with_mask}
     features, masks, others, colours = {}, {}, {}, {}
     flip = (lambda x: x.flip(-1)) if mirrored else (lambda x: x)
     for side in sides:

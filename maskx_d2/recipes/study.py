@@ -16,7 +16,7 @@ from maskx_d2.recipes.annotated_images import AnnotatedImages, read_annotated_im
 from maskx_d2.recipes.calibration import fit_calibration
 from maskx_d2.recipes.cross_validation import CrossValidation, cross_validate, trainings_left
 from maskx_d2.recipes.folds import balanced_folds, classes_to_measure
-from maskx_d2.recipes.measurement import MeasuredImage, see_measured
+from maskx_d2.recipes.measurement import MeasuredImage, mask_probabilities, see_measured
 from maskx_d2.recipes.roi_cache import RoiCache, bytes_per_image, fill_cache
 from maskx_d2.recipes.training import train_mask_head
 
@@ -193,8 +193,7 @@ class Study:
             chosen = rois[rois.is_ground_truth & ~rois.has_mask]
             if len(chosen) == 0:
                 continue
-            features = chosen.features[head.roi_side].float().to(self.device)
-            found = head(features, chosen.classes.to(self.device)).sigmoid().cpu()
+            found = mask_probabilities(head, chosen.features, chosen.classes, self.device)
             sizes = chosen.boxes[:, 2:] - chosen.boxes[:, :2]
             scores.append(calibration(expected_iou(found).numpy(), sizes.prod(1).numpy()))
         return np.concatenate(scores)

@@ -71,7 +71,7 @@ def train_mask_head(
             )
             for _ in range(schedule.images)
         ]
-        losses = _losses(head, Rois.cat(chosen), recipe, supervision, hidden_classes, device)
+        losses = _losses(head, Rois.cat(chosen), supervision, hidden_classes, device)
         total = sum(losses.values())
         if not torch.isfinite(total):
             values = {name: loss.item() for name, loss in losses.items()}
@@ -86,7 +86,6 @@ def train_mask_head(
 def _losses(
     head: MaskHead,
     rois: Rois,
-    recipe: Recipe,
     supervision: BoxSupervision | None,
     hidden: Tensor,
     device: str,

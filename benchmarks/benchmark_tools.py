@@ -1,4 +1,4 @@
-"""What several benchmarks share: times in turn, peak memory, models, batches and training steps."""
+"""What several benchmarks share: options, times in turn, memory, models, batches and training steps."""
 
 import argparse
 import json
@@ -15,10 +15,44 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn
+from maskx_d2.data.class_names import indices_in
 from maskx_d2.runtime.configs import config_file
 
 NUM_CLASSES = 80
 PEER = "torchvision: Mask R-CNN"
+
+
+# ---- Recipes on a frozen detector ----
+
+
+def recipe_argument_parser(description: str, *, output: str) -> argparse.ArgumentParser:
+    """Of a benchmark that trains mask heads on a frozen detector: data, detector and schedule."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    pair = {"nargs": 2, "type": Path, "required": True, "metavar": ("JSON", "IMAGES")}
+    parser.add_argument("--train", **pair)
+    parser.add_argument("--val", **pair)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the detector")
+    parser.add_argument("--config-file", metavar="FILE", help="its config, if it is Detectron2's")
+    parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--channels", type=int, default=64, help="of the mask heads")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def hidden_classes(text: str, names: list[str], *, option: str) -> list[int]:
+    """
+    Classes whose masks are hidden.
+
+    Args:
+        text: their names with commas between them, or a file of the names of the other classes.
+        names: of all classes.
+        option: for error messages.
+    """
+    if Path(text).is_file():
+        with_masks = set(Path(text).read_text(encoding="utf-8").splitlines())
+        return [index for index, name in enumerate(names) if name not in with_masks]
+    return indices_in(names, text.split(","), what=f"{option} {text}")
 
 
 # ---- Time and memory ----

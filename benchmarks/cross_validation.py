@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from benchmark_tools import hidden_classes, recipe_argument_parser
 from scipy.stats import spearmanr
 from tabulate import tabulate
 from tqdm import tqdm
 
 from maskx_d2.backends.load import load_frozen_detector
-from maskx_d2.data.class_names import indices_in
 from maskx_d2.data.files import write_json, write_text
 from maskx_d2.method import Schedule
 from maskx_d2.recipes.annotated_images import read_annotated_images
@@ -33,21 +33,12 @@ from maskx_d2.recipes.training import train_mask_head
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    pair = {"nargs": 2, "type": Path, "required": True, "metavar": ("JSON", "IMAGES")}
-    parser.add_argument("--train", **pair)
-    parser.add_argument("--val", **pair)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the detector")
-    parser.add_argument("--config-file", metavar="FILE", help="its config, if it is Detectron2's")
+    parser = recipe_argument_parser(__doc__, output="output/cross_validation")
     parser.add_argument(
         "--hide", required=True, metavar="CLASS,CLASS,...", help="B, or a file of A's names"
     )
-    parser.add_argument("--output", type=Path, default=Path("output/cross_validation"), metavar="DIR")
     parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 
@@ -66,11 +57,7 @@ def main() -> None:
     args = _arguments()
     detector = load_frozen_detector(args.weights, args.config_file).to(args.device)
     names = detector.class_names
-    if Path(args.hide).is_file():
-        with_masks = set(Path(args.hide).read_text(encoding="utf-8").splitlines())
-        hidden = [index for index, name in enumerate(names) if name not in with_masks]
-    else:
-        hidden = indices_in(names, args.hide.split(","), what="--hide")
+    hidden = hidden_classes(args.hide, names, option="--hide")
 
     def progress(items, title):
         return tqdm(items, title, file=sys.stderr, leave=False, mininterval=10)

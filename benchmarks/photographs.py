@@ -12,13 +12,12 @@ import argparse
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
+from benchmark_tools import hidden_classes, recipe_argument_parser
 from tabulate import tabulate
 from tqdm import tqdm
 
 from maskx_d2.backends.load import load_frozen_detector
-from maskx_d2.data.class_names import indices_in
 from maskx_d2.data.files import load_json, write_json
 from maskx_d2.evaluation.tables import mean_cell
 from maskx_d2.method import Recipe, Schedule
@@ -111,13 +110,7 @@ def _table(results: dict[str, dict]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    pair = {"nargs": 2, "type": Path, "required": True, "metavar": ("JSON", "IMAGES")}
-    parser.add_argument("--train", **pair)
-    parser.add_argument("--val", **pair)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the detector")
-    parser.add_argument("--config-file", metavar="FILE", help="its config, if it is Detectron2's")
-    parser.add_argument("--output", type=Path, default=Path("output/photographs"), metavar="DIR")
+    parser = recipe_argument_parser(__doc__, output="output/photographs")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*RECIPES, "oracle"], metavar="ROW")
     parser.add_argument(
         "--split",
@@ -127,19 +120,9 @@ def _arguments() -> argparse.Namespace:
         "splits. Default: the first three of four folds of all classes",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--images", type=int, default=8, help="of a step")
     parser.add_argument("--rois", type=int, default=4, help="of an image")
-    parser.add_argument("--channels", type=int, default=64, help="of the mask heads")
-    parser.add_argument("--device", default="cpu")
     return parser.parse_args()
-
-
-def _hidden(text: str, names: list[str]) -> list[int]:
-    if Path(text).is_file():
-        with_masks = set(Path(text).read_text(encoding="utf-8").splitlines())
-        return [index for index, name in enumerate(names) if name not in with_masks]
-    return indices_in(names, text.split(","), what=f"--split {text}")
 
 
 def main() -> None:
@@ -148,7 +131,7 @@ def main() -> None:
     names = detector.class_names
     train, val = (read_annotated_images(*of_part, names) for of_part in (args.train, args.val))
     if args.split:
-        splits = [_hidden(text, names) for text in args.split]
+        splits = [hidden_classes(text, names, option="--split") for text in args.split]
     else:
         splits = balanced_folds(classes_to_measure(train.images, val.images), 4)[:3]
     bar = {"file": sys.stderr, "leave": False}

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.inference.detector import Detector
 from maskx_d2.inference.frozen_detector import FrozenDetector
 from maskx_d2.runtime.optional_packages import need, need_detectron2
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def load_detector(
@@ -34,10 +38,7 @@ def load_detector(
             from maskx_d2.backends.detectron2.lazy_config import load_lazy_config
 
             return Detectron2Detector.from_lazy_config(load_lazy_config(config_file, overrides), weights)
-        from maskx_d2.backends.detectron2.command_line import read_config
-
-        overrides = [*overrides, "MODEL.WEIGHTS", weights]
-        return Detectron2Detector.from_config(read_config(str(config_file), overrides, with_datasets=False))
+        return Detectron2Detector.from_config(_yaml_config(config_file, weights, overrides))
     _check_is_of_torchvision(weights, overrides)
     from maskx_d2.backends.torchvision.predict import TorchvisionDetector
 
@@ -65,15 +66,19 @@ def load_frozen_detector(
         need_detectron2("a model with a config file")
         if str(config_file).endswith(".py"):
             raise InputError(f"--config-file {config_file} is a LazyConfig, expected a YAML config")
-        from maskx_d2.backends.detectron2.command_line import read_config
         from maskx_d2.backends.detectron2.frozen_model import Detectron2FrozenDetector
 
-        overrides = [*overrides, "MODEL.WEIGHTS", weights]
-        return Detectron2FrozenDetector(read_config(str(config_file), overrides, with_datasets=False))
+        return Detectron2FrozenDetector(_yaml_config(config_file, weights, overrides))
     _check_is_of_torchvision(weights, overrides, endings=(".ckpt", ".pth"))
     from maskx_d2.backends.torchvision.frozen_detector import TorchvisionFrozenDetector
 
     return TorchvisionFrozenDetector(Path(weights))
+
+
+def _yaml_config(config_file: str | Path, weights: str, overrides: Sequence) -> "CfgNode":
+    from maskx_d2.backends.detectron2.command_line import read_config
+
+    return read_config(str(config_file), [*overrides, "MODEL.WEIGHTS", weights], with_datasets=False)
 
 
 def _existing(weights: str | Path) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import AugInput, ResizeShortestEdge
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.poolers import ROIPooler
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskx_d2.backends.detectron2.checkpoint import Checkpointer, ClassList, KnownClasses, check_weights
-from maskx_d2.backends.detectron2.predict import known_classes
+from maskx_d2.backends.detectron2.predict import inference_resize, known_classes, model_input
 from maskx_d2.backends.detectron2.recipe_config import recipe_config
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
@@ -94,14 +93,10 @@ class Detectron2FrozenDetector(FrozenDetector):
 class _SeenImage(SeenImage):
     def __init__(self, model: GeneralizedRCNN, cfg: CfgNode, image: Image.Image):
         self._model, self._cfg = model, cfg
-        pixels = np.asarray(image)
-        given = AugInput(pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels)
-        side, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        ResizeShortestEdge([side, side], longest)(given)
-        resized = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1), np.float32))
-        height, width = resized.shape[-2:]
+        of_model, _ = model_input(image, inference_resize(cfg), cfg.INPUT.FORMAT)
+        height, width = of_model["image"].shape[-2:]
         self._scale = torch.tensor([width / image.width, height / image.height] * 2, device=model.device)
-        images = model.preprocess_image([{"image": resized}])
+        images = model.preprocess_image([of_model])
         self._features = model.backbone(images.tensor)
         (self._proposals,), _ = model.proposal_generator(images, self._features, None)
 

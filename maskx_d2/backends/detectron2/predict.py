@@ -76,11 +76,10 @@ class Detectron2Detector(Detector):
         classes = known_classes(cfg)
         model = build_model(cfg)
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-        side, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         detector = cls(
             model,
             classes=classes,
-            augmentations=[ResizeShortestEdge([side, side], longest)],
+            augmentations=[inference_resize(cfg)],
             image_format=cfg.INPUT.FORMAT,
         )
         detector.calibration = calibration_of_weights(cfg.MODEL.WEIGHTS)
@@ -117,7 +116,8 @@ class Detectron2Detector(Detector):
 
     @torch.no_grad()
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
-        found = self._model([self._input(image)[0] for image in images])
+        inputs = [model_input(image, self._augmentations, self._image_format)[0] for image in images]
+        found = self._model(inputs)
         results = [
             instances_to_coco_json(of_image["instances"].to("cpu"), image_id)
             for of_image, image_id in zip(found, image_ids, strict=True)
@@ -139,11 +139,11 @@ class Detectron2Detector(Detector):
         classes = {category_id: number for number, category_id in enumerate(self._category_ids)}
         inputs, known = [], []
         for image, of_image in zip(images, objects, strict=True):
-            model_input, resize = self._input(image)
-            inputs.append(model_input)
+            of_model, resize = model_input(image, self._augmentations, self._image_format)
+            inputs.append(of_model)
             known.append(
                 Instances(
-                    model_input["image"].shape[-2:],
+                    of_model["image"].shape[-2:],
                     pred_boxes=Boxes(resize.apply_box(np.array(of_image.boxes))),
                     pred_classes=torch.tensor([classes[i] for i in of_image.category_ids]),
                     place=torch.arange(len(of_image.boxes)),
@@ -154,13 +154,21 @@ class Detectron2Detector(Detector):
             _predicted_masks(of_image, image.size) for of_image, image in zip(found, images, strict=True)
         ]
 
-    def _input(self, image: Image.Image) -> tuple[dict, Transform]:
-        """The model's input, and how the image was resized, as in Detectron2's ``DefaultPredictor``."""
-        pixels = np.asarray(image)
-        given = AugInput(pixels[:, :, ::-1] if self._image_format == "BGR" else pixels)
-        resize = self._augmentations(given)
-        pixels = np.ascontiguousarray(given.image.transpose(2, 0, 1), dtype=np.float32)
-        return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}, resize
+
+def model_input(
+    image: Image.Image, augmentations: Augmentation, image_format: str
+) -> tuple[dict, Transform]:
+    """The model's input, and how the image was resized, as in Detectron2's ``DefaultPredictor``."""
+    pixels = np.asarray(image)
+    given = AugInput(pixels[:, :, ::-1] if image_format == "BGR" else pixels)
+    resize = augmentations(given)
+    pixels = np.ascontiguousarray(given.image.transpose(2, 0, 1), dtype=np.float32)
+    return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}, resize
+
+
+def inference_resize(cfg: CfgNode) -> ResizeShortestEdge:
+    """How a YAML config resizes images in inference."""
+    return ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def known_classes(cfg: CfgNode) -> KnownClasses:

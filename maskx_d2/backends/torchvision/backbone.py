@@ -3,8 +3,8 @@
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -29,14 +29,20 @@ _STRIDES = (4, 8, 16, 32)  # of layers 1 to 4, as in a ResNet
 class BackboneOptions:
     """Options of :func:`maskx_rcnn_resnet_fpn` that describe the backbone, with the same names there."""
 
-    depth: int
-    backbone: str | None
-    weights_backbone: WeightsEnum | str | None
-    backbone_weights: str | None
-    trainable_backbone_layers: int | None
-    norm: str | None
-    fpn_channels: int
-    returned_layers: Sequence[int]
+    depth: int = 50
+    backbone: str | None = None
+    weights_backbone: WeightsEnum | str | None = None
+    backbone_weights: str | None = None
+    trainable_backbone_layers: int | None = None
+    norm: str | None = None
+    fpn_channels: int = 256
+    returned_layers: Sequence[int] = (1, 2, 3, 4)
+
+    @classmethod
+    def of_model(cls, options: Mapping) -> "BackboneOptions":
+        """Those among the options of a model."""
+        own = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in options.items() if name in own})
 
     @property
     def is_pretrained(self) -> bool:
@@ -52,6 +58,15 @@ class BackboneOptions:
         if self.trainable_backbone_layers is not None:
             return self.trainable_backbone_layers
         return 3 if self.is_pretrained else 5
+
+    def without_weights(self) -> dict[str, object]:
+        """What changes in the options where a checkpoint holds the weights: it must not need the file."""
+        return {
+            "weights_backbone": None,
+            "backbone_weights": None,
+            "norm": self.norm_name,
+            "trainable_backbone_layers": self.trainable_layers,
+        }
 
     def __post_init__(self) -> None:
         if self.weights_backbone is not None and self.backbone_weights is not None:

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from maskx_d2.backends.torchvision.backbone import BackboneOptions
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
 from maskx_d2.data.class_names import coco_class_names
@@ -87,15 +88,9 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.model = maskx_rcnn_resnet_fpn(num_classes=len(class_names) + 1, **model)
-        if model.get("weights_backbone") is not None or model.get("backbone_weights") is not None:
-            # The checkpoint will contain these weights, and must not need the original ones.
-            layers = model.get("trainable_backbone_layers")
-            self.hparams.update(
-                weights_backbone=None,
-                backbone_weights=None,
-                norm=model.get("norm") or "FrozenBN",
-                trainable_backbone_layers=3 if layers is None else layers,
-            )
+        backbone = BackboneOptions.of_model(model)
+        if backbone.is_pretrained:
+            self.hparams.update(backbone.without_weights())
         if detector is not None:
             if not isinstance(self.model, MaskXRCNN):
                 raise InputError(

@@ -33,15 +33,7 @@ CALIBRATION = ScoreCalibration([], [[0.0, 1.0]], [[0.2, 0.6]], 0.1)
 @pytest.fixture(scope="module")
 def model(shapes_dataset, tmp_path_factory):
     """Paths of the config and the weights of an untrained model of the demo's 32 classes."""
-    folder = tmp_path_factory.mktemp("model")
-    cfg = tiny.data_config(
-        shapes_dataset,
-        folder,
-        *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-    )
-    (folder / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": tiny.build(cfg).state_dict()}, folder / "weights.pth")
-    return folder / "config.yaml", folder / "weights.pth"
+    return tiny.save_untrained(shapes_dataset, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -42,15 +42,8 @@ def maskx(*arguments):
 @pytest.fixture(scope="module")
 def model(shapes_dataset, tmp_path_factory):
     """Arguments that name an untrained model of the demo's 32 classes."""
-    folder = tmp_path_factory.mktemp("model")
-    cfg = tiny.data_config(
-        shapes_dataset,
-        folder,
-        *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-    )
-    (folder / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": tiny.build(cfg).state_dict()}, folder / "weights.pth")
-    return ["--config-file", folder / "config.yaml", "--weights", folder / "weights.pth"]
+    config, weights = tiny.save_untrained(shapes_dataset, tmp_path_factory.mktemp("model"))
+    return ["--config-file", config, "--weights", weights]
 
 
 def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(model, shapes_dataset):

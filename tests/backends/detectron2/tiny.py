@@ -1,6 +1,7 @@
 """Small models and batches for the tests of the Detectron2 backend."""
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -59,6 +60,18 @@ def data_config(dataset, output, *overrides) -> CfgNode:
 def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return build_model(cfg)
+
+
+def save_untrained(dataset, folder: Path) -> tuple[Path, Path]:
+    """Config and weights of an untrained model of a dataset's classes, which detects all that it can."""
+    cfg = data_config(
+        dataset,
+        folder,
+        *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+    )
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build(cfg).state_dict()}, folder / "weights.pth")
+    return folder / "config.yaml", folder / "weights.pth"
 
 
 def instances(classes, has_mask=None, mask_value=None) -> Instances:

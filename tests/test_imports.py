@@ -49,7 +49,7 @@ def test_method_imports_torch_and_nothing_else():
 
 ROOMS = (
     ("commands",),
-    ("app", "demo", "recipes"),
+    ("app", "demo", "recipes", "teachers"),
     ("backends",),
     ("inference",),
     ("evaluation", "runtime"),

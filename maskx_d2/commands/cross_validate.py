@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from maskx_d2.commands.models import usable_device
 from maskx_d2.commands.options import (
     add_input,
     add_model_options,
@@ -82,8 +83,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     need("maskx cross-validate", "scipy", *REPORTS)
-    import torch
-
     from maskx_d2.backends.load import load_frozen_detector
     from maskx_d2.method import Schedule
     from maskx_d2.recipes.built_in import RECIPES
@@ -93,11 +92,7 @@ def run(args: argparse.Namespace) -> None:
     names = args.recipes or list(RECIPES)
     if unknown := [name for name in names if name not in RECIPES]:
         raise InputError(f"--recipes names {unknown[0]!r}, expected some of {', '.join(RECIPES)}")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # as torch raises without such a device
-        raise InputError(f"--device is {device!r}, which torch cannot use: {error}") from error
+    device = usable_device(args.device)
     detector = load_frozen_detector(args.weights, args.config_file, overrides=args.opts).to(device)
     study = Study.prepare(
         detector,

@@ -4,10 +4,18 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses, say_above
+from maskx_d2.commands.models import (
+    exit_if_skipped,
+    identity,
+    load,
+    refuse_addresses,
+    say_above,
+    usable_device,
+)
 from maskx_d2.commands.options import (
     add_batch_size,
     add_input,
@@ -18,7 +26,11 @@ from maskx_d2.commands.options import (
     add_ray,
     from_0_to_1,
 )
+from maskx_d2.data.errors import InputError
 from maskx_d2.runtime.optional_packages import need
+
+if TYPE_CHECKING:
+    from maskx_d2.teachers.promptable import PromptableModel
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -31,7 +43,26 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_input(fill, "annotations", type=Path, metavar="JSON", help="annotation file in COCO format")
     add_input(fill, "images", metavar="IMAGES", help="folder of its images")
-    add_model_options(fill)
+    add_model_options(fill, required=False)
+    add_input(
+        fill,
+        "--teacher",
+        metavar="MODEL",
+        help="in place of --weights, use a SAM, SAM 2 or SAM 3 model: a folder that save_pretrained wrote, "
+        "or a name on the Hugging Face Hub, such as facebook/sam2.1-hiera-large",
+    )
+    fill.add_argument(
+        "--within-boxes",
+        action="store_true",
+        help="remove the pixels of a teacher's masks that are outside their boxes",
+    )
+    fill.add_argument("--device", metavar="DEVICE", help="default: a GPU if there is one, else cpu")
+    fill.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="of a teacher on a GPU, default fp32",
+    )
     add_ray(fill, "IMAGES can be a URL such as s3://bucket/folder")
     add_output_file(fill, metavar="JSON")
     fill.add_argument(
@@ -63,6 +94,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     need("maskx fill-masks", "contourpy")
+    _check_model_options(args)
     from maskx_d2.inference.fill_masks import fill_masks, summary
 
     if args.ray is None:
@@ -78,18 +110,49 @@ def run(args: argparse.Namespace) -> None:
         on_ray = tqdm(unit="image", file=sys.stderr, disable=None)
         waiting = partial(say_above, on_ray)
         find = partial(find_masks_on_ray, address=args.ray, progress=on_ray.update, waiting=waiting)
-    detector = load(args)
+    predictor = _teacher(args) if args.teacher else load(args)
+    if args.device:
+        predictor.to(usable_device(args.device))
     filled = fill_masks(
-        detector,
+        predictor,
         args.annotations,
         args.images,
         args.output,
-        model=identity(args),
+        model=_identity(args),
         form=args.format,
         min_score=args.min_mask_score,
         also_replace=args.also_replace,
         replace_rectangles=args.replace_rectangles,
         find_masks=partial(find, batch_size=args.batch_size, max_megapixels=args.max_megapixels),
     )
-    print(f"{args.output}: {summary(filled, detector.style)}")
+    print(f"{args.output}: {summary(filled, predictor.style)}")
     exit_if_skipped(filled.passed_over)
+
+
+def _check_model_options(args: argparse.Namespace) -> None:
+    if bool(args.weights) == bool(args.teacher):
+        raise InputError("expected one of --weights and --teacher")
+    if args.teacher:
+        if args.config_file or args.opts:
+            raise InputError("--config-file and --opts belong to --weights, expected --teacher alone")
+    elif args.within_boxes or args.precision != "fp32":
+        raise InputError("--within-boxes and --precision belong to --teacher, which is missing")
+
+
+def _teacher(args: argparse.Namespace) -> "PromptableModel":
+    need("--teacher", "transformers")
+    from maskx_d2.teachers.promptable import PromptableModel
+
+    device = usable_device(args.device)
+    if args.precision != "fp32" and args.ray is None and device == "cpu":
+        raise InputError(
+            f"--precision is {args.precision} on a CPU, expected fp32: half precision is for GPUs"
+        )
+    teacher = PromptableModel(args.teacher, precision=args.precision, within_boxes=args.within_boxes)
+    return teacher.to(device)
+
+
+def _identity(args: argparse.Namespace) -> list:
+    if not args.teacher:
+        return identity(args)
+    return ["teacher", args.teacher, args.within_boxes, args.precision]

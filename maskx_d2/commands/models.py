@@ -25,6 +25,24 @@ def identity(args: argparse.Namespace) -> list[str]:
     return [args.weights, *(file_digest(Path(path)) for path in files), *args.opts]
 
 
+def usable_device(name: str | None) -> str:
+    """
+    Args:
+        name: of a torch device; None for a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: torch cannot use it.
+    """
+    import torch
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as torch raises without such a device
+        raise InputError(f"--device is {device!r}, which torch cannot use: {error}") from error
+    return device
+
+
 def refuse_addresses(*paths: str) -> None:
     from maskx_d2.data.addresses import is_address
 

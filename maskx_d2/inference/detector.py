@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -41,18 +41,17 @@ class PredictedMask:
     """
 
 
-class Detector(ABC):
-    """A trained model, as returned by :func:`maskx_d2.backends.load.load_detector`."""
+class MaskPredictor(ABC):
+    """Predicts masks in known boxes."""
 
-    style: ClassStyle
-    """The classes of the model, and which of them were trained with masks."""
+    source: ClassVar[str] = "predicted"
+    """``segmentation_source`` of annotations with its masks."""
+
+    style: ClassStyle | None = None
+    """The classes of the model, and which of them were trained with masks; None if it knows no classes."""
 
     calibration: ScoreCalibration | None = None
     """Of its mask scores, where cross-validation has measured one."""
-
-    @abstractmethod
-    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
-        """All detections in each of several RGB images, in COCO's results format."""
 
     @abstractmethod
     def masks_in_boxes(
@@ -67,7 +66,7 @@ class Detector(ABC):
         """
 
     @abstractmethod
-    def to(self, device: str) -> "Detector":
+    def to(self, device: str) -> "MaskPredictor":
         """
         Move the model.
 
@@ -75,8 +74,18 @@ class Detector(ABC):
             device: name of a torch device.
 
         Returns:
-            The detector.
+            This object.
         """
+
+
+class Detector(MaskPredictor):
+    """A trained model, as returned by :func:`maskx_d2.backends.load.load_detector`."""
+
+    style: ClassStyle
+
+    @abstractmethod
+    def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
+        """All detections in each of several RGB images, in COCO's results format."""
 
     def detect(
         self,

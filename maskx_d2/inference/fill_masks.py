@@ -21,11 +21,12 @@ from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle, compressed
 from maskx_d2.data.usable_objects import rectangle_classes
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
+from maskx_d2.inference.detector import KnownObjects, MaskPredictor, PredictedMask
 from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, find_masks
 from maskx_d2.runtime.journal import open_journal
 
 FORMATS = ("rle", "polygon")
+FindMasks = Callable[[MaskPredictor, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]]
 
 
 @dataclass
@@ -39,12 +40,12 @@ class Filled:
     passed_over: list[str] = field(default_factory=list)
     """The reasons why images could not be read."""
 
-    overlaps: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Category id of the model -> IoUs of existing masks with the predicted ones."""
+    overlaps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Class -> IoUs of existing masks with the predicted ones."""
 
 
 def fill_masks(
-    detector: Detector,
+    predictor: MaskPredictor,
     annotations: Path,
     images: Path | str,
     output: Path,
@@ -54,17 +55,17 @@ def fill_masks(
     min_score: float = 0.0,
     also_replace: bool = False,
     replace_rectangles: bool = False,
-    find_masks: Callable[[Detector, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]] = find_masks,
+    find_masks: FindMasks = find_masks,
 ) -> Filled:
     """
     Predict a mask for every annotation that has none, in its box and for its class. Everything else in the
-    file stays as it is. New masks have ``segmentation_source`` "predicted" and ``mask_score``, see
-    :func:`maskx_d2.method.expected_iou`.
+    file stays as it is. New masks have ``segmentation_source``, "predicted" by a trained model or
+    "teacher", and ``mask_score``, see :class:`maskx_d2.inference.detector.PredictedMask`.
 
     If it is killed and started again, it continues where it was, using a file beside the output.
 
     Args:
-        detector: the model; its classes are matched by name.
+        predictor: the model; its classes, if it knows any, are matched by name.
         annotations: annotation file in COCO format.
         images: the folder of its images; with Ray's ``find_masks`` it can also be an address.
         output: the annotation file to write.
@@ -88,7 +89,7 @@ def fill_masks(
     if replace_rectangles:
         _remove_rectangles(file)
     filled = Filled()
-    categories = _model_categories(file, detector.style)
+    categories = _model_categories(file, predictor.style)
     wanted = _wanted(content, file, categories, filled, also_replace=also_replace)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.unfinished")
@@ -103,7 +104,7 @@ def fill_masks(
             masks |= _checked(done, wanted, journal.path)
         todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
         of_images = _by_image(todo, str(images))
-        for found in find_masks(detector, of_images) if of_images else ():
+        for found in find_masks(predictor, of_images) if of_images else ():
             if isinstance(found, UnreadImage):
                 filled.passed_over.append(found.reason)
                 filled.left["annotations of images that cannot be read"] += found.num_objects
@@ -114,7 +115,7 @@ def fill_masks(
             raise InputError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
         if also_replace:
             _measure(masks, wanted, filled)
-        _write_into(wanted, masks, filled, form=form, min_score=min_score)
+        _write_into(wanted, masks, filled, source=predictor.source, form=form, min_score=min_score)
         write_text(output, json.dumps(content))
         journal.delete()
     return filled
@@ -131,6 +132,7 @@ class _Object:
     mask: list | Mapping | None
     """The mask that there is."""
 
+    class_name: str
     category_id: int
     """Category id of the model."""
 
@@ -145,8 +147,10 @@ def _remove_rectangles(file: CocoFile) -> None:
             annotation.segmentation = None
 
 
-def _model_categories(file: CocoFile, style: ClassStyle) -> dict[int, int]:
-    """Category id of the file -> category id of the model, for the classes that the model knows."""
+def _model_categories(file: CocoFile, style: ClassStyle | None) -> dict[int, int]:
+    """Category id of the file -> category id of the model, for the classes that have a mask by it."""
+    if style is None:
+        return {category["id"]: category["id"] for category in file.categories}
     of_model = {name: category_id for category_id, name in style.names.items()}
     names = file.class_names
     pairs = zip(file.categories, names, strict=True)
@@ -170,6 +174,7 @@ def _wanted(
     """The annotations that get a mask, by id; the others are counted."""
     images = {image.id: image for image in file.images}
     used = {annotation.id: annotation for annotation in file.annotations}
+    names = {category["id"]: name for category, name in zip(file.categories, file.class_names, strict=True)}
     wanted = {}
     for record in content["annotations"]:
         annotation = used.get(record["id"])
@@ -188,6 +193,7 @@ def _wanted(
                 record,
                 image,
                 annotation.mask,
+                names[annotation.category_id],
                 categories[annotation.category_id],
                 [float(side) for side in box],
             )
@@ -235,7 +241,7 @@ def _measure(masks: dict[int, PredictedMask | None], wanted: dict[int, _Object],
         if known.mask is not None:
             truth = compressed(known.mask, known.image.height, known.image.width)
             overlap = 0.0 if mask is None else mask_util.iou([mask.rle], [truth], [0]).item()
-            filled.overlaps[known.category_id].append(overlap)
+            filled.overlaps[known.class_name].append(overlap)
 
 
 def _write_into(
@@ -243,6 +249,7 @@ def _write_into(
     masks: dict[int, PredictedMask | None],
     filled: Filled,
     *,
+    source: str,
     form: str,
     min_score: float,
 ) -> None:
@@ -254,13 +261,19 @@ def _write_into(
             filled.left[f"annotations whose predicted mask has a score below {min_score:g}"] += 1
         else:
             annotation["segmentation"] = mask.rle if form == "rle" else to_polygons(mask.rle)
-            annotation["segmentation_source"] = "predicted"
+            annotation["segmentation_source"] = source
             annotation["mask_score"] = round(mask.score, 4)
             filled.num_filled += 1
 
 
-def summary(filled: Filled, style: ClassStyle) -> str:
-    """A summary for users."""
+def summary(filled: Filled, style: ClassStyle | None) -> str:
+    """
+    A summary for users.
+
+    Args:
+        filled: what was done.
+        style: of the model.
+    """
     lines = [f"{filled.num_filled:,} masks are filled in"]
     lines += [f"  {count:,} {reason} are left unchanged" for reason, count in filled.left.items()]
     if filled.overlaps:
@@ -268,13 +281,20 @@ def summary(filled: Filled, style: ClassStyle) -> str:
     return "\n".join(lines)
 
 
-def _agreement(overlaps: dict[int, list[float]], style: ClassStyle) -> str:
-    """Mean IoU with the existing masks, for each side of the split and for each class."""
-    sides = {"A: trained with masks": [], "B: trained with boxes only": []}
-    rows = []
-    for category_id, of_class in sorted(overlaps.items()):
-        side = list(sides)[category_id not in style.with_masks]
-        sides[side] += of_class
-        rows.append([printable(style.names[category_id]), side[0], len(of_class), fmean(of_class)])
-    total = [[title, "", len(of_side), fmean(of_side)] for title, of_side in sides.items() if of_side]
+def _agreement(overlaps: dict[str, list[float]], style: ClassStyle | None) -> str:
+    """Mean IoU with the existing masks: of all, of each side of the split, and of each class."""
+    if style is None:
+        sides = dict.fromkeys(overlaps, "all classes")
+    else:
+        with_masks = {style.names[category_id] for category_id in style.with_masks}
+        titles = {True: "A: trained with masks", False: "B: trained with boxes only"}
+        sides = {name: titles[name in with_masks] for name in overlaps}
+    of_sides: dict[str, list[float]] = {}
+    for name in sorted(overlaps, key=sides.get):
+        of_sides.setdefault(sides[name], []).extend(overlaps[name])
+    total = [[title, "", len(of_side), fmean(of_side)] for title, of_side in of_sides.items()]
+    rows = [
+        [printable(name), sides[name][0] if style else "", len(of_class), fmean(of_class)]
+        for name, of_class in sorted(overlaps.items())
+    ]
     return tabulate([*total, *rows], ["", "side", "masks", "mean IoU"], "github", floatfmt=".3f")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_ahead, size_difference
-from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
+from maskx_d2.inference.detector import KnownObjects, MaskPredictor, PredictedMask
 
 _Piece = tuple[Image.Image, list[int], KnownObjects]
 _MOST_AT_ONCE = 100  # objects of an image: each has a mask of the image's size
@@ -46,7 +46,7 @@ class UnreadImage(msgspec.Struct, tag=True):
 
 
 def find_masks(
-    detector: Detector,
+    predictor: MaskPredictor,
     of_images: Sequence[BoxesOfImage],
     *,
     batch_size: int = 4,
@@ -57,7 +57,7 @@ def find_masks(
     Predict masks in known boxes.
 
     Args:
-        detector: the model.
+        predictor: the model.
         of_images: the images with their objects.
         batch_size: number of images per call of the model.
         max_megapixels: larger images are refused.
@@ -72,11 +72,11 @@ def find_masks(
         (of_image, reading.result)
         for of_image, (_, reading) in zip(progress(of_images), ahead, strict=True)
     )
-    yield from masks_in_images(detector, images, batch_size=batch_size)
+    yield from masks_in_images(predictor, images, batch_size=batch_size)
 
 
 def masks_in_images(
-    detector: Detector,
+    predictor: MaskPredictor,
     images: Iterable[tuple[BoxesOfImage, Callable[[], Image.Image]]],
     *,
     batch_size: int,
@@ -103,30 +103,30 @@ def masks_in_images(
             objects = KnownObjects(of_image.objects.boxes[part], of_image.objects.category_ids[part])
             pieces.append((image, of_image.annotation_ids[part], objects))
             if len(pieces) == batch_size:
-                yield _predict(detector, pieces)
+                yield _predict(predictor, pieces)
                 pieces = []
     if pieces:
-        yield _predict(detector, pieces)
+        yield _predict(predictor, pieces)
 
 
-def _predict(detector: Detector, pieces: list[_Piece]) -> FoundMasks:
+def _predict(predictor: MaskPredictor, pieces: list[_Piece]) -> FoundMasks:
     images, annotation_ids, objects = zip(*pieces, strict=True)
-    found = detector.masks_in_boxes(images, objects)
+    found = predictor.masks_in_boxes(images, objects)
     return FoundMasks(
         {
             annotation_id: mask
             for ids, masks, of_image in zip(annotation_ids, found, objects, strict=True)
-            for annotation_id, mask in zip(ids, _calibrated(detector, masks, of_image), strict=True)
+            for annotation_id, mask in zip(ids, _calibrated(predictor, masks, of_image), strict=True)
         }
     )
 
 
 def _calibrated(
-    detector: Detector, masks: Sequence[PredictedMask | None], objects: KnownObjects
+    predictor: MaskPredictor, masks: Sequence[PredictedMask | None], objects: KnownObjects
 ) -> list[PredictedMask | None]:
-    if detector.calibration is None:
+    if predictor.calibration is None:
         return list(masks)
     boxes = np.array(objects.boxes, dtype=float).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    scores = detector.calibration(np.array([mask.score if mask else 0.0 for mask in masks]), areas)
+    scores = predictor.calibration(np.array([mask.score if mask else 0.0 for mask in masks]), areas)
     return [mask and replace(mask, score=s) for mask, s in zip(masks, scores.tolist(), strict=True)]

@@ -32,7 +32,7 @@ from maskx_d2.data.addresses import (
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS
 from maskx_d2.inference import predict
-from maskx_d2.inference.detector import Detector
+from maskx_d2.inference.detector import Detector, MaskPredictor
 from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, masks_in_images
 
 DETECTIONS_FOLDER = "detections"
@@ -147,7 +147,7 @@ def predict_on_ray(
 
 
 def find_masks_on_ray(
-    detector: Detector,
+    predictor: MaskPredictor,
     of_images: Sequence[BoxesOfImage],
     *,
     address: str = THIS_MACHINE,
@@ -175,7 +175,7 @@ def find_masks_on_ray(
         for of_image in of_images
     ]
     with _connected(address), _watched(progress, waiting) as done:
-        found = _pipeline(_FindMasks, detector, rows, batch_size=batch_size, done=done)
+        found = _pipeline(_FindMasks, predictor, rows, batch_size=batch_size, done=done)
         for row in found.iter_rows():
             yield msgspec.json.decode(row["found"], type=_FOUND)
 
@@ -286,7 +286,7 @@ def _free_resources() -> str:
 
 
 def _pipeline(
-    work: type, detector: Detector, rows: list[dict], *, batch_size: int, **options
+    work: type, predictor: MaskPredictor, rows: list[dict], *, batch_size: int, **options
 ) -> ray.data.Dataset:
     """Read the images of rows with a ``path``, and apply ``work`` to each batch of rows."""
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
@@ -300,7 +300,7 @@ def _pipeline(
             compute=ray.data.ActorPoolStrategy(),
             num_gpus=1 if on_gpu else None,
             # Sent from here, so that other machines need neither weights nor configs.
-            fn_constructor_args=(ray.put(detector.to("cpu")),),
+            fn_constructor_args=(ray.put(predictor.to("cpu")),),
             fn_constructor_kwargs=options,
         )
     )
@@ -351,8 +351,8 @@ class _Detect:
 class _FindMasks:
     """Predicts masks in known boxes, in a process of its own."""
 
-    def __init__(self, detector: ray.ObjectRef, *, device: str, done: "ray.actor.ActorHandle"):
-        self._detector = ray.get(detector).to(device)
+    def __init__(self, predictor: ray.ObjectRef, *, device: str, done: "ray.actor.ActorHandle"):
+        self._predictor = ray.get(predictor).to(device)
         self._done = done
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -364,7 +364,7 @@ class _FindMasks:
         pairs = zip(of_images, images, strict=True)
         found = [
             msgspec.json.encode(each)
-            for each in masks_in_images(self._detector, pairs, batch_size=len(of_images))
+            for each in masks_in_images(self._predictor, pairs, batch_size=len(of_images))
         ]
         self._done.add.remote(len(of_images))
         return pa.table({"found": pa.array(found, pa.binary())})

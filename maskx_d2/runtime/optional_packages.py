@@ -20,6 +20,7 @@ REQUIREMENTS = {
     "supervision": "supervision>=0.31",
     "tensorboard": "tensorboard",
     "timm": "timm>=1.0.9",
+    "transformers": "transformers>=5",
 }
 """Module -> what pip installs for it, as in the extras of pyproject.toml."""
 

@@ -47,7 +47,7 @@ def killed_once(detector: Detector, marker: Path) -> Detector:
 
     # Here, so that other processes get the code with the detector.
     class KilledOnce:
-        style, calibration = detector.style, detector.calibration
+        style, calibration, source = detector.style, detector.calibration, detector.source
 
         def __init__(self):
             self.num_seen = 0

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,21 +10,22 @@ from pycocotools.coco import COCO
 
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
-from maskx_d2.inference.detector import PredictedMask
+from maskx_d2.inference.detector import MaskPredictor, PredictedMask
 from maskx_d2.inference.fill_masks import fill_masks, summary
 from maskx_d2.inference.masks_in_boxes import find_masks
 
 WIDTH, HEIGHT = 60, 50
 
 
-class Detector:
+class Detector(MaskPredictor):
     """Its masks are the left halves of the boxes, its scores a tenth of the category id."""
-
-    calibration = None
 
     def __init__(self):
         self.style = ClassStyle(names={1: "cat", 2: "dog", 9: "hen"}, with_masks=frozenset({1}))
         self.seen = []
+
+    def to(self, device):
+        return self
 
     def masks_in_boxes(self, images, objects):
         self.seen.append([len(of_image.boxes) for of_image in objects])
@@ -90,6 +92,32 @@ def fill(dataset, detector=None, name="out.json", batch_size=4, **options):
     return filled, json.loads(output.read_text())
 
 
+class Teacher(Detector):
+    """It knows no class: all have the same score."""
+
+    source = "teacher"
+
+    def __init__(self):
+        super().__init__()
+        self.style = None
+
+    def mask(self, image, box, category_id):
+        return replace(super().mask(image, box, category_id), score=0.5)
+
+
+def test_a_teacher_fills_masks_of_all_classes_and_signs_them(dataset):
+    filled, content = fill(dataset, Teacher(), also_replace=True)
+    new = {a["id"]: a for a in content["annotations"] if a.get("segmentation_source")}
+    with_pixels = {1, 2, 3, 4, 8}
+    assert set(new) >= with_pixels and new[8]["category_id"] == 7
+    assert {a["segmentation_source"] for a in new.values()} == {"teacher"}
+    assert {a["mask_score"] for a in new.values()} == {0.5}
+    printed = summary(filled, None)
+    (total,) = [line for line in printed.splitlines() if "all classes" in line]
+    assert [cell.strip() for cell in total.strip("|").split("|")] == ["all classes", "", "1", "0.500"]
+    assert "does not know" not in printed and "trained with" not in printed
+
+
 def test_what_has_no_mask_gets_one_and_all_else_stays(dataset):
     filled, content = fill(dataset)
     before = json.loads(dataset[0].read_text())
@@ -152,7 +180,7 @@ def test_masks_of_low_scores_are_not_written(dataset):
 def test_masks_that_are_there_are_replaced_and_measured_if_asked_for(dataset):
     filled, content = fill(dataset, also_replace=True)
     assert content["annotations"][0]["segmentation_source"] == "predicted"
-    assert dict(filled.overlaps) == {1: [0.5]}
+    assert dict(filled.overlaps) == {"cat": [0.5]}
     printed = summary(filled, Detector().style)
     assert "5 masks are filled in" in printed
     (of_a,) = [line for line in printed.splitlines() if "A: trained with masks" in line]

@@ -31,10 +31,10 @@ def make_detector(breaks_after: Path | None = None, slow: float = 0):
     from pyarrow import ArrowInvalid
 
     from maskx_d2.evaluation.pictures import ClassStyle
+    from maskx_d2.inference import detector
     from maskx_d2.inference.detector import PredictedMask
 
-    class Detector:
-        calibration = None
+    class Detector(detector.Detector):
         style = ClassStyle(names={1: "cat", 9: "hen"}, with_masks=frozenset({1}))
 
         def to(self, device):

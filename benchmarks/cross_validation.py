@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from maskx_d2.backends.load import load_frozen_detector
 from maskx_d2.data.files import write_json, write_text
+from maskx_d2.inference.mask_scores import calibration_error
 from maskx_d2.method import Schedule
 from maskx_d2.recipes.annotated_images import read_annotated_images
 from maskx_d2.recipes.built_in import RECIPES
-from maskx_d2.recipes.calibration import calibration_error
 from maskx_d2.recipes.cross_validation import measure
 from maskx_d2.recipes.measurement import see_measured
 from maskx_d2.recipes.study import Study, roi_side

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _writing(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Check and lock the output of a command; see :func:`maskx_d2.runtime.outputs.writing`."""
+    from maskx_d2.commands.options import beside
     from maskx_d2.data.addresses import is_address
     from maskx_d2.runtime.outputs import OutputFile, OutputFolder, named_files, writing
 
@@ -72,5 +73,7 @@ def _writing(args: argparse.Namespace) -> AbstractContextManager[None]:
         return nullcontext()
     inputs = [getattr(args, dest) for dest in args.inputs] if hasattr(args, "inputs") else []
     path = Path(args.output)
-    output = OutputFolder(path, args.written) if args.written else OutputFile(path)
-    return writing([output], named_files(inputs))
+    if args.written:
+        return writing([OutputFolder(path, args.written)], named_files(inputs))
+    files = [path, *(beside(path, ending) for ending in args.written_beside)]
+    return writing(map(OutputFile, files), named_files(inputs))

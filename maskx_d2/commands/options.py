@@ -1,7 +1,7 @@
 """Options shared by several commands, and their argument types."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskx_d2.data.images import MAX_MEGAPIXELS, PILLOWS_MEGAPIXELS
@@ -15,10 +15,25 @@ def add_input(parser: argparse.ArgumentParser, *names: str, **options) -> None:
     parser.set_defaults(inputs=[*(parser.get_default("inputs") or ()), action.dest])
 
 
-def add_output_file(parser: argparse.ArgumentParser, *, required: bool = True, **options) -> None:
-    """Add ``--output``, the only file that the command may write."""
+def add_output_file(
+    parser: argparse.ArgumentParser, *, required: bool = True, beside: Sequence[str] = (), **options
+) -> None:
+    """
+    Add ``--output``, the only file that the command may write.
+
+    Args:
+        parser: parser of the command.
+        required: whether the option is required.
+        beside: endings of more files that it writes, see :func:`beside`.
+        options: options of ``add_argument``.
+    """
     parser.add_argument("--output", required=required, type=Path, **options)
-    parser.set_defaults(written=())
+    parser.set_defaults(written=(), written_beside=tuple(beside))
+
+
+def beside(output: Path, ending: str) -> Path:
+    """``folder/name.comparison.json`` for ``folder/name.json`` and the ending ``.comparison.json``."""
+    return output.with_name(f"{output.stem}{ending}")
 
 
 def add_output_folder(parser: argparse.ArgumentParser, *names: str, **options) -> None:

@@ -59,7 +59,7 @@ class MaskPredictor(ABC):
     ) -> Sequence[Sequence[PredictedMask | None]]:
         """
         Predict masks of objects whose boxes and classes are known: a mask for each object of each image, or
-        None if the box is too small for one.
+        None if the box is too small for one. A model without a ``style`` does not read the category ids.
 
         Raises:
             ValueError: the model has no mask head.

@@ -1,14 +1,15 @@
 """Predicts masks for annotations that have a box and a class but no mask; writes the completed file."""
 
+import contextlib
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import pycocotools.mask as mask_util
-from tabulate import tabulate
 
 from maskx_d2.data.addresses import file_in, is_address
 from maskx_d2.data.coco_errors import measure
@@ -17,15 +18,27 @@ from maskx_d2.data.coco_format import CocoFile, Image
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
 from maskx_d2.data.polygons import to_polygons
-from maskx_d2.data.printable import printable
 from maskx_d2.data.rle import check_rle, compressed
 from maskx_d2.data.usable_objects import rectangle_classes
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import KnownObjects, MaskPredictor, PredictedMask
+from maskx_d2.inference.mask_comparison import (
+    Choice,
+    MaskComparison,
+    MaskedObject,
+    better_models,
+    choice_table,
+)
 from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadImage, find_masks
-from maskx_d2.runtime.journal import open_journal
+from maskx_d2.runtime.journal import Journal, open_journal
 
 FORMATS = ("rle", "polygon")
+PREDICTED = ("predicted", "teacher")
+"""Values of ``segmentation_source`` of masks that nobody has drawn."""
+
+MODEL, TEACHER = "model", "teacher"
+"""Names of the two models in a comparison."""
+
 FindMasks = Callable[[MaskPredictor, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]]
 
 
@@ -40,8 +53,11 @@ class Filled:
     passed_over: list[str] = field(default_factory=list)
     """The reasons why images could not be read."""
 
-    overlaps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Class -> IoUs of existing masks with the predicted ones."""
+    comparison: MaskComparison | None = None
+    """The new masks and those that exist, if the latter were predicted too."""
+
+    choices: dict[str, Choice] = field(default_factory=dict)
+    """Class -> which of two models has filled it, on request."""
 
 
 def fill_masks(
@@ -51,6 +67,8 @@ def fill_masks(
     output: Path,
     *,
     model: object,
+    teacher: MaskPredictor | None = None,
+    per_class_best: bool = False,
     form: str = "rle",
     min_score: float = 0.0,
     also_replace: bool = False,
@@ -62,14 +80,18 @@ def fill_masks(
     file stays as it is. New masks have ``segmentation_source``, "predicted" by a trained model or
     "teacher", and ``mask_score``, see :class:`maskx_d2.inference.detector.PredictedMask`.
 
-    If it is killed and started again, it continues where it was, using a file beside the output.
+    If it is killed and started again, it continues where it was, using a file beside the output for each
+    model.
 
     Args:
         predictor: the model; its classes, if it knows any, are matched by name.
         annotations: annotation file in COCO format.
         images: the folder of its images; with Ray's ``find_masks`` it can also be an address.
         output: the annotation file to write.
-        model: JSON values that identify the model.
+        model: JSON values that identify the model, and the teacher.
+        teacher: a second model, to compare with the first on the masks that exist.
+        per_class_best: fill each class by the better of the two, see :func:`better_models`; else by the
+            first.
         form: ``"rle"`` or ``"polygon"``, see :func:`maskx_d2.data.polygons.to_polygons`.
         min_score: annotations whose mask would have a lower score are left without one.
         also_replace: also predict masks for annotations that have one, and measure how well both agree.
@@ -90,35 +112,72 @@ def fill_masks(
         _remove_rectangles(file)
     filled = Filled()
     categories = _model_categories(file, predictor.style)
-    wanted = _wanted(content, file, categories, filled, also_replace=also_replace)
+    compares = also_replace or teacher is not None
+    wanted = _wanted(
+        content, file, categories, filled, with_masks=compares, of_all_classes=teacher is not None
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    journal_path = output.with_name(f"{output.name}.unfinished")
-    work = {"annotations": file_digest(annotations), "model": model, "also_replace": also_replace}
+    work = {"annotations": file_digest(annotations), "model": model, "also_replace": compares}
     if replace_rectangles:
         work["replace_rectangles"] = True
-    with open_journal(journal_path, work=work, kind=FoundMasks) as journal:
-        masks: dict[int, PredictedMask | None] = {}
-        for done in journal.done:
-            if twice := masks.keys() & done.masks.keys():
-                raise InputError(f"{journal.path} has masks of annotation {min(twice)} twice: delete it")
-            masks |= _checked(done, wanted, journal.path)
-        todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
-        of_images = _by_image(todo, str(images))
-        for found in find_masks(predictor, of_images) if of_images else ():
-            if isinstance(found, UnreadImage):
+    predictors = {MODEL: predictor} if teacher is None else {MODEL: predictor, TEACHER: teacher}
+    masks: dict[str, dict[int, PredictedMask | None]] = {}
+    with contextlib.ExitStack() as stack:
+        journals = []
+        for name, each in predictors.items():
+            suffix = ".unfinished" if name == MODEL else f".{name}.unfinished"
+            path = output.with_name(f"{output.name}{suffix}")
+            journals.append(stack.enter_context(open_journal(path, work=work, kind=FoundMasks)))
+            known = {i: o for i, o in wanted.items() if name == TEACHER or o.category_id is not None}
+            find = partial(find_masks, each)
+            masks[name] = _predict(find, known, journals[-1], str(images), filled)
+        if compares:
+            filled.comparison = _compared(masks, wanted, predictor.style)
+        if per_class_best:
+            unknown = frozenset(o.class_name for o in wanted.values() if o.category_id is None)
+            filled.choices = better_models(
+                filled.comparison, is_calibrated=predictor.calibration is not None, unknown=unknown
+            )
+        chosen = {
+            i: filled.choices[o.class_name].model if per_class_best else MODEL
+            for i, o in wanted.items()
+            if also_replace or o.mask is None
+        }
+        _write_into(wanted, masks, chosen, predictors, filled, form=form, min_score=min_score)
+        write_text(output, json.dumps(content))
+        for journal in journals:
+            journal.delete()
+    return filled
+
+
+def _predict(
+    find: Callable[[list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]],
+    wanted: dict[int, "_Object"],
+    journal: Journal,
+    images: str,
+    filled: Filled,
+) -> dict[int, PredictedMask | None]:
+    """The masks of a model by annotation id. Those that are not in the journal are added to it."""
+    masks: dict[int, PredictedMask | None] = {}
+    for done in journal.done:
+        if twice := masks.keys() & done.masks.keys():
+            raise InputError(f"{journal.path} has masks of annotation {min(twice)} twice: delete it")
+        masks |= _checked(done, wanted, journal.path)
+    todo = [o for o in wanted.values() if o.annotation["id"] not in masks]
+    of_images = _by_image(todo, images)
+    unread = []
+    for found in find(of_images) if of_images else ():
+        if isinstance(found, UnreadImage):
+            unread.append(found.reason)
+            if found.reason not in filled.passed_over:  # by the first model
                 filled.passed_over.append(found.reason)
                 filled.left["annotations of images that cannot be read"] += found.num_objects
-            else:
-                journal.append(found)
-                masks |= found.masks
-        if not masks and of_images and len(filled.passed_over) == len(of_images):
-            raise InputError(f"none of {len(of_images)} images can be read: {filled.passed_over[0]}")
-        if also_replace:
-            _measure(masks, wanted, filled)
-        _write_into(wanted, masks, filled, source=predictor.source, form=form, min_score=min_score)
-        write_text(output, json.dumps(content))
-        journal.delete()
-    return filled
+        else:
+            journal.append(found)
+            masks |= found.masks
+    if not masks and of_images and len(unread) == len(of_images):
+        raise InputError(f"none of {len(of_images)} images can be read: {unread[0]}")
+    return masks
 
 
 @dataclass(frozen=True)
@@ -133,8 +192,8 @@ class _Object:
     """The mask that there is."""
 
     class_name: str
-    category_id: int
-    """Category id of the model."""
+    category_id: int | None
+    """Category id of the model; None if it does not know the class."""
 
     box: list[float]
     """x0, y0, x1, y1, within the image."""
@@ -169,9 +228,15 @@ def _few(names: Iterable[str], number: int = 3) -> str:
 
 
 def _wanted(
-    content: dict, file: CocoFile, categories: dict[int, int], filled: Filled, *, also_replace: bool
+    content: dict,
+    file: CocoFile,
+    categories: dict[int, int],
+    filled: Filled,
+    *,
+    with_masks: bool,
+    of_all_classes: bool,
 ) -> dict[int, _Object]:
-    """The annotations that get a mask, by id; the others are counted."""
+    """The annotations that masks are predicted for, by id; the others are counted."""
     images = {image.id: image for image in file.images}
     used = {annotation.id: annotation for annotation in file.annotations}
     names = {category["id"]: name for category, name in zip(file.categories, file.class_names, strict=True)}
@@ -179,12 +244,12 @@ def _wanted(
     for record in content["annotations"]:
         annotation = used.get(record["id"])
         if annotation is None:
-            filled.left["boxes without area in the image"] += not record.get("segmentation") or also_replace
+            filled.left["boxes without area in the image"] += not record.get("segmentation") or with_masks
         elif annotation.iscrowd:
-            filled.left["crowd regions"] += annotation.mask is None or also_replace
-        elif annotation.mask is not None and not also_replace:
+            filled.left["crowd regions"] += annotation.mask is None or with_masks
+        elif annotation.mask is not None and not with_masks:
             continue
-        elif annotation.category_id not in categories:
+        elif annotation.category_id not in categories and not of_all_classes:
             filled.left["annotations of classes that the model does not know"] += 1
         else:
             image, (x, y, width, height) = images[annotation.image_id], annotation.bbox
@@ -194,7 +259,7 @@ def _wanted(
                 image,
                 annotation.mask,
                 names[annotation.category_id],
-                categories[annotation.category_id],
+                categories.get(annotation.category_id),
                 [float(side) for side in box],
             )
     return wanted
@@ -228,73 +293,78 @@ def _by_image(objects: Iterable[_Object], folder: str) -> list[BoxesOfImage]:
             width=of_image[0].image.width,
             height=of_image[0].image.height,
             annotation_ids=[known.annotation["id"] for known in of_image],
-            objects=KnownObjects([k.box for k in of_image], [k.category_id for k in of_image]),
+            # A class that the model does not know is for the teacher alone, which reads no class.
+            objects=KnownObjects([k.box for k in of_image], [k.category_id or 0 for k in of_image]),
         )
         for of_image in of_images.values()
     ]
 
 
-def _measure(masks: dict[int, PredictedMask | None], wanted: dict[int, _Object], filled: Filled) -> None:
-    """Measure how well the predicted masks agree with the existing ones."""
-    for annotation_id, mask in masks.items():
-        known = wanted[annotation_id]
-        if known.mask is not None:
+def _compared(
+    masks: Mapping[str, Mapping[int, PredictedMask | None]],
+    wanted: dict[int, _Object],
+    style: ClassStyle | None,
+) -> MaskComparison:
+    """Compare the masks of each model with those that exist."""
+    sides = {}
+    for known in wanted.values() if style is not None else ():
+        is_known, is_a = known.category_id is not None, known.category_id in style.with_masks
+        sides[known.class_name] = ("B", "A")[is_a] if is_known else "-"
+    comparison = MaskComparison(list(masks), sides)
+    for annotation_id, known in wanted.items():
+        of_models = {name: of_model.get(annotation_id) for name, of_model in masks.items()}
+        if not any(annotation_id in of_model for of_model in masks.values()):
+            continue  # its image cannot be read
+        ious = None
+        if known.mask is not None and known.annotation.get("segmentation_source") not in PREDICTED:
             truth = compressed(known.mask, known.image.height, known.image.width)
-            overlap = 0.0 if mask is None else mask_util.iou([mask.rle], [truth], [0]).item()
-            filled.overlaps[known.class_name].append(overlap)
+            ious = {name: _overlap(mask, truth) for name, mask in of_models.items()}
+            if known.category_id is None:
+                ious[MODEL] = math.nan
+        x0, y0, x1, y1 = known.box
+        scores = {name: mask.score if mask else 0.0 for name, mask in of_models.items()}
+        comparison.objects.append(MaskedObject(known.class_name, (x1 - x0) * (y1 - y0), scores, ious))
+    return comparison
+
+
+def _overlap(mask: PredictedMask | None, truth: Mapping) -> float:
+    return 0.0 if mask is None else mask_util.iou([mask.rle], [truth], [0]).item()
 
 
 def _write_into(
     wanted: dict[int, _Object],
-    masks: dict[int, PredictedMask | None],
+    masks: Mapping[str, Mapping[int, PredictedMask | None]],
+    chosen: Mapping[int, str],
+    predictors: Mapping[str, MaskPredictor],
     filled: Filled,
     *,
-    source: str,
     form: str,
     min_score: float,
 ) -> None:
-    for annotation_id, mask in masks.items():
+    for annotation_id, name in chosen.items():
         annotation = wanted[annotation_id].annotation
+        if annotation_id not in masks[name]:
+            if wanted[annotation_id].category_id is None:
+                filled.left["annotations of classes that the model does not know"] += 1
+            continue
+        mask = masks[name][annotation_id]
         if mask is None or mask_util.area(mask.rle) == 0:
             filled.left["annotations whose predicted mask has no pixel"] += 1
         elif mask.score < min_score:
             filled.left[f"annotations whose predicted mask has a score below {min_score:g}"] += 1
         else:
             annotation["segmentation"] = mask.rle if form == "rle" else to_polygons(mask.rle)
-            annotation["segmentation_source"] = source
+            annotation["segmentation_source"] = predictors[name].source
             annotation["mask_score"] = round(mask.score, 4)
             filled.num_filled += 1
 
 
-def summary(filled: Filled, style: ClassStyle | None) -> str:
-    """
-    A summary for users.
-
-    Args:
-        filled: what was done.
-        style: of the model.
-    """
+def summary(filled: Filled) -> str:
+    """A summary for users."""
     lines = [f"{filled.num_filled:,} masks are filled in"]
     lines += [f"  {count:,} {reason} are left unchanged" for reason, count in filled.left.items()]
-    if filled.overlaps:
-        lines += ["", _agreement(filled.overlaps, style)]
+    if filled.comparison is not None and filled.comparison.measured:
+        lines += ["", filled.comparison.table()]
+    if filled.choices:
+        lines += ["", choice_table(filled.choices, filled.comparison.models)]
     return "\n".join(lines)
-
-
-def _agreement(overlaps: dict[str, list[float]], style: ClassStyle | None) -> str:
-    """Mean IoU with the existing masks: of all, of each side of the split, and of each class."""
-    if style is None:
-        sides = dict.fromkeys(overlaps, "all classes")
-    else:
-        with_masks = {style.names[category_id] for category_id in style.with_masks}
-        titles = {True: "A: trained with masks", False: "B: trained with boxes only"}
-        sides = {name: titles[name in with_masks] for name in overlaps}
-    of_sides: dict[str, list[float]] = {}
-    for name in sorted(overlaps, key=sides.get):
-        of_sides.setdefault(sides[name], []).extend(overlaps[name])
-    total = [[title, "", len(of_side), fmean(of_side)] for title, of_side in of_sides.items()]
-    rows = [
-        [printable(name), sides[name][0] if style else "", len(of_class), fmean(of_class)]
-        for name, of_class in sorted(overlaps.items())
-    ]
-    return tabulate([*total, *rows], ["", "side", "masks", "mean IoU"], "github", floatfmt=".3f")

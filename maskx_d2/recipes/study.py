@@ -13,7 +13,6 @@ from maskx_d2.inference.frozen_detector import FrozenDetector, MaskHead
 from maskx_d2.inference.mask_scores import ScoreCalibration
 from maskx_d2.method import HOURGLASSES, Recipe, Schedule, expected_iou
 from maskx_d2.recipes.annotated_images import AnnotatedImages, read_annotated_images, split_images
-from maskx_d2.recipes.calibration import fit_calibration
 from maskx_d2.recipes.cross_validation import CrossValidation, cross_validate, trainings_left
 from maskx_d2.recipes.folds import balanced_folds, classes_to_measure
 from maskx_d2.recipes.measurement import MeasuredImage, mask_probabilities, see_measured
@@ -147,7 +146,8 @@ class Study:
 
     def calibration(self, result: CrossValidation) -> ScoreCalibration:
         """Of the mask scores of the best recipe, fitted on the hidden classes."""
-        return fit_calibration(result.hidden_objects(result.best))
+        objects = result.hidden_objects(result.best)
+        return ScoreCalibration.fit(objects.scores, objects.ious, objects.areas)
 
     def train_best(
         self, result: CrossValidation, *, progress: Progress = lambda items, title: items

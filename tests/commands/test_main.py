@@ -1,7 +1,9 @@
 import argparse
 import json
+import os
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,7 +243,8 @@ def test_every_option_with_a_path_is_an_input_or_an_output(words):
 
 def written_names(parser):
     """A name for each pattern of what the command writes."""
-    return [name.replace("*", "x") for name in parser.get_default("written")] or [""]
+    beside = [f"../out{ending}" for ending in parser.get_default("written_beside") or ()]
+    return [name.replace("*", "x") for name in parser.get_default("written")] or ["", *beside]
 
 
 PAIRS = [
@@ -256,7 +259,7 @@ PAIRS = [
 @pytest.mark.parametrize(("words", "dest", "name"), PAIRS)
 def test_no_command_writes_over_any_of_its_inputs(tmp_path, capsys, words, dest, name):
     output = tmp_path / "out"
-    path = output / name
+    path = Path(os.path.normpath(output / name))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("kept")
     arguments = []

@@ -12,6 +12,7 @@ from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import MaskPredictor, PredictedMask
 from maskx_d2.inference.fill_masks import fill_masks, summary
+from maskx_d2.inference.mask_comparison import MIN_MASKS
 from maskx_d2.inference.masks_in_boxes import find_masks
 
 WIDTH, HEIGHT = 60, 50
@@ -92,6 +93,13 @@ def fill(dataset, detector=None, name="out.json", batch_size=4, **options):
     return filled, json.loads(output.read_text())
 
 
+def whole_box(image, box):
+    x0, y0, x1, y1 = (round(side) for side in box)
+    mask = np.zeros((image.height, image.width), bool)
+    mask[y0:y1, x0:x1] = True
+    return PredictedMask(encode(mask), 0.9)
+
+
 class Teacher(Detector):
     """It knows no class: all have the same score."""
 
@@ -102,7 +110,7 @@ class Teacher(Detector):
         self.style = None
 
     def mask(self, image, box, category_id):
-        return replace(super().mask(image, box, category_id), score=0.5)
+        return replace(super().mask(image, box, 0), score=0.5)
 
 
 def test_a_teacher_fills_masks_of_all_classes_and_signs_them(dataset):
@@ -112,10 +120,63 @@ def test_a_teacher_fills_masks_of_all_classes_and_signs_them(dataset):
     assert set(new) >= with_pixels and new[8]["category_id"] == 7
     assert {a["segmentation_source"] for a in new.values()} == {"teacher"}
     assert {a["mask_score"] for a in new.values()} == {0.5}
-    printed = summary(filled, None)
+    printed = summary(filled)
     (total,) = [line for line in printed.splitlines() if "all classes" in line]
     assert [cell.strip() for cell in total.strip("|").split("|")] == ["all classes", "", "1", "0.500"]
     assert "does not know" not in printed and "trained with" not in printed
+
+
+def test_a_model_and_a_teacher_are_compared_and_the_model_fills(dataset):
+    filled, content = fill(dataset, teacher=Teacher(), also_replace=True)
+    assert {a["segmentation_source"] for a in content["annotations"] if "mask_score" in a} == {"predicted"}
+    assert filled.comparison.models == ["model", "teacher"]
+    (measured,) = filled.comparison.measured
+    assert measured.ious == {"model": 0.5, "teacher": 0.5}
+    unicorn = next(a for a in content["annotations"] if a["id"] == 8)
+    assert "segmentation" not in unicorn  # the model does not know its class
+    assert filled.left["annotations of classes that the model does not know"] == 1
+
+
+def test_the_better_of_both_fills_a_class_and_masks_that_exist_are_kept(dataset):
+    content = json.loads(dataset[0].read_text())
+    content["annotations"] += [
+        annotation(100 + i, 1 + i % 3, 5, [10, 10, 10, 10], segmentation=SQUARE) for i in range(MIN_MASKS)
+    ]
+    dataset[0].write_text(json.dumps(content))
+    better = Teacher()
+    better.mask = lambda image, box, category_id: whole_box(image, box)
+    filled, after = fill(dataset, teacher=better, per_class_best=True)
+    found = {a["id"]: a.get("segmentation_source") for a in after["annotations"]}
+    assert filled.choices["dog"].model == "teacher" and filled.choices["dog"].reason == "measured"
+    assert filled.choices["cat"].model == "model" and filled.choices["cat"].reason == "not known"
+    assert (found[2], found[3], found[8]) == ("teacher", "teacher", "teacher")
+    assert found[4] == "predicted"
+    kept = [a for a in after["annotations"] if a["id"] >= 100 or a["id"] == 1]
+    assert kept == [a for a in content["annotations"] if a["id"] >= 100 or a["id"] == 1]
+    assert "filled by" in summary(filled)
+
+
+def test_masks_that_were_predicted_are_no_truth_to_compare_with(dataset):
+    content = json.loads(dataset[0].read_text())
+    content["annotations"][0]["segmentation_source"] = "teacher"
+    dataset[0].write_text(json.dumps(content))
+    filled, _ = fill(dataset, also_replace=True)
+    assert filled.comparison.measured == []
+
+
+def test_two_models_that_are_interrupted_continue_where_they_were(dataset):
+    stopping = Stopping()
+    stopping.source, stopping.style = "teacher", None
+    with pytest.raises(KeyboardInterrupt):
+        fill(dataset, teacher=stopping, also_replace=True, batch_size=1)
+    names = {path.name for path in dataset[0].parent.glob("*.unfinished")}
+    assert names == {"out.json.unfinished", "out.json.teacher.unfinished"}
+    model, teacher = Detector(), Teacher()
+    _, resumed = fill(dataset, model, teacher=teacher, also_replace=True, batch_size=1)
+    assert model.seen == [] and 0 < len(teacher.seen) < 3
+    _, whole = fill(dataset, name="whole.json", teacher=Teacher(), also_replace=True, batch_size=1)
+    assert resumed == whole
+    assert not list(dataset[0].parent.glob("*.unfinished"))
 
 
 def test_what_has_no_mask_gets_one_and_all_else_stays(dataset):
@@ -180,11 +241,12 @@ def test_masks_of_low_scores_are_not_written(dataset):
 def test_masks_that_are_there_are_replaced_and_measured_if_asked_for(dataset):
     filled, content = fill(dataset, also_replace=True)
     assert content["annotations"][0]["segmentation_source"] == "predicted"
-    assert dict(filled.overlaps) == {"cat": [0.5]}
-    printed = summary(filled, Detector().style)
+    (measured,) = filled.comparison.measured
+    assert (measured.class_name, measured.ious) == ("cat", {"model": 0.5})
+    printed = summary(filled)
     assert "5 masks are filled in" in printed
     (of_a,) = [line for line in printed.splitlines() if "A: trained with masks" in line]
-    assert of_a.split("|")[3:5] == ["       1 ", "      0.500 "]
+    assert [cell.strip() for cell in of_a.split("|")[3:5]] == ["1", "0.500"]
 
 
 def test_images_are_given_in_batches_and_crowded_ones_in_parts(dataset):

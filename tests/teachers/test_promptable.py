@@ -22,6 +22,7 @@ import transformers
 
 from maskx_d2.teachers import promptable
 from maskx_d2.teachers.promptable import PromptableModel
+from tests.recipes.tiny import write_detector
 
 from . import tiny
 
@@ -178,8 +179,12 @@ def test_the_command_gives_the_same_on_ray(files, folders, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected one of --weights and --teacher"),
-        (["--teacher", "a", "--weights", "b.ckpt"], "expected one of --weights and --teacher"),
+        ([], "expected --weights, --teacher, or both"),
+        (["--teacher", "a", "--weights", "b.ckpt"], "expected --also-replace to compare them on the masks"),
+        (
+            ["--teacher", "a", "--per-class-best"],
+            "--per-class-best chooses between --weights and --teacher",
+        ),
         (["--weights", "b.ckpt", "--within-boxes"], "--within-boxes and --precision belong to --teacher"),
         (["--teacher", "a", "--config-file", "c.yaml"], "--config-file and --opts belong to --weights"),
         (["--teacher", "a", "--precision", "fp16"], "--precision is fp16 on a CPU, expected fp32"),
@@ -193,6 +198,51 @@ def test_options_that_do_not_go_together_are_refused(words, message, files, tmp_
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture
+def model_options(request, tmp_path):
+    """Options that name a model with random weights that knows the classes of the generated images."""
+    dataset = shapes.generate(tmp_path / "of_model", num_train=2, num_test=1, seed=0)
+    if request.param == "detectron2":
+        if find_spec("detectron2") is None:
+            pytest.skip("needs Detectron2, which is not installed (make detectron2)")
+        from tests.backends.detectron2 import tiny as tiny_detectron2
+
+        config, weights = tiny_detectron2.save_untrained(dataset, tmp_path)
+        return ["--config-file", config, "--weights", weights]
+    categories = json.loads(dataset.train_json.read_text())["categories"]
+    weights = tmp_path / "model.ckpt"
+    write_detector(weights, categories, predictor="transfer", mask_head_channels=[8] * 4, mlp_layers=0)
+    return ["--weights", weights]
+
+
+@pytest.mark.parametrize("model_options", ["torchvision", "detectron2"], indirect=True)
+def test_a_model_and_a_teacher_are_compared_by_the_command(model_options, folders, tmp_path, capsys):
+    dataset = shapes.generate(tmp_path / "shapes", num_train=0, num_test=24, seed=1)
+    words = ["fill-masks", dataset.test_json, dataset.test_images, *model_options]
+    words += ["--teacher", folders["sam2"], "--also-replace", "--output", tmp_path / "filled.json"]
+    run(*words)
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "filled.comparison.json").read_text())
+    assert content["models"] == ["model", "teacher"] and content["filled_by"] == {}
+    annotations = json.loads(dataset.test_json.read_text())["annotations"]
+    of_classes = [group for group in content["groups"] if group["kind"] == "class"]
+    assert sum(group["num_objects"] for group in of_classes) == len(annotations)
+    assert {group["kind"] for group in content["groups"]} == {"side", "size", "class"}
+    for group in content["groups"]:
+        assert f"{group['mean_iou']['teacher']:.3f}" in printed
+    assert (tmp_path / "filled.comparison.svg").read_text().lstrip().startswith("<")
+    run(*words, "--per-class-best")
+    content = json.loads((tmp_path / "filled.comparison.json").read_text())
+    filled = json.loads((tmp_path / "filled.json").read_text())
+    names = {category["id"]: category["name"] for category in filled["categories"]}
+    source = {"model": "predicted", "teacher": "teacher"}
+    for annotation in filled["annotations"]:
+        if "segmentation_source" in annotation:
+            choice = content["filled_by"][names[annotation["category_id"]]]
+            assert annotation["segmentation_source"] == source[choice["model"]]
+    assert "filled by" in capsys.readouterr().out
 
 
 def test_half_precision_is_that_of_the_weights_on_a_gpu_alone(folders):

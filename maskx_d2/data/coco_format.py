@@ -13,6 +13,9 @@ from msgspec import UNSET, UnsetType
 PARTS = ("images", "annotations", "categories")
 MIN_POLYGON = 6  # coordinates of three points
 LONGEST_NAME = 1000
+TEACHER = "teacher"
+"""``segmentation_source`` of masks by a teacher."""
+
 LARGEST = 2**53  # COCOeval keeps ids in float64
 
 _WHOLE = {
@@ -48,6 +51,20 @@ class Annotation(msgspec.Struct, gc=False):
     area: float | UnsetType | None = UNSET
     keypoints: Any = UNSET
     ignore: Any = None
+    segmentation_source: Any = None
+    """:data:`TEACHER` for a mask by a teacher; see :func:`maskx_d2.data.usable_objects.keep_usable`."""
+
+    mask_score: Any = None
+    teacher_mask: Any = None
+    """The mask by a teacher, in the form of ``mask``. It is not read from a file."""
+
+    @property
+    def teacher_score(self) -> float:
+        """The score of the teacher's mask, in [0, 1]; 0 if there is none, and 1 if it has no score."""
+        if self.teacher_mask is None:
+            return 0.0
+        is_score = isinstance(self.mask_score, int | float) and 0 <= self.mask_score <= 1
+        return float(self.mask_score) if is_score else 1.0
 
     @property
     def mask(self) -> list[list[float]] | dict | None:

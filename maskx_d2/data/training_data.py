@@ -21,6 +21,9 @@ class TrainingData:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What training does not use -> how many."""
 
+    num_teacher: int = 0
+    """Masks by a teacher, of objects that count as boxes only."""
+
     @classmethod
     def count(
         cls,
@@ -29,13 +32,14 @@ class TrainingData:
         class_has_mask: Sequence[bool],
         *,
         left_out: Mapping[str, int] = MappingProxyType({}),
+        num_teacher: int = 0,
     ) -> "TrainingData":
         """
         Args:
             num_images: number of images with an object.
             objects: for each object, the index of its class and whether it has a mask.
             class_has_mask: for each class, whether it is in A.
-            left_out: see :class:`TrainingData`.
+            left_out, num_teacher: see :class:`TrainingData`.
         """
         num_objects, num_masks = [0] * len(class_has_mask), [0] * len(class_has_mask)
         for class_index, has_mask in objects:
@@ -50,6 +54,7 @@ class TrainingData:
             num_masks=sum(num_masks),
             trained_with_masks=tuple(index for index, number in enumerate(num_masks) if number),
             left_out=dict(left_out),
+            num_teacher=num_teacher,
         )
 
     def __str__(self) -> str:
@@ -60,6 +65,8 @@ class TrainingData:
         ]
         if classes_b:
             parts.append(f"B, boxes only: {classes_b:,} classes, {objects_b:,} objects")
+        if self.num_teacher:
+            parts.append(f"masks by a teacher: {self.num_teacher:,}")
         if self.left_out:
             parts.append(f"not used: {', '.join(f'{n:,} {what}' for what, n in self.left_out.items())}")
         return "; ".join(parts)

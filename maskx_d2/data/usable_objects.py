@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from maskx_d2.data.coco_format import Annotation, CocoFile
+from maskx_d2.data.coco_format import TEACHER, Annotation, CocoFile
 from maskx_d2.data.mask_measures import MaskMeasures
 
 MIN_BOX_SIDE = 0.01
@@ -37,7 +37,8 @@ def keep_usable(file: CocoFile, measures: MaskMeasures) -> None:
     - categories of the same name become one: that of the first annotation;
     - ``ignore`` counts as ``iscrowd``;
     - objects whose box has no area in the image are removed;
-    - a mask without a pixel in the image is removed, as are polygons of fewer than three points.
+    - a mask without a pixel in the image is removed, as are polygons of fewer than three points;
+    - a mask by a teacher becomes the ``teacher_mask`` of an object that has a box only.
 
     Args:
         file: its images are in the order of their ids.
@@ -59,6 +60,9 @@ def keep_usable(file: CocoFile, measures: MaskMeasures) -> None:
         if annotation.segmentation:
             counts[NO_MASK] += not has_pixels and any(annotation.segmentation)  # [[]] is no mask
             annotation.segmentation = annotation.mask if has_pixels else None
+        annotation.teacher_mask = None
+        if annotation.segmentation_source == TEACHER and not annotation.iscrowd:
+            annotation.teacher_mask, annotation.segmentation = annotation.segmentation or None, None
         kept.append(annotation)
     file.keep(kept)
     with_object = {annotation.image_id for annotation in kept if not annotation.iscrowd}

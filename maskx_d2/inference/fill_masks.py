@@ -14,7 +14,7 @@ import pycocotools.mask as mask_util
 from maskx_d2.data.addresses import file_in, is_address
 from maskx_d2.data.coco_errors import measure
 from maskx_d2.data.coco_file import read_json, records_of
-from maskx_d2.data.coco_format import CocoFile, Image
+from maskx_d2.data.coco_format import TEACHER, CocoFile, Image
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
 from maskx_d2.data.polygons import to_polygons
@@ -33,11 +33,11 @@ from maskx_d2.inference.masks_in_boxes import BoxesOfImage, FoundMasks, UnreadIm
 from maskx_d2.runtime.journal import Journal, open_journal
 
 FORMATS = ("rle", "polygon")
-PREDICTED = ("predicted", "teacher")
+PREDICTED = ("predicted", TEACHER)
 """Values of ``segmentation_source`` of masks that nobody has drawn."""
 
-MODEL, TEACHER = "model", "teacher"
-"""Names of the two models in a comparison."""
+MODEL = "model"
+"""Name of the first model in a comparison; the second is the teacher."""
 
 FindMasks = Callable[[MaskPredictor, list[BoxesOfImage]], Iterable[FoundMasks | UnreadImage]]
 
@@ -243,11 +243,12 @@ def _wanted(
     wanted = {}
     for record in content["annotations"]:
         annotation = used.get(record["id"])
+        mask = annotation and (annotation.mask or annotation.teacher_mask)
         if annotation is None:
             filled.left["boxes without area in the image"] += not record.get("segmentation") or with_masks
         elif annotation.iscrowd:
-            filled.left["crowd regions"] += annotation.mask is None or with_masks
-        elif annotation.mask is not None and not with_masks:
+            filled.left["crowd regions"] += mask is None or with_masks
+        elif mask is not None and not with_masks:
             continue
         elif annotation.category_id not in categories and not of_all_classes:
             filled.left["annotations of classes that the model does not know"] += 1
@@ -257,7 +258,7 @@ def _wanted(
             wanted[annotation.id] = _Object(
                 record,
                 image,
-                annotation.mask,
+                mask,
                 names[annotation.category_id],
                 categories.get(annotation.category_id),
                 [float(side) for side in box],

@@ -22,6 +22,7 @@ from maskx_d2.method.mask_predictor import (
     class_mask_logits,
 )
 from maskx_d2.method.recipe import Recipe, Schedule, ramp
+from maskx_d2.method.teacher_supervision import TeacherSupervision
 from maskx_d2.method.weight_transfer import ACTIVATIONS, WeightTransfer
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "MaskPredictor",
     "Recipe",
     "Schedule",
+    "TeacherSupervision",
     "TransferMaskPredictor",
     "WeightTransfer",
     "box_embedding_dim",

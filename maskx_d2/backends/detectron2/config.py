@@ -126,6 +126,11 @@ def _check_beyond_the_paper(cfg: CfgNode) -> None:
                 f"{prefix}.TRAIN_ROIS is 'ground_truth', expected 'proposals' or 'both' with {key}: where "
                 "a RoI is the box itself, that loss has nothing to say"
             )
+    _at_least(f"{prefix}.TEACHER.WEIGHT", head.TEACHER.WEIGHT, 0)
+    if not 0 <= head.TEACHER.MIN_SCORE <= 1:
+        raise InputError(f"{prefix}.TEACHER.MIN_SCORE is {head.TEACHER.MIN_SCORE}, expected 0 to 1")
+    if head.TEACHER.WEIGHT > 0:
+        used[f"{prefix}.TEACHER.WEIGHT"] = head.TEACHER.WEIGHT
     if head.TRAIN_ROIS != "proposals":
         used[f"{prefix}.TRAIN_ROIS"] = head.TRAIN_ROIS
     if head.ROIS_PER_IMAGE > 0:
@@ -210,5 +215,5 @@ def _one_of(key: str, value, allowed: tuple) -> None:
 
 
 def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
+    if not value >= least:  # true of NaN too
         raise InputError(f"{key} is {value!r}, expected {least} or more")

@@ -124,6 +124,17 @@ KEYS = (
         "`SOLVER.REFERENCE_WORLD_SIZE`, as Detectron2 scales `SOLVER.STEPS`.",
     ),
     Key(
+        f"{_HEAD}.TEACHER.WEIGHT",
+        0.0,
+        'Weight of the loss for masks by a teacher (`"segmentation_source": "teacher"`), cross-entropy '
+        "times the score of the mask; 0 for none.",
+    ),
+    Key(
+        f"{_HEAD}.TEACHER.MIN_SCORE",
+        0.0,
+        "Masks by a teacher with a lower score are not used: their instances have a box only.",
+    ),
+    Key(
         f"{_HEAD}.TRAIN_ROIS",
         "proposals",
         'The RoIs that train the mask head: the sampled `"proposals"`, the `"ground_truth"` boxes, or '

@@ -170,7 +170,15 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
         drop_unusable(dataset)
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         remove_masks(dataset, ClassHasMask(names[0], cfg.DATASETS.CLASSES_WITH_MASKS)())
-    if cfg.MODEL.MASK_ON and not has_masks(dataset):
+    num_teacher = _num_teacher(dataset) if cfg.MODEL.MASK_ON else 0
+    learns_from_teacher = cfg.MODEL.ROI_MASK_HEAD.TEACHER.WEIGHT > 0
+    if num_teacher and not learns_from_teacher:
+        logging.getLogger(__name__).warning(
+            "%d masks by a teacher are not used, because MODEL.ROI_MASK_HEAD.TEACHER.WEIGHT is 0",
+            num_teacher,
+        )
+    has_teacher = learns_from_teacher and num_teacher > 0
+    if cfg.MODEL.MASK_ON and not has_masks(dataset) and not has_teacher:
         raise InputError(
             f"no annotation of {', '.join(names)} has a mask that DATASETS.CLASSES_WITH_MASKS "
             f"{cfg.DATASETS.CLASSES_WITH_MASKS!r} keeps, expected at least one to learn masks from"
@@ -212,7 +220,13 @@ def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
         ((a["category_id"], bool(a.get("segmentation"))) for a in annotations),
         ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)(),
         left_out=+left_out,
+        num_teacher=_num_teacher(dataset),
     )
+
+
+def _num_teacher(dataset: Iterable[dict]) -> int:
+    annotations = (a for image in dataset for a in image.get("annotations", ()))
+    return sum("teacher_segmentation" in annotation for annotation in annotations)
 
 
 def build_test_loader(

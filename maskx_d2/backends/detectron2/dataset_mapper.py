@@ -27,7 +27,8 @@ _MIN_BOX_SIDE = 1e-5  # pixels; Detectron2's own limit for an empty box
 class PartiallySupervisedMapper(DatasetMapper):
     """
     Like Detectron2's ``DatasetMapper``, but every instance gets ``gt_has_mask`` (bool): whether its
-    annotation has a ``segmentation``. An instance without one is kept, with an empty mask in ``gt_masks``.
+    annotation has a ``segmentation``. An instance without one is kept, with an empty mask in ``gt_masks``,
+    or with that of a teacher and its score in ``gt_teacher_score`` (float, 0 for none).
     The ``labelled_classes`` of an image (see :func:`pack_classes`) become ``gt_labelled_classes``, a
     :class:`LabelledClasses`.
     """
@@ -41,6 +42,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         expected_roi_heads: str | None = None,
         max_megapixels: float = MAX_MEGAPIXELS,
         num_keypoints: int | None = None,
+        with_teacher: bool = False,
         **kwargs,
     ):
         """
@@ -51,6 +53,7 @@ class PartiallySupervisedMapper(DatasetMapper):
                 take unlabelled classes for background. Such data are then errors.
             max_megapixels: larger images are refused.
             num_keypoints: number of keypoints of an instance, if the model has any.
+            with_teacher: whether to read masks by a teacher.
             kwargs: see ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
@@ -58,6 +61,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         self.expected_roi_heads = expected_roi_heads
         self.max_megapixels = max_megapixels
         self.num_keypoints = num_keypoints
+        self.with_teacher = with_teacher
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -65,6 +69,7 @@ class PartiallySupervisedMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         if cfg.MODEL.KEYPOINT_ON:
             ret["num_keypoints"] = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        ret["with_teacher"] = cfg.MODEL.ROI_MASK_HEAD.TEACHER.WEIGHT > 0
         ret["max_megapixels"] = cfg.INPUT.MAX_MEGAPIXELS
         ret["num_classes"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         name = cfg.MODEL.ROI_HEADS.NAME
@@ -130,6 +135,13 @@ class PartiallySupervisedMapper(DatasetMapper):
                 f"{file_name} has {has_mask.count(False)} annotations without segmentation: "
                 f"MODEL.ROI_HEADS.NAME must be {self.expected_roi_heads!r}"
             )
+        for annotation in annotations if self.with_teacher else ():
+            if not annotation.get("segmentation") and "teacher_segmentation" in annotation:
+                annotation["segmentation"] = annotation["teacher_segmentation"]
+        scores = [
+            0.0 if is_true or "segmentation" not in annotation else annotation.get("teacher_score", 0.0)
+            for is_true, annotation in zip(has_mask, annotations, strict=True)
+        ]
         for annotation in annotations:
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
@@ -150,6 +162,8 @@ class PartiallySupervisedMapper(DatasetMapper):
             )
         instances = self._instances(annotations, image_shape)
         instances.gt_has_mask = torch.tensor(has_mask, dtype=torch.bool)
+        if self.with_teacher:
+            instances.gt_teacher_score = torch.tensor(scores, dtype=torch.float32)
         if not annotations:
             dataset_dict["instances"] = instances
             return
@@ -160,7 +174,10 @@ class PartiallySupervisedMapper(DatasetMapper):
         # As in Detectron2, an instance whose mask was emptied by a crop is removed. An instance that never
         # had a mask is kept.
         keep = instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
-        keep &= instances.gt_masks.nonempty() | ~instances.gt_has_mask
+        has_pixels = instances.gt_masks.nonempty()
+        keep &= has_pixels | ~instances.gt_has_mask
+        if self.with_teacher:
+            instances.gt_teacher_score *= has_pixels
         dataset_dict["instances"] = instances[keep]
 
     def _instances(self, annotations: list[dict], image_shape: tuple[int, int]) -> Instances:

@@ -158,7 +158,8 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
 def _records(name: str, file: CocoFile, image_root: str) -> list[dict]:
     """
     The same dicts as of Detectron2's ``load_coco_json``, with class indices from the metadata. Annotations
-    whose polygons all have fewer than three points keep their boxes. If the file does not label all
+    whose polygons all have fewer than three points keep their boxes. A mask by a teacher is the
+    ``teacher_segmentation`` of an annotation, with its ``teacher_score``. If the file does not label all
     classes, the dicts have ``labelled_classes``: its categories, except those said to have no instances.
     Metadata ``left_out`` counts what is not used.
     """
@@ -189,10 +190,17 @@ def _object(annotation: Annotation, index_of: Mapping[int, int]) -> dict:
         result["iscrowd"] = annotation.iscrowd
     mask = annotation.mask
     if mask is not None:
-        result["segmentation"] = mask if isinstance(mask, list) else compressed(mask, *mask["size"])
+        result["segmentation"] = _compressed(mask)
+    if annotation.teacher_mask is not None:
+        result["teacher_segmentation"] = _compressed(annotation.teacher_mask)
+        result["teacher_score"] = annotation.teacher_score
     if annotation.keypoints is not UNSET:
         result["keypoints"] = _keypoints(annotation.keypoints)
     return result
+
+
+def _compressed(mask: list | dict) -> list | Mapping:
+    return mask if isinstance(mask, list) else compressed(mask, *mask["size"])
 
 
 def _keypoints(keypoints: object) -> object:

@@ -27,7 +27,7 @@ from maskx_d2.backends.detectron2.roi_heads import side_behind_res5
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.evaluation.average_precision import DETECTIONS_PER_CLASS
 from maskx_d2.evaluation.run_files import EVALUATION_FOLDER
-from maskx_d2.method import BoxSupervision, Hourglass, build_mask_predictor
+from maskx_d2.method import BoxSupervision, Hourglass, TeacherSupervision, build_mask_predictor
 
 HOURGLASS_SIDE = 32
 """Side of the RoIs that hourglasses were published with; the side of their masks is twice that."""
@@ -58,6 +58,7 @@ def partially_supervise(
     *,
     split: str,
     box_supervision: Mapping[str, float] | None = None,
+    teacher: Mapping[str, float] | None = None,
     train_rois: str = "proposals",
     rois_per_image: int = 0,
     trunk: str = "convs",
@@ -75,6 +76,7 @@ def partially_supervise(
         dataloader: as in ``common/data/coco.py``; its datasets are registered ones.
         split: a value of DATASETS.CLASSES_WITH_MASKS.
         box_supervision: options of :class:`maskx_d2.method.BoxSupervision`; None for no such losses.
+        teacher: options of :class:`maskx_d2.method.TeacherSupervision`; None for no such loss.
         train_rois, rois_per_image: see :func:`select_mask_rois`.
         trunk: ``"convs"`` for the convolutions of the config, or the name of a
             :class:`maskx_d2.method.Hourglass`, with RoIs of 32 x 32 and masks of 64 x 64.
@@ -135,6 +137,10 @@ def partially_supervise(
         heads.to_rgb = L(ToRGB)(
             pixel_mean=model.pixel_mean, pixel_std=model.pixel_std, image_format=model.input_format
         )
+
+    if teacher is not None:
+        head.teacher = L(TeacherSupervision)(**teacher)
+        train.mapper.with_teacher = True
 
     train.dataset._target_ = load_without_masks
     train.dataset.split = split

@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from maskx_d2.backends.detectron2.config import check_mask_head_config, roi_heads_are
+from maskx_d2.backends.detectron2.mask_rois import is_taught
 from maskx_d2.backends.detectron2.roi_crops import average_to_cells, covered_cells
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.method import (
@@ -23,6 +24,7 @@ from maskx_d2.method import (
     BoxSupervision,
     Hourglass,
     MaskPredictor,
+    TeacherSupervision,
     TransferMaskPredictor,
     build_mask_predictor,
     mask_loss,
@@ -49,6 +51,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         conv_norm: str = "",
         hourglass: Hourglass | None = None,
         box_supervision: BoxSupervision | None = None,
+        teacher: TeacherSupervision | None = None,
         **kwargs,
     ):
         """
@@ -61,6 +64,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             hourglass: replaces the convolutions; ``conv_dims`` then has only that of the deconvolution.
             box_supervision: losses for RoIs whose instance has only a box, by ``gt_has_mask``; without it
                 all RoIs must have a mask.
+            teacher: the loss of RoIs whose instance has a mask by a teacher, by ``gt_teacher_score``.
             kwargs: ``loss_weight`` (of ``loss_mask``), ``vis_period`` of Detectron2's ``BaseMaskRCNNHead``.
         """
         if hourglass is not None:
@@ -76,6 +80,7 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
         self.deconv_norm = get_norm(conv_norm, conv_dims[-1]) if with_norm else nn.Identity()
         self.predictor = predictor
         self.box_supervision = box_supervision
+        self.teacher = teacher
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -99,6 +104,10 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             ret["conv_dims"] = [head.CONV_DIM]
             trunk_channels = ret["hourglass"].out_channels
         ret["box_supervision"] = build_box_supervision(cfg)
+        if head.TEACHER.WEIGHT > 0:
+            ret["teacher"] = TeacherSupervision(
+                weight=head.TEACHER.WEIGHT, min_score=head.TEACHER.MIN_SCORE
+            )
         table = None
         if head.MASKX_PREDICTOR == "transfer" and head.CLASS_EMBEDDING == "file":
             table = read_embedding_table(head.CLASS_EMBEDDING_FILE, num_classes)
@@ -168,12 +177,12 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
             x: (N, channels, side, side) features of the RoIs of all images.
             instances: the RoIs of each image. In training they have ``proposal_boxes``, ``gt_classes`` and
                 ``gt_masks``, and for box supervision also ``gt_boxes``, ``gt_has_mask``, ``gt_other_masks``
-                and ``gt_image``, as set by :class:`PartiallySupervisedROIHeads`. In inference they have
-                ``pred_classes``.
+                and ``gt_image``, as set by :class:`PartiallySupervisedROIHeads`, and for a teacher
+                ``gt_teacher_score``. In inference they have ``pred_classes``.
 
         Returns:
-            In training, ``{"loss_mask": ...}`` and the ``"loss_mask_..."`` of box supervision; in
-            inference, ``instances`` with ``pred_masks``.
+            In training, ``{"loss_mask": ...}`` and the ``"loss_mask_..."`` of a teacher and of box
+            supervision; in inference, ``instances`` with ``pred_masks``.
         """
         if not self.training:
             logits = self.mask_logits(x, cat([i.pred_classes for i in instances]))
@@ -184,23 +193,33 @@ class MaskXHead(MaskRCNNConvUpsampleHead):
 
         logits = self.mask_logits(x, cat([i.gt_classes for i in instances]))
         losses = {}
-        if self.box_supervision is not None:
-            has_mask = [_has_mask(i) for i in instances]
+        if self.box_supervision is not None or self.teacher is not None:
             of_image = logits.split([len(i) for i in instances])
-            others = [(~is_masked).nonzero()[:, 0] for is_masked in has_mask]
-            others_logits = cat([x[rois] for x, rois in zip(of_image, others, strict=True)])
-            losses = self._box_supervision_losses(others_logits, instances, others)
-            masked = [is_masked.nonzero()[:, 0] for is_masked in has_mask]
-            logits = cat([x[rois] for x, rois in zip(of_image, masked, strict=True)])
-            instances = [i[rois] for i, rois in zip(instances, masked, strict=True)]
-        targets = [
-            i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, logits.shape[-1]).to(x.device)
-            for i in instances
-            if len(i) > 0
-        ]
-        targets = cat(targets) if targets else torch.zeros_like(logits)
+            has_mask = [_has_mask(i) for i in instances]
+            taught = [_is_taught(i, self.teacher) for i in instances]
+
+            def part(is_chosen: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+                rows = [of_one.nonzero()[:, 0] for of_one in is_chosen]
+                return cat([x[chosen] for x, chosen in zip(of_image, rows, strict=True)]), rows
+
+            if self.teacher is not None:
+                losses["loss_mask_teacher"] = self._teacher_loss(instances, *part(taught))
+            if self.box_supervision is not None:
+                others = [~(a | b) for a, b in zip(has_mask, taught, strict=True)]
+                others_logits, rows = part(others)
+                losses |= self._box_supervision_losses(others_logits, instances, rows)
+            logits, rows = part(has_mask)
+            instances = [i[chosen] for i, chosen in zip(instances, rows, strict=True)]
+        targets = _mask_targets(logits, instances)
         self._log(logits, targets)
         return {"loss_mask": mask_loss(logits, targets) * self.loss_weight, **losses}
+
+    def _teacher_loss(self, instances: list[Instances], logits: Tensor, taught: list[Tensor]) -> Tensor:
+        """Of the RoIs with a mask by a teacher, given their (N, M, M) logits and indices in each image."""
+        rois = [i[rows] for i, rows in zip(instances, taught, strict=True)]
+        scores = [i.gt_teacher_score for i in rois if len(i) > 0]
+        scores = cat(scores) if scores else logits.new_zeros(0)
+        return self.teacher.loss(logits, _mask_targets(logits, rois), scores)
 
     def _box_supervision_losses(
         self, logits: Tensor, instances: list[Instances], without_mask: list[Tensor]
@@ -282,6 +301,21 @@ def read_embedding_table(path: str, num_classes: int) -> Tensor:
     if not numbers.isfinite().all():
         raise InputError(f"{path} has numbers that are NaN or infinite")
     return numbers
+
+
+def _mask_targets(logits: Tensor, instances: list[Instances]) -> Tensor:
+    """(N, M, M) targets for (N, M, M) logits of the RoIs of all images."""
+    targets = [
+        i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, logits.shape[-1]).to(logits.device)
+        for i in instances
+        if len(i) > 0
+    ]
+    return cat(targets) if targets else torch.zeros_like(logits)
+
+
+def _is_taught(rois: Instances, teacher: TeacherSupervision | None) -> Tensor:
+    """See :func:`is_taught`. Detectron2 passes on no fields if there are no instances."""
+    return is_taught(rois, teacher) if len(rois) > 0 else rois.gt_classes.bool()
 
 
 def _has_mask(rois: Instances) -> Tensor:

@@ -5,6 +5,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from maskx_d2.backends.detectron2.image_field import ImageField
+from maskx_d2.method import TeacherSupervision
 
 TRAIN_ROIS = ("proposals", "ground_truth", "both")
 
@@ -14,6 +15,7 @@ def select_mask_rois(
     *,
     num_classes: int,
     include_box_only: bool,
+    teacher: TeacherSupervision | None = None,
     train_rois: str = "proposals",
     rois_per_image: int = 0,
 ) -> list[Instances]:
@@ -23,10 +25,12 @@ def select_mask_rois(
 
     Args:
         sampled: the sampled proposals of each image, with ``gt_classes`` and the other fields of their
-            matched instances: ``gt_has_mask`` (absent if all have a mask) and, unless ``train_rois`` is
-            ``"proposals"``, ``gt_of_image``, see :func:`remember_ground_truth`.
+            matched instances: ``gt_has_mask`` (absent if all have a mask), ``gt_teacher_score`` (absent if
+            none has a mask by a teacher) and, unless ``train_rois`` is ``"proposals"``, ``gt_of_image``,
+            see :func:`remember_ground_truth`.
         num_classes: K; proposals of other classes are background.
         include_box_only: whether to include RoIs whose instance has no mask.
+        teacher: whether to include RoIs whose instance has a mask by a teacher, and which of them.
         train_rois: ``"proposals"`` for the positive proposals of ``sampled``, ``"ground_truth"`` for the
             boxes of the instances (Birodkar et al., ICCV 2021), ``"both"`` for proposals, then boxes.
         rois_per_image: maximum number of RoIs of an image, drawn at random; 0 for all.
@@ -43,12 +47,24 @@ def select_mask_rois(
         learns = (rois.gt_classes >= 0) & (rois.gt_classes < num_classes)
         # An image without annotations has no positive RoIs and no gt_has_mask.
         if not include_box_only and rois.has("gt_has_mask"):
-            learns &= rois.gt_has_mask
+            learns &= has_usable_mask(rois, teacher)
         rois = rois[indices(learns)]
         if 0 < rois_per_image < len(rois):
             rois = rois[torch.randperm(len(rois), device=learns.device)[:rois_per_image]]
         selected.append(rois)
     return selected
+
+
+def has_usable_mask(instances: Instances, teacher: TeacherSupervision | None) -> Tensor:
+    """(N,) bool: instances with ``gt_has_mask``, and those that are learned by the mask of a teacher."""
+    return instances.gt_has_mask | is_taught(instances, teacher)
+
+
+def is_taught(instances: Instances, teacher: TeacherSupervision | None) -> Tensor:
+    """(N,) bool: instances without a mask of their own that are learned by that of a teacher."""
+    if teacher is None or not instances.has("gt_teacher_score"):
+        return torch.zeros_like(instances.gt_has_mask)
+    return teacher.is_used(instances.gt_teacher_score) & ~instances.gt_has_mask
 
 
 def remember_ground_truth(sampled: list[Instances], targets: list[Instances]) -> None:

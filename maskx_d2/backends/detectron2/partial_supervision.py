@@ -21,6 +21,7 @@ from maskx_d2.backends.detectron2.image_field import ImageField
 from maskx_d2.backends.detectron2.mask_head import MaskXHead
 from maskx_d2.backends.detectron2.mask_rois import (
     TRAIN_ROIS,
+    has_usable_mask,
     indices,
     remember_ground_truth,
     select_mask_rois,
@@ -34,7 +35,8 @@ class PartialSupervision(ROIHeads):
     Mixin that goes before Detectron2's ROI heads in the bases of a class. Only positive RoIs whose matched
     instance has a mask reach the mask head; the box losses see everything. It works with any mask head. A
     :class:`MaskXHead` reads its class embeddings from the box predictor (the last one in a cascade) and,
-    with box supervision, also gets the other positive RoIs.
+    with box supervision, also gets the other positive RoIs. With a teacher, those whose instance has one of
+    its masks (``gt_teacher_score``) reach it too.
 
     An instance has a mask if ``gt_has_mask`` says so and ``DATASETS.CLASSES_WITH_MASKS`` does not remove
     the masks of its class. :class:`PartiallySupervisedMapper` sets ``gt_has_mask``; if it is absent, all
@@ -79,12 +81,14 @@ class PartialSupervision(ROIHeads):
         self._to_rgb = to_rgb
         self.detector_is_frozen = detector_is_frozen
         supervision = None
-        if self.mask_on and isinstance(self.mask_head, MaskXHead):
+        is_maskx = self.mask_on and isinstance(self.mask_head, MaskXHead)
+        if is_maskx:
             self.mask_head.connect_box_predictor(self.box_predictors[-1])
             supervision = self.mask_head.box_supervision
         if supervision is not None:
             supervision.check_rois(train_rois)
         self._masks_learn_from_boxes = supervision is not None
+        self._teacher = self.mask_head.teacher if is_maskx else None
         self._needs_colours = supervision is not None and supervision.needs_colours
         if self._needs_colours and to_rgb is None:
             raise InputError("to_rgb is None, expected ToRGB for the pairwise loss of the box supervision")
@@ -149,7 +153,7 @@ class PartialSupervision(ROIHeads):
                     instances.gt_other_masks = ImageField(masks, len(instances))
         if self.detector_is_frozen:
             if not self._masks_learn_from_boxes:
-                targets = [instances[indices(instances.gt_has_mask)] for instances in targets]
+                targets = [i[indices(has_usable_mask(i, self._teacher))] for i in targets]
             sampled = super().label_and_sample_proposals(proposals, targets)
             sampled, _ = select_foreground_proposals(sampled, self.num_classes)
         else:
@@ -166,6 +170,7 @@ class PartialSupervision(ROIHeads):
             sampled,
             num_classes=self.num_classes,
             include_box_only=self._masks_learn_from_boxes,
+            teacher=self._teacher,
             train_rois=self.train_rois,
             rois_per_image=self.rois_per_image,
         )

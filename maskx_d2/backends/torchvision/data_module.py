@@ -156,6 +156,11 @@ class CocoDataModule(LightningDataModule):
         return self._training[1].num_masks > 0
 
     @property
+    def num_teacher(self) -> int:
+        """Number of masks by a teacher in the training data."""
+        return self._training[1].num_teacher
+
+    @property
     def num_crowds(self) -> int:
         """Number of crowd regions in the training data."""
         return self._training[1].left_out.get(CROWD, 0)
@@ -218,6 +223,7 @@ def _count(
         ((index_of[a.category_id], a.mask is not None) for a in file.annotations if not a.iscrowd),
         [index in with_masks for index in range(len(index_of))],
         left_out=left_out,
+        num_teacher=sum(a.teacher_mask is not None for a in file.annotations),
     )
 
 

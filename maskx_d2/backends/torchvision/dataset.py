@@ -43,6 +43,8 @@ def read_records(
             boxes=np.array([a.bbox for a in objects], dtype=np.float32).reshape(-1, 4),
             labels=np.array([label_of[a.category_id] for a in objects], dtype=np.int64),
             masks=[a.mask if a.category_id in allowed else None for a in objects],
+            teacher_masks=[a.teacher_mask for a in objects],
+            teacher_scores=np.array([a.teacher_score for a in objects], dtype=np.float32),
         )
 
     objects = ((i, [a for a in of_image if not a.iscrowd]) for i, of_image in file.by_image())
@@ -52,9 +54,10 @@ def read_records(
 class PartiallySupervisedCoco(Dataset):
     """
     A dataset for torchvision's detection models. A sample is an image and a target with ``boxes``,
-    ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks``, ``has_mask``
-    and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and the masks of its
-    class may be used; otherwise its mask is empty. Crowd regions are left out.
+    ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks``, ``has_mask``,
+    ``teacher_score`` and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and
+    the masks of its class may be used. Otherwise it has the mask of a teacher, if there is one with a
+    score above 0, or an empty mask. Crowd regions are left out.
     """
 
     def __init__(
@@ -93,14 +96,17 @@ class PartiallySupervisedCoco(Dataset):
         boxes = torch.from_numpy(record.boxes)
         boxes[:, 2:] += boxes[:, :2]
         masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
-        for pixels, mask in zip(masks, record.masks, strict=True):
+        has_mask = np.array([mask is not None for mask in record.masks], dtype=bool)
+        for pixels, true_mask, teacher_mask in zip(masks, record.masks, record.teacher_masks, strict=True):
+            mask = teacher_mask if true_mask is None else true_mask
             if mask is not None:
                 pixels[:] = mask_util.decode(compressed(mask, height, width))
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(record.labels),
             "masks": tv_tensors.Mask(torch.from_numpy(masks)),
-            "has_mask": torch.tensor([mask is not None for mask in record.masks], dtype=torch.bool),
+            "has_mask": torch.from_numpy(has_mask),
+            "teacher_score": torch.from_numpy(np.where(has_mask, np.float32(0), record.teacher_scores)),
             "image_id": torch.tensor(record.image.id),
         }
         sample = image, target
@@ -119,6 +125,12 @@ class _Record(NamedTuple):
 
     masks: list
     """Polygons, RLE, or None if there is no mask or it may not be used."""
+
+    teacher_masks: list
+    """The same for masks by a teacher."""
+
+    teacher_scores: np.ndarray
+    """(N,) float32; 0 without a mask by a teacher."""
 
 
 def training_transforms() -> v2.Transform:

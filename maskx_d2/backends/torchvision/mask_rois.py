@@ -8,6 +8,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import roi_align
 
 from maskx_d2.data.errors import InputError
+from maskx_d2.method import TeacherSupervision
 
 Target = dict[str, Tensor]
 TRAIN_ROIS = ("proposals", "ground_truth", "both")
@@ -36,6 +37,11 @@ class MaskRois:
         return self.target["labels"][self.instances] - 1
 
     @property
+    def teacher_scores(self) -> Tensor:
+        """(R,) scores of the teacher's masks of the instances; 0 for an instance without one."""
+        return teacher_scores(self.target)[self.instances]
+
+    @property
     def is_masked(self) -> Tensor:
         """(R,) bool, whether the instance of each RoI has a mask; otherwise it has only a box."""
         return self.has_mask[self.instances]
@@ -46,7 +52,7 @@ class MaskRois:
         return self.target["boxes"].to(self.boxes)[self.instances]
 
     def mask_targets(self, side: int) -> Tensor:
-        """(R, side, side) targets. All RoIs must have a mask."""
+        """(R, side, side) targets. All RoIs must have a mask, true or by a teacher."""
         return project_masks_on_boxes(self.target["masks"], self.boxes, self.instances, side)
 
     def covered_cells(self, side: int) -> Tensor:
@@ -71,6 +77,7 @@ def select_mask_rois(
     targets: list[Target],
     *,
     include_box_only: bool,
+    teacher: TeacherSupervision | None = None,
     train_rois: str = "proposals",
     rois_per_image: int = 0,
 ) -> list[MaskRois]:
@@ -83,6 +90,7 @@ def select_mask_rois(
         labels: (P,) labels of each image, 0 for background.
         targets: the instances of each image.
         include_box_only: whether to include RoIs whose instance has no mask.
+        teacher: whether to include RoIs whose instance has a mask by a teacher, and which of them.
         train_rois: ``"proposals"`` for the positive proposals, ``"ground_truth"`` for the boxes of the
             instances (Birodkar et al., ICCV 2021), ``"both"`` for the proposals, then the boxes.
         rois_per_image: maximum number of RoIs of an image, drawn at random; 0 for all.
@@ -94,6 +102,8 @@ def select_mask_rois(
     for boxes, instances, of_proposals, target in zip(proposals, matched, labels, targets, strict=True):
         masked = has_mask(target)
         learns = masked | include_box_only
+        if teacher is not None:
+            learns = learns | teacher.is_used(teacher_scores(target))
         # In an image without boxes all proposals are background, and matched to nothing.
         chosen = (of_proposals > 0) & learns[instances] if len(learns) > 0 else of_proposals > 0
         chosen = chosen.nonzero()[:, 0]
@@ -113,12 +123,26 @@ def select_mask_rois(
 
 def select_instances(target: Target, instances: Tensor) -> Target:
     """The parts of a target that the mask branch reads, for some of its instances."""
-    return {key: target[key][instances] for key in ("boxes", "labels", "masks") if key in target}
+    keys = ("boxes", "labels", "masks", "has_mask", "teacher_score")
+    return {key: target[key][instances] for key in keys if key in target}
 
 
 def average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
     """(C, H, W), (R, 4) -> (R, C, side, side): means over the cells of each RoI."""
     return roi_align(image[None], [rois], side, aligned=True)
+
+
+def teacher_scores(target: Target) -> Tensor:
+    """(number of boxes,): the target's own ``teacher_score``; zeros without one."""
+    num_boxes = len(target["boxes"])
+    if "teacher_score" not in target:
+        return torch.zeros(num_boxes, device=target["boxes"].device)
+    given = target["teacher_score"]
+    if given.shape != (num_boxes,) or "masks" not in target:
+        raise InputError(
+            f"teacher_score of a target has shape {tuple(given.shape)}, expected ({num_boxes},), and masks"
+        )
+    return given * ~has_mask(target)
 
 
 def has_mask(target: Target) -> Tensor:

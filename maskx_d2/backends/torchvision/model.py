@@ -25,7 +25,14 @@ from maskx_d2.backends.torchvision.backbone import (
 from maskx_d2.backends.torchvision.ranges import check_ranges
 from maskx_d2.backends.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
 from maskx_d2.data.errors import InputError
-from maskx_d2.method import HOURGLASSES, BoxSupervision, Hourglass, build_mask_predictor, expected_iou
+from maskx_d2.method import (
+    HOURGLASSES,
+    BoxSupervision,
+    Hourglass,
+    TeacherSupervision,
+    build_mask_predictor,
+    expected_iou,
+)
 
 TRUNKS = ("convs", *HOURGLASSES)
 _BOX_SIDE = 7  # of torchvision's RoIAlign for boxes
@@ -82,6 +89,7 @@ class MaskXRCNN(MaskRCNN):
         *,
         mask_predictor: MaskXPredictor,
         mask_box_supervision: BoxSupervision | None = None,
+        mask_teacher: TeacherSupervision | None = None,
         train_rois: str = "proposals",
         rois_per_image: int = 0,
         **kwargs,
@@ -90,13 +98,14 @@ class MaskXRCNN(MaskRCNN):
         Args:
             backbone: as for torchvision's ``MaskRCNN``.
             mask_predictor: the last part of the mask head.
-            mask_box_supervision, train_rois, rois_per_image: see :class:`MaskXRoIHeads`.
+            mask_box_supervision, mask_teacher, train_rois, rois_per_image: see :class:`MaskXRoIHeads`.
             kwargs: see torchvision's ``MaskRCNN``, ``box_predictor`` among them.
         """
         super().__init__(backbone, mask_predictor=mask_predictor, **kwargs)
         self.roi_heads = MaskXRoIHeads.from_roi_heads(
             self.roi_heads,
             mask_box_supervision=mask_box_supervision,
+            mask_teacher=mask_teacher,
             train_rois=train_rois,
             rois_per_image=rois_per_image,
         )
@@ -166,6 +175,7 @@ def maskx_rcnn_resnet_fpn(
     mlp_hidden_dim: int = 1024,
     mlp_reduced_channels: int = 0,
     box_supervision: dict[str, float] | None = None,
+    teacher: dict[str, float] | None = None,
     train_rois: str = "proposals",
     rois_per_image: int = 0,
     backbone: str | None = None,
@@ -203,6 +213,9 @@ def maskx_rcnn_resnet_fpn(
         box_supervision: losses for instances without a mask: arguments of
             :class:`maskx_d2.method.BoxSupervision`, such as ``{"projection": 0.3, "pairwise": 0.3,
             "start": 200, "warmup": 100}``; None for none, as in the paper.
+        teacher: the loss for masks by a teacher: arguments of
+            :class:`maskx_d2.method.TeacherSupervision`, such as ``{"weight": 1.0, "min_score": 0.5}``; None
+            for none.
         train_rois, rois_per_image: the RoIs that the mask branch is trained on, see
             :class:`MaskXRoIHeads`.
         backbone: name of a model of `timm <https://huggingface.co/docs/timm>`_ with features at strides 4
@@ -309,6 +322,7 @@ def maskx_rcnn_resnet_fpn(
             trunk_channels, channels, mask_predictor, norm=None if hourglass is None else NORMS[trunk_norm]
         ),
         mask_box_supervision=supervision,
+        mask_teacher=None if teacher is None else _teacher(teacher),
         train_rois=train_rois,
         rois_per_image=rois_per_image,
         **kwargs,
@@ -324,6 +338,13 @@ def _box_supervision(options: dict[str, float], train_rois: str) -> BoxSupervisi
         raise InputError(f"box_supervision is {options}, expected a weight above 0 or None")
     supervision.check_rois(train_rois)
     return supervision
+
+
+def _teacher(options: dict[str, float]) -> TeacherSupervision:
+    try:
+        return TeacherSupervision(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"teacher is {options}: {error}") from error
 
 
 def _add_images(

@@ -14,6 +14,7 @@ from maskx_d2.backends.torchvision.mask_rois import (
     has_mask,
     select_instances,
     select_mask_rois,
+    teacher_scores,
 )
 from maskx_d2.data.errors import InputError
 from maskx_d2.method import (
@@ -22,6 +23,7 @@ from maskx_d2.method import (
     BoxSupervision,
     ClassSpecificMaskPredictor,
     MaskPredictor,
+    TeacherSupervision,
     TransferMaskPredictor,
     mask_loss,
 )
@@ -82,6 +84,9 @@ class MaskXRoIHeads(RoIHeads):
     everything. With box supervision, which goes beyond the paper, the other positive RoIs reach it too,
     with their own losses. Its pairwise loss needs targets with ``image``, (3, H, W) RGB in [0, 1].
 
+    RoIs whose instance has a mask by a teacher can have a loss of their own, ``loss_mask_teacher``. They
+    are those with a ``teacher_score`` in the target, a float for each box, above 0 and high enough.
+
     An instance has a mask if the target's ``has_mask`` (bool, one for each box) says so. Without that
     key, all instances have one if the target has ``masks``, and none otherwise.
 
@@ -97,6 +102,7 @@ class MaskXRoIHeads(RoIHeads):
         mask_head,
         mask_predictor: MaskXPredictor,
         mask_box_supervision: BoxSupervision | None = None,
+        mask_teacher: TeacherSupervision | None = None,
         train_rois: str = "proposals",
         rois_per_image: int = 0,
         detector_is_frozen: bool = False,
@@ -107,6 +113,7 @@ class MaskXRoIHeads(RoIHeads):
             mask_predictor: if its class embeddings are read from a box predictor, they are read from the
                 current one of this module.
             mask_box_supervision: losses for RoIs whose instance has only a box; None for none.
+            mask_teacher: loss for RoIs whose instance has a mask by a teacher; None for none.
             train_rois, rois_per_image: see :func:`select_mask_rois`.
             detector_is_frozen: whether only the mask branch is trained.
             args, kwargs: see torchvision's ``RoIHeads``.
@@ -123,6 +130,7 @@ class MaskXRoIHeads(RoIHeads):
         if rois_per_image < 0:
             raise InputError(f"rois_per_image is {rois_per_image}, expected 0 or more")
         self.mask_box_supervision = mask_box_supervision
+        self.mask_teacher = mask_teacher
         self.train_rois = train_rois
         self.rois_per_image = rois_per_image
         self.detector_is_frozen = detector_is_frozen
@@ -176,7 +184,7 @@ class MaskXRoIHeads(RoIHeads):
             raise InputError("targets is None, expected a target for each image in training")
         include_box_only = self.mask_box_supervision is not None
         if self.detector_is_frozen and not include_box_only:
-            targets = [select_instances(target, has_mask(target)) for target in targets]
+            targets = [select_instances(target, self._learns(target)) for target in targets]
         proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
         losses = {}
         if not self.detector_is_frozen:
@@ -190,31 +198,51 @@ class MaskXRoIHeads(RoIHeads):
             labels,
             targets,
             include_box_only=include_box_only,
+            teacher=self.mask_teacher,
             train_rois=self.train_rois,
             rois_per_image=self.rois_per_image,
         )
         losses.update(self._mask_losses(features, image_shapes, rois))
         return [], losses
 
+    def _learns(self, target: Target) -> Tensor:
+        """(number of boxes,) bool: the instances with a mask that the mask branch learns from."""
+        if self.mask_teacher is None:
+            return has_mask(target)
+        return has_mask(target) | self.mask_teacher.is_used(teacher_scores(target))
+
     def _mask_losses(self, features, image_shapes, rois: list[MaskRois]) -> dict[str, Tensor]:
-        """``loss_mask`` of RoIs whose instance has a mask, and the box-supervision losses of the others."""
+        """``loss_mask`` of RoIs whose instance has a mask, and the losses of the others."""
         logits = self._mask_logits(
             features, [r.boxes for r in rois], [r.classes for r in rois], image_shapes
         )
-        losses = {}
-        if self.mask_box_supervision is not None:
-            # Indexing by bool would make each tensor wait for the GPU.
-            of_image = list(zip(logits.split([len(r.boxes) for r in rois]), rois, strict=True))
-            others = [(x, r, (~r.is_masked).nonzero()[:, 0]) for x, r in of_image]
-            losses = self._box_supervision_losses(
-                torch.cat([x[chosen] for x, _, chosen in others]), [r[chosen] for _, r, chosen in others]
+        if self.mask_box_supervision is None and self.mask_teacher is None:
+            return {"loss_mask": mask_loss(logits, _mask_targets(logits, rois))}
+        # Indexing by bool would make each tensor wait for the GPU.
+        of_image = list(zip(logits.split([len(r.boxes) for r in rois]), rois, strict=True))
+
+        def part(is_chosen: Callable[[MaskRois], Tensor]) -> tuple[Tensor, list[MaskRois]]:
+            chosen = [(x, r, is_chosen(r).nonzero()[:, 0]) for x, r in of_image]
+            return torch.cat([x[rows] for x, r, rows in chosen]), [r[rows] for _, r, rows in chosen]
+
+        masked_logits, masked = part(lambda r: r.is_masked)
+        losses = {"loss_mask": mask_loss(masked_logits, _mask_targets(masked_logits, masked))}
+        if self.mask_teacher is not None:
+            taught_logits, taught = part(self._is_taught)
+            losses["loss_mask_teacher"] = self.mask_teacher.loss(
+                taught_logits,
+                _mask_targets(taught_logits, taught),
+                torch.cat([r.teacher_scores for r in taught]),
             )
-            masked = [(x, r, r.is_masked.nonzero()[:, 0]) for x, r in of_image]
-            logits = torch.cat([x[chosen] for x, _, chosen in masked])
-            rois = [r[chosen] for _, r, chosen in masked]
-        mask_targets = [r.mask_targets(logits.shape[-1]) for r in rois if len(r.boxes) > 0]
-        of_masks = mask_loss(logits, torch.cat(mask_targets) if mask_targets else logits)
-        return {"loss_mask": of_masks, **losses}
+        if self.mask_box_supervision is not None:
+            losses |= self._box_supervision_losses(*part(lambda r: ~r.is_masked & ~self._is_taught(r)))
+        return losses
+
+    def _is_taught(self, rois: MaskRois) -> Tensor:
+        """(R,) bool: RoIs whose instance has a mask by a teacher that is learned from."""
+        if self.mask_teacher is None:
+            return torch.zeros_like(rois.is_masked)
+        return self.mask_teacher.is_used(rois.teacher_scores)
 
     def _box_supervision_losses(self, logits: Tensor, rois: list[MaskRois]) -> dict[str, Tensor]:
         side = logits.shape[-1]
@@ -255,3 +283,9 @@ class MaskXRoIHeads(RoIHeads):
         class_specific = len(regressor.weight) == 4 * num_rows
         box = regressor.weight.reshape(num_rows, 4 * feature_dim)[1:] if class_specific else None
         return BoxPredictorWeights(cls=classifier.weight[1:], box=box)
+
+
+def _mask_targets(logits: Tensor, rois: list[MaskRois]) -> Tensor:
+    """(N, M, M) targets for (N, M, M) logits of the RoIs of all images."""
+    targets = [r.mask_targets(logits.shape[-1]) for r in rois if len(r.boxes) > 0]
+    return torch.cat(targets) if targets else logits

@@ -129,7 +129,14 @@ class TrainingModule(LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         learns_masks = stage == "fit" and isinstance(self.model, MaskXRCNN)
-        if learns_masks and data is not None and not data.has_masks:
+        learns_from_teacher = learns_masks and self.model.roi_heads.mask_teacher is not None
+        num_teacher = data.num_teacher if learns_masks and data is not None else 0
+        if num_teacher and not learns_from_teacher:
+            logging.getLogger(__name__).warning(
+                "%d masks by a teacher are not used, because model.teacher is null", num_teacher
+            )
+        has_teacher = learns_from_teacher and num_teacher > 0
+        if learns_masks and data is not None and not data.has_masks and not has_teacher:
             raise InputError(
                 f"no annotation of {data.train_json} has a mask that data.classes_with_masks "
                 f"{data.split!r} keeps, expected at least one to learn masks from"

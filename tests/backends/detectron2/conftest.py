@@ -30,4 +30,4 @@ def forget_datasets():
     yield
     from . import tiny
 
-    tiny.forget("shapes_train", "shapes_train_all_masks", "shapes_test")
+    tiny.forget("shapes_train", "shapes_train_all_masks", "shapes_test", "taught")

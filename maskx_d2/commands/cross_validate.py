@@ -31,6 +31,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_input(parser, "annotations", type=Path, metavar="JSON", help="annotation file in COCO format")
     add_input(parser, "images", type=Path, metavar="IMAGES", help="folder of its images")
     add_model_options(parser)
+    add_input(
+        parser,
+        "--teacher-masks",
+        type=Path,
+        metavar="JSON",
+        help="the same annotations with masks of all objects by a teacher, as fill-masks --teacher MODEL "
+        "--also-replace writes: they are measured, and recipes with the teacher are compared too",
+    )
     add_output_folder(
         parser,
         *("report.html", "results.json", "recipe.yaml", "config.yaml", "model_final.*"),
@@ -85,13 +93,15 @@ def run(args: argparse.Namespace) -> None:
     need("maskx cross-validate", "scipy", *REPORTS)
     from maskx_d2.backends.load import load_frozen_detector
     from maskx_d2.method import Schedule
-    from maskx_d2.recipes.built_in import RECIPES
+    from maskx_d2.recipes.built_in import RECIPES, WITH_TEACHER
     from maskx_d2.recipes.report import write_results
     from maskx_d2.recipes.study import Study
 
-    names = args.recipes or list(RECIPES)
-    if unknown := [name for name in names if name not in RECIPES]:
-        raise InputError(f"--recipes names {unknown[0]!r}, expected some of {', '.join(RECIPES)}")
+    known = {**RECIPES, **(WITH_TEACHER if args.teacher_masks else {})}
+    names = args.recipes or list(known)
+    if unknown := [name for name in names if name not in known]:
+        needs = ", which needs --teacher-masks" if unknown[0] in WITH_TEACHER else ""
+        raise InputError(f"--recipes names {unknown[0]!r}{needs}, expected some of {', '.join(known)}")
     device = usable_device(args.device)
     detector = load_frozen_detector(args.weights, args.config_file, overrides=args.opts).to(device)
     study = Study.prepare(
@@ -99,12 +109,13 @@ def run(args: argparse.Namespace) -> None:
         args.annotations,
         args.images,
         args.output,
-        recipes={name: replace(RECIPES[name], channels=args.channels) for name in names},
+        recipes={name: replace(known[name], channels=args.channels) for name in names},
         num_folds=args.folds,
         schedule=Schedule(steps=args.steps),
         num_images=args.num_images,
         measured_share=_MEASURED_SHARE,
         cache_bytes=args.cache_gigabytes * 10**9,
+        teacher=args.teacher_masks,
         seed=args.seed,
         device=device,
         progress=_wrap,

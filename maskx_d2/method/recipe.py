@@ -32,6 +32,9 @@ class Recipe:
     box_supervision: Mapping[str, float] = field(default_factory=dict)
     """Weights of the losses of :class:`BoxSupervision`, by name; empty for none."""
 
+    teacher: Mapping[str, float] = field(default_factory=dict)
+    """Options of :class:`TeacherSupervision`; empty for none."""
+
 
 @dataclass(frozen=True)
 class Schedule:

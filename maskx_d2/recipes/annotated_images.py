@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from maskx_d2.data.class_names import match_classes
 from maskx_d2.data.coco_file import read_coco_file
-from maskx_d2.data.coco_format import CocoFile
+from maskx_d2.data.coco_format import Annotation, CocoFile
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import check_images_exist, read_image, size_difference
 from maskx_d2.data.pycocotools_coco import index_coco
@@ -37,6 +37,12 @@ class AnnotatedImage:
 
     masks: list[Mapping | None]
     """Compressed RLE; None for a box only."""
+
+    teacher_masks: list[Mapping | None]
+    """The same for masks by a teacher, of objects with and without a mask of their own."""
+
+    teacher_scores: np.ndarray
+    """(N,) float32 scores of these masks; 0 for none."""
 
     @property
     def with_mask(self) -> list[int]:
@@ -94,12 +100,16 @@ class AnnotatedImages:
         )
 
 
-def read_annotated_images(path: Path, folder: Path, class_names: Sequence[str]) -> AnnotatedImages:
+def read_annotated_images(
+    path: Path, folder: Path, class_names: Sequence[str], *, teacher: Path | None = None
+) -> AnnotatedImages:
     """
     Args:
         path: annotation file in COCO format.
         folder: the folder of its images.
         class_names: the classes of the detector.
+        teacher: the same annotations with masks by a teacher, also of objects that have a mask; those in
+            ``path`` itself are not used then.
 
     Raises:
         FileNotFoundError: a file or an image does not exist.
@@ -109,6 +119,12 @@ def read_annotated_images(path: Path, folder: Path, class_names: Sequence[str]) 
     places = match_classes(class_names, file.class_names, what=f"annotation file {path}")
     category_ids = [file.categories[place]["id"] for place in places]
     index_of = {category_id: index for index, category_id in enumerate(category_ids)}
+    teachers = _teacher_masks(file if teacher is None else read_coco_file(teacher, keep_repeated=True))
+    if teacher is not None and not teachers:
+        raise InputError(
+            f"{teacher} has no mask by a teacher, expected a file that maskx fill-masks --teacher MODEL "
+            "--also-replace wrote"
+        )
     images = []
     for image, annotations in file.by_image():
         objects = [a for a in annotations if not a.iscrowd]
@@ -116,6 +132,7 @@ def read_annotated_images(path: Path, folder: Path, class_names: Sequence[str]) 
             continue
         boxes = np.array([a.bbox for a in objects], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        taught = [teachers.get((image.id, a.id)) for a in objects]
         boxes = boxes.clip(0, [image.width, image.height, image.width, image.height])
         images.append(
             AnnotatedImage(
@@ -126,18 +143,25 @@ def read_annotated_images(path: Path, folder: Path, class_names: Sequence[str]) 
                 boxes=boxes.astype(np.float32),
                 classes=np.array([index_of[a.category_id] for a in objects], np.int64),
                 masks=[a.mask and compressed(a.mask, image.height, image.width) for a in objects],
+                teacher_masks=[t and compressed(t.teacher_mask, image.height, image.width) for t in taught],
+                teacher_scores=np.array([t.teacher_score if t else 0.0 for t in taught], np.float32),
             )
         )
     check_images_exist(image.path for image in images)
     return AnnotatedImages(file, images, category_ids)
 
 
+def _teacher_masks(file: CocoFile) -> dict[tuple[int, int], Annotation]:
+    """(image id, annotation id) -> the annotations with a mask by a teacher."""
+    return {(a.image_id, a.id): a for a in file.annotations if a.teacher_mask is not None}
+
+
 def digest(images: Sequence[AnnotatedImage]) -> str:
-    """A hash of the objects of images: their boxes, classes and masks."""
+    """A hash of the objects of images: their boxes, classes and masks, true and by a teacher."""
     sha = hashlib.sha256()
     for image in images:
-        sha.update(image.boxes.tobytes() + image.classes.tobytes())
-        for mask in image.masks:
+        sha.update(image.boxes.tobytes() + image.classes.tobytes() + image.teacher_scores.tobytes())
+        for mask in (*image.masks, *image.teacher_masks):
             counts = b"" if mask is None else mask["counts"]
             sha.update(counts.encode() if isinstance(counts, str) else counts)
     return sha.hexdigest()

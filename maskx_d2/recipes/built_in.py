@@ -1,5 +1,7 @@
 """The recipes that cross-validation compares."""
 
+from dataclasses import replace
+
 from maskx_d2.method import Recipe
 
 BASELINE = "class_agnostic"
@@ -18,3 +20,11 @@ RECIPES = {
     "maskx_box_supervised": Recipe("Mask^X, box-supervised", **_REGULARISED, box_supervision=_BOXES),
 }
 """By name, the simplest first."""
+
+WITH_TEACHER = {
+    f"{name}_with_teacher": replace(
+        RECIPES[name], title=f"{RECIPES[name].title}, with teacher", teacher={"weight": 1.0}
+    )
+    for name in ("class_agnostic_box_supervised", "maskx_box_supervised")
+}
+"""Recipes that also learn from masks by a teacher."""

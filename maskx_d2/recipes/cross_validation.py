@@ -59,9 +59,7 @@ class Outcome(msgspec.Struct):
 
     def mean_iou(self, classes: Sequence[int]) -> float:
         """Mean over classes of the mean IoU of their objects; NaN if there are none."""
-        objects = self.objects
-        of_classes = [objects.ious[objects.classes == c] for c in classes]
-        return _mean(float(ious.mean()) for ious in of_classes if len(ious))
+        return self.objects.mean_iou(classes)
 
 
 def measure(
@@ -110,6 +108,9 @@ class CrossValidation:
     outcomes: Mapping[str, Sequence[Outcome]]
     """Recipe -> an outcome for each fold."""
 
+    teacher: ObjectQuality | None = None
+    """The masks of a teacher as they are, of the objects that masks are measured on; None without one."""
+
     def hidden_ap(self, recipe: str) -> list[float]:
         """Mean mask AP of the hidden classes, for each fold."""
         return [outcome.mean_ap(outcome.hidden) for outcome in self.outcomes[recipe]]
@@ -117,6 +118,10 @@ class CrossValidation:
     def hidden_iou(self, recipe: str) -> list[float]:
         """Mean IoU of masks in ground-truth boxes of the hidden classes, for each fold."""
         return [outcome.mean_iou(outcome.hidden) for outcome in self.outcomes[recipe]]
+
+    def teacher_iou(self) -> list[float]:
+        """As :meth:`hidden_iou`, of the masks of the teacher."""
+        return [self.teacher.mean_iou(fold) for fold in self.folds]
 
     def seen_ap(self, recipe: str) -> list[float]:
         """Mean mask AP of the other classes with masks, for each fold."""

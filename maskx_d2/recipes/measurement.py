@@ -1,9 +1,12 @@
 """How good masks are: IoU in ground-truth boxes, and mask AP of the detector's own detections."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from torch import Tensor
 
@@ -78,6 +81,12 @@ class ObjectQuality:
     def __getitem__(self, chosen: np.ndarray) -> "ObjectQuality":
         return ObjectQuality(*(values[chosen] for values in vars(self).values()))
 
+    def mean_iou(self, classes: Sequence[int]) -> float:
+        """Mean over classes of the mean IoU of their objects; NaN if there are none."""
+        of_classes = [self.ious[self.classes == c] for c in classes]
+        means = [float(ious.mean()) for ious in of_classes if len(ious)]
+        return fmean(means) if means else math.nan
+
     @staticmethod
     def cat(parts: Sequence["ObjectQuality"]) -> "ObjectQuality":
         """Concatenate."""
@@ -115,6 +124,23 @@ def masks_in_true_boxes(
         np.concatenate(classes), np.concatenate(areas), np.array(ious), np.concatenate(scores)
     )
     return objects, masks
+
+
+def masks_of_teacher(images: Sequence[MeasuredImage]) -> ObjectQuality:
+    """The masks of a teacher, of the objects that have a true one; 0 where the teacher has none."""
+    classes, areas, ious, scores = [], [], [], []
+    for image in (seen.image for seen in images):
+        for index in image.with_mask:
+            predicted = image.teacher_masks[index]
+            overlap = 0.0
+            if predicted is not None:
+                overlap = mask_util.iou([predicted], [image.masks[index]], [0]).item()
+            x0, y0, x1, y1 = image.boxes[index].tolist()
+            classes.append(image.classes[index])
+            areas.append((x1 - x0) * (y1 - y0))
+            ious.append(overlap)
+            scores.append(image.teacher_scores[index])
+    return ObjectQuality(np.array(classes), np.array(areas), np.array(ious), np.array(scores))
 
 
 @torch.no_grad()

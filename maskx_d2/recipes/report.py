@@ -39,13 +39,14 @@ def write_results(study: Study, result: CrossValidation) -> str:
     write_text(study.folder / "recipe.yaml", study.detector.recipe_yaml(best, study.schedule))
     write_text(study.folder / "report.html", html_report(study, result, calibration))
     expected = _expected(result, result.best)
+    of_teacher = _teacher_sentence(result)
     return f"""
 {text_table(study, result)}
 
 Mean ± standard deviation of {len(result.folds)} folds; IoU in per cent.
 
 Best recipe: {best.title}. Expect masks of classes without masks to have a mean IoU of \
-{expected["mean"]:.2f} (± {expected["deviation_over_classes"]:.2f} between classes).
+{expected["mean"]:.2f} (± {expected["deviation_over_classes"]:.2f} between classes).{of_teacher}
 
 {study.folder / "report.html"}   classes, sizes, pictures
 {study.folder / "recipe.yaml"}   the config of that recipe
@@ -71,6 +72,9 @@ def table(study: Study, result: CrossValidation) -> tuple[list[str], list[list[s
             gains = [value - before for value, before in pairs]
             cells.insert(2, "-" if name == BASELINE else mean_cell(gains, sign="+"))
         rows.append(cells)
+    if result.teacher is not None:
+        iou = mean_cell([100 * value for value in result.teacher_iou()])
+        rows.append(["masks of the teacher, as they are", *(["-"] * (1 + has_baseline)), iou, "-"])
     return headers, rows
 
 
@@ -88,6 +92,7 @@ def results(study: Study, result: CrossValidation, calibration: ScoreCalibration
         "best": result.best,
         "expected_mask_iou": _expected(result, result.best),
         "mask_score_calibration": calibration.as_dict(),
+        **({} if result.teacher is None else {"teacher": {"mask_iou": result.teacher_iou()}}),
         "folds": [[names[index] for index in fold] for fold in result.folds],
         "num_images": {"train": len(study.train.images), "measured": len(study.held_out.images)},
         "schedule": vars(study.schedule),
@@ -109,6 +114,20 @@ def results(study: Study, result: CrossValidation, calibration: ScoreCalibration
             for name in result.outcomes
         },
     }
+
+
+def _teacher_sentence(result: CrossValidation) -> str:
+    """Whether the masks of the teacher are better as they are; empty without one."""
+    if result.teacher is None:
+        return ""
+    of_teacher, of_best = (
+        float(np.nanmean(values)) for values in (result.teacher_iou(), result.hidden_iou(result.best))
+    )
+    is_better = "better" if of_teacher > of_best else "not better"
+    return (
+        f" In ground-truth boxes, the teacher's own masks are {is_better} than those of this recipe: "
+        f"{of_teacher:.2f} against {of_best:.2f}."
+    )
 
 
 def _expected(result: CrossValidation, name: str) -> dict[str, float]:
@@ -140,6 +159,7 @@ def html_report(study: Study, result: CrossValidation, calibration: ScoreCalibra
         size_plot=_size_plot(study, result),
         score_plot=_score_plot(result, calibration),
         error=calibration.error,
+        teacher_sentence=_teacher_sentence(result),
         pictures=_pictures(study, result),
     )
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from PIL import ImageOps
 from torch import Tensor
@@ -53,6 +54,12 @@ class Rois:
 
     masks: dict[int, Tensor]
     """By M, twice the side: (R, M, M) uint8, share of each cell that the object's mask covers, of 255."""
+
+    teacher_scores: Tensor
+    """(R,) scores of the masks of the objects by a teacher; 0 for none."""
+
+    teacher_masks: dict[int, Tensor]
+    """By M: (R, M, M) uint8, as ``masks``."""
 
     others: dict[int, Tensor]
     """By M: (R, M, M) int16, class of another object whose mask covers most of the cell, or -1."""
@@ -177,7 +184,7 @@ def bytes_per_image(detector: FrozenDetector, image: AnnotatedImage, sides: Sequ
     of_roi = 0
     for side in sides:
         features = seen.roi_features(torch.from_numpy(image.boxes[:1]), side)
-        of_roi += 2 * features.numel() + (2 * side) ** 2 * 6  # mask, other masks, colours
+        of_roi += 2 * features.numel() + (2 * side) ** 2 * 7  # masks, other masks, colours
     return 2 * (_MAX_PROPOSALS + _MAX_OBJECTS) * of_roi
 
 
@@ -222,17 +229,25 @@ def _describe(
 ) -> Rois:
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
     planes = {i: torch.from_numpy(image.mask(i))[None] for i in image.with_mask}
-    features, masks, others, colours = {}, {}, {}, {}
+    taught = {
+        i: torch.from_numpy(mask_util.decode(mask))[None]
+        for i, mask in enumerate(image.teacher_masks)
+        if mask is not None
+    }
+    features, masks, teacher_masks, others, colours = {}, {}, {}, {}, {}
     flip = (lambda x: x.flip(-1)) if mirrored else (lambda x: x)
     for side in sides:
         of_model = _mirrored_boxes(rois, image.width) if mirrored else rois
         features[side] = seen.roi_features(of_model, side).half().cpu()
         m = 2 * side
         masks[m] = torch.zeros(len(rois), m, m, dtype=torch.uint8)
+        teacher_masks[m] = torch.zeros_like(masks[m])
         others[m] = torch.full((len(rois), m, m), -1, dtype=torch.int16)
         colours[m] = torch.zeros(len(rois), 3, m, m, dtype=torch.uint8)
         for r, (box, own) in enumerate(zip(rois, instances.tolist(), strict=True)):
             colours[m][r] = flip(average_to_cells(pixels, box, m)).round()
+            if own in taught:
+                teacher_masks[m][r] = (flip(average_to_cells(taught[own], box, m)[0]) * 255).round()
             for i, plane in planes.items():
                 if i != own and not _overlap(box, image.boxes[i]):
                     continue
@@ -252,6 +267,8 @@ def _describe(
         has_mask=torch.tensor([image.masks[i] is not None for i in instances.tolist()], dtype=torch.bool),
         is_ground_truth=torch.arange(len(rois)) >= num_proposals,
         masks=masks,
+        teacher_scores=torch.from_numpy(image.teacher_scores)[instances],
+        teacher_masks=teacher_masks,
         others=others,
         colours=colours,
     )

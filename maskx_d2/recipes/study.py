@@ -1,7 +1,7 @@
 """``Study``: the steps of ``maskx cross-validate``, from an annotation file to a recipe and a model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,12 @@ from maskx_d2.method import HOURGLASSES, Recipe, Schedule, expected_iou
 from maskx_d2.recipes.annotated_images import AnnotatedImages, read_annotated_images, split_images
 from maskx_d2.recipes.cross_validation import CrossValidation, cross_validate, trainings_left
 from maskx_d2.recipes.folds import balanced_folds, classes_to_measure
-from maskx_d2.recipes.measurement import MeasuredImage, mask_probabilities, see_measured
+from maskx_d2.recipes.measurement import (
+    MeasuredImage,
+    mask_probabilities,
+    masks_of_teacher,
+    see_measured,
+)
 from maskx_d2.recipes.roi_cache import RoiCache, bytes_per_image, fill_cache
 from maskx_d2.recipes.training import train_mask_head
 
@@ -57,6 +62,7 @@ class Study:
         num_images: int | None = None,
         measured_share: float = 0.25,
         cache_bytes: int = 20 * 10**9,
+        teacher: Path | None = None,
         seed: int = 0,
         device: str = "cpu",
         progress: Progress = lambda items, title: items,
@@ -75,6 +81,7 @@ class Study:
             num_images: number of images to use; None for all.
             measured_share: share of them that masks are measured in.
             cache_bytes: fewer images are used if their cache would be larger.
+            teacher: the annotations with masks by a teacher, see :func:`read_annotated_images`.
             seed: random seed.
             device: name of a torch device.
             progress: see :data:`Progress`.
@@ -84,7 +91,7 @@ class Study:
             InputError: the annotations have other classes than the detector, too few classes with masks or
                 too few images, or the folder holds other results.
         """
-        everything = read_annotated_images(annotations, images, detector.class_names)
+        everything = read_annotated_images(annotations, images, detector.class_names, teacher=teacher)
         sides = sorted({roi_side(recipe) for recipe in recipes.values()})
         if everything.images:
             fitting = int(cache_bytes / bytes_per_image(detector, everything.images[0], sides))
@@ -130,7 +137,7 @@ class Study:
 
     def cross_validate(self, *, progress: Progress = lambda items, title: items) -> CrossValidation:
         """See :func:`maskx_d2.recipes.cross_validation.cross_validate`."""
-        return cross_validate(
+        result = cross_validate(
             self.detector,
             self.cache.first(len(self.train.images)),
             self.measured,
@@ -143,6 +150,9 @@ class Study:
             device=self.device,
             progress=progress,
         )
+        if not any(image.teacher_scores.any() for image in self.held_out.images):
+            return result
+        return replace(result, teacher=masks_of_teacher(self.measured))
 
     def calibration(self, result: CrossValidation) -> ScoreCalibration:
         """Of the mask scores of the best recipe, fitted on the hidden classes."""

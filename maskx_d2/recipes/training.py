@@ -7,7 +7,14 @@ from torch import Tensor
 
 from maskx_d2.data.errors import InputError
 from maskx_d2.inference.frozen_detector import FrozenDetector, MaskHead
-from maskx_d2.method import BoxSupervision, Recipe, Schedule, mask_loss, ramp
+from maskx_d2.method import (
+    BoxSupervision,
+    Recipe,
+    Schedule,
+    TeacherSupervision,
+    mask_loss,
+    ramp,
+)
 from maskx_d2.recipes.roi_cache import RoiCache, Rois
 
 
@@ -54,6 +61,7 @@ def train_mask_head(
     torch.manual_seed(seed)
     head = detector.mask_head(recipe).to(device).train()
     supervision = _box_supervision(recipe, schedule.steps)
+    teacher = TeacherSupervision(**recipe.teacher) if recipe.teacher else None
     hidden_classes = torch.tensor(sorted(hidden), dtype=torch.int64)
     trained = [p for p in head.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
@@ -67,11 +75,12 @@ def train_mask_head(
                 recipe,
                 schedule,
                 hidden_classes,
+                teacher,
                 generator,
             )
             for _ in range(schedule.images)
         ]
-        losses = _losses(head, Rois.cat(chosen), supervision, hidden_classes, device)
+        losses = _losses(head, Rois.cat(chosen), supervision, teacher, hidden_classes, device)
         total = sum(losses.values())
         if not torch.isfinite(total):
             values = {name: loss.item() for name, loss in losses.items()}
@@ -87,14 +96,23 @@ def _losses(
     head: MaskHead,
     rois: Rois,
     supervision: BoxSupervision | None,
+    teacher: TeacherSupervision | None,
     hidden: Tensor,
     device: str,
 ) -> dict[str, Tensor]:
-    with_mask = rois.has_mask & ~torch.isin(rois.classes, hidden)
+    with_mask = _has_mask(rois, hidden)
+    is_taught = _is_taught(rois, hidden, teacher)
     logits = head(rois.features[head.roi_side].float().to(device), rois.classes.to(device))
     side = logits.shape[-1]
-    masked, others = with_mask.nonzero()[:, 0], (~with_mask).nonzero()[:, 0]
+    masked, others = with_mask.nonzero()[:, 0], (~with_mask & ~is_taught).nonzero()[:, 0]
     losses = {"mask": mask_loss(logits[masked.to(device)], (rois.masks[side][masked] / 255).to(device))}
+    if teacher is not None:
+        taught = is_taught.nonzero()[:, 0]
+        losses["teacher"] = teacher.loss(
+            logits[taught.to(device)],
+            (rois.teacher_masks[side][taught] / 255).to(device),
+            rois.teacher_scores[taught].to(device),
+        )
     if supervision is not None:
         covering = rois.others[side][others]
         known = (covering >= 0) & ~torch.isin(covering.long(), hidden)
@@ -108,15 +126,32 @@ def _losses(
     return losses
 
 
+def _has_mask(rois: Rois, hidden: Tensor) -> Tensor:
+    """(R,) bool: RoIs whose object has a mask that may be used."""
+    return rois.has_mask & ~torch.isin(rois.classes, hidden)
+
+
+def _is_taught(rois: Rois, hidden: Tensor, teacher: TeacherSupervision | None) -> Tensor:
+    """(R,) bool: RoIs whose object is learned by the mask of a teacher."""
+    if teacher is None:
+        return torch.zeros_like(rois.has_mask)
+    return teacher.is_used(rois.teacher_scores) & ~_has_mask(rois, hidden)
+
+
 def _choose(
-    rois: Rois, recipe: Recipe, schedule: Schedule, hidden: Tensor, generator: torch.Generator
+    rois: Rois,
+    recipe: Recipe,
+    schedule: Schedule,
+    hidden: Tensor,
+    teacher: TeacherSupervision | None,
+    generator: torch.Generator,
 ) -> Rois:
     """RoIs of an image that the recipe learns from, at random."""
     usable = torch.ones(len(rois), dtype=torch.bool)
     if recipe.train_rois != "both":
         usable = rois.is_ground_truth == (recipe.train_rois == "ground_truth")
     if not recipe.box_supervision:
-        usable = usable & rois.has_mask & ~torch.isin(rois.classes, hidden)
+        usable &= _has_mask(rois, hidden) | _is_taught(rois, hidden, teacher)
     places = usable.nonzero()[:, 0]
     return rois[places[torch.randperm(len(places), generator=generator)[: schedule.rois]]]
 

@@ -23,6 +23,7 @@ def recipe_keys(recipe: Recipe) -> dict[str, object]:
         "CONV_DIM": recipe.channels,
         "TRAIN_ROIS": recipe.train_rois,
         **{f"BOX_SUPERVISION.{name.upper()}": w for name, w in recipe.box_supervision.items()},
+        **{f"TEACHER.{name.upper()}": value for name, value in recipe.teacher.items()},
     }
     if recipe.trunk in HOURGLASSES:
         keys |= {"POOLER_RESOLUTION": 32, "NORM": "GN"}

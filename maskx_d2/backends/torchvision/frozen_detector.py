@@ -191,6 +191,7 @@ def _recipe_options(recipe: Recipe) -> dict:
         "mask_head_channels": [recipe.channels] * 4,
         "hourglass_channels": recipe.channels,
         "box_supervision": dict(recipe.box_supervision) or None,
+        "teacher": dict(recipe.teacher) or None,
     }
 
 

@@ -140,3 +140,14 @@ def test_cross_validation_is_compared_with_the_truth(frozen, tmp_path):
     content = json.loads((tmp_path / "train.json").read_text())
     ids = {c["id"] for c in content["categories"] if c["name"] in truth["hidden"]}
     assert not any("segmentation" in a for a in content["annotations"] if a["category_id"] in ids)
+
+
+def test_students_are_compared_with_their_teachers(frozen, tmp_path):
+    options, split = frozen
+    options = [*options, "--hide", split, "--output", tmp_path, "--seeds", 0]
+    printed = run_benchmark("teachers.py", *options, "--faults", "eroded", "joined", "--scores", "informed")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["boxes alone", "eroded, informed scores", "joined, informed scores"]
+    assert 0.1 < results["eroded, informed scores"]["0"]["teacher_iou"] < 0.95
+    assert results["joined, informed scores"]["0"]["teacher_iou"] > 0.7  # few objects overlap
+    assert sum(line.startswith("|") for line in printed.splitlines()) == 2 + 3

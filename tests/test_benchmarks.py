@@ -15,28 +15,38 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def test_ingredients_are_compared_on_the_same_detectors(tmp_path):
+@pytest.fixture
+def run_benchmark(monkeypatch, capsys):
+    """Run a program of the folder in this process, and return what it prints."""
+
+    def run(name, *options):
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_ingredients_are_compared_on_the_same_detectors(run_benchmark, tmp_path):
     """At the smallest size, where no mask head learns anything: every part of the program runs."""
     recipes = ["class_agnostic", "deep_r2", "self_training", "principal_components"]
     smallest = ["--detector-iterations", "2", "--iterations", "2", "--images", "10", "--test-images", "8"]
-    command = [
-        sys.executable,
-        str(BENCHMARKS / "unseen_classes.py"),
-        *("--output", str(tmp_path), "--datasets", "textured_forms", "--seeds", "0", "1"),
+    printed = run_benchmark(
+        "unseen_classes.py",
+        *("--output", tmp_path, "--datasets", "textured_forms", "--seeds", "0", "1"),
         *("--recipes", *recipes, *smallest),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    )
     results = json.loads((tmp_path / "unseen_classes.json").read_text())["textured_forms"]
     assert list(results) == recipes
     assert all(set(of_seeds) == {"0", "1"} for of_seeds in results.values())
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(recipes) and rows[-1].count("±") == 4
     for name in ("unseen_classes.svg", "unseen_classes.png"):
         assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_filled_masks_are_measured_and_learned_from(tmp_path):
+def test_filled_masks_are_measured_and_learned_from(run_benchmark, tmp_path):
     """On an untrained detector, where all figures are low: every part of the program runs."""
     from maskx_d2.demo import on_torchvision as backend
     from maskx_d2.demo import run as demo
@@ -49,11 +59,8 @@ def test_filled_masks_are_measured_and_learned_from(tmp_path):
         detector = backend.train(demo.Training("stage1", "", folder / "stage1", dataset, 2, 0))
         for name in ("class_agnostic", "maskx", "maskx_box_supervised", "oracle"):
             backend.train(demo.Training(name, "", folder / name, dataset, 2, 0, detector=detector))
-    command = [sys.executable, str(BENCHMARKS / "fill_masks.py"), "--demo", str(folder)]
-    command += ["--output", str(tmp_path / "filled"), "--iterations", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    options = ["--demo", folder, "--output", tmp_path / "filled", "--iterations", "2"]
+    lines = run_benchmark("fill_masks.py", *options).splitlines()
     assert sum("mean IoU" in line for line in lines) == 4
     assert sum("mask AP on A" in line for line in lines) == 5
 
@@ -109,19 +116,6 @@ def frozen(tmp_path_factory):
         *("--val", dataset.test_json, dataset.test_images, "--steps", 2, "--channels", 8),
     ]
     return list(map(str, options)), str(dataset.split_file)
-
-
-@pytest.fixture
-def run_benchmark(monkeypatch, capsys):
-    """Run a program of the folder in this process, and return what it prints."""
-
-    def run(name, *options):
-        monkeypatch.syspath_prepend(str(BENCHMARKS))
-        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
-        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_recipes_are_compared_on_one_detector_and_rows_can_be_added(frozen, run_benchmark, tmp_path):

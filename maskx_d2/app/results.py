@@ -57,7 +57,7 @@ def picture(image: Image.Image, detections: Sequence[Mapping], style: ClassStyle
     """The image with its objects and the legend, scaled to a readable size."""
     longer = max(image.size)
     scale = min(max(longer, _SHORTEST), _LONGEST) / longer
-    return with_legend(draw_detections(image, detections, style, scale=scale))
+    return with_legend(draw_detections(image, detections, style, scale=scale), style)
 
 
 def table(detections: Sequence[Mapping], style: ClassStyle) -> list[list[str | int]]:
@@ -66,7 +66,7 @@ def table(detections: Sequence[Mapping], style: ClassStyle) -> list[list[str | i
         [
             printable(style.names[detection["category_id"]]),
             f"{detection['score']:.0%}",
-            "masks" if _side(detection, style) == "A" else "boxes only",
+            _trained_with(detection, style),
             *_area(detection),
         ]
         for detection in detections
@@ -115,6 +115,12 @@ def summary(found: Sequence[Mapping], shown: Sequence[Mapping], style: ClassStyl
         f"Shown: {with_masks} of classes trained with masks, {boxes_only} of classes with boxes only. "
         f"Not shown: {hidden}."
     )
+
+
+def _trained_with(detection: Mapping, style: ClassStyle) -> str:
+    if detection["category_id"] in style.by_teacher:
+        return "masks by a teacher"
+    return "masks" if _side(detection, style) == "A" else "boxes only"
 
 
 def _side(detection: Mapping, style: ClassStyle) -> str:

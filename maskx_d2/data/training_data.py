@@ -1,5 +1,6 @@
 """``TrainingData``: counts of the training data on each side of the class split."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,6 +25,9 @@ class TrainingData:
     num_teacher: int = 0
     """Masks by a teacher, of objects that count as boxes only."""
 
+    trained_by_teacher: tuple[int, ...] = ()
+    """Indices of the classes that have only masks by a teacher, in order."""
+
     @classmethod
     def count(
         cls,
@@ -32,21 +36,22 @@ class TrainingData:
         class_has_mask: Sequence[bool],
         *,
         left_out: Mapping[str, int] = MappingProxyType({}),
-        num_teacher: int = 0,
+        teacher_classes: Iterable[int] = (),
     ) -> "TrainingData":
         """
         Args:
             num_images: number of images with an object.
             objects: for each object, the index of its class and whether it has a mask.
             class_has_mask: for each class, whether it is in A.
-            left_out, num_teacher: see :class:`TrainingData`.
+            left_out: see :class:`TrainingData`.
+            teacher_classes: for each object with a mask by a teacher, the index of its class.
         """
         num_objects, num_masks = [0] * len(class_has_mask), [0] * len(class_has_mask)
         for class_index, has_mask in objects:
             num_objects[class_index] += 1
             num_masks[class_index] += has_mask and class_has_mask[class_index]
         of_a = sum(n for n, is_in_a in zip(num_objects, class_has_mask, strict=True) if is_in_a)
-        num_a = sum(class_has_mask)
+        num_a, of_teacher = sum(class_has_mask), Counter(teacher_classes)
         return cls(
             num_images=num_images,
             num_classes=(num_a, len(class_has_mask) - num_a),
@@ -54,7 +59,8 @@ class TrainingData:
             num_masks=sum(num_masks),
             trained_with_masks=tuple(index for index, number in enumerate(num_masks) if number),
             left_out=dict(left_out),
-            num_teacher=num_teacher,
+            num_teacher=sum(of_teacher.values()),
+            trained_by_teacher=tuple(sorted(i for i in of_teacher if not num_masks[i])),
         )
 
     def __str__(self) -> str:

@@ -14,8 +14,10 @@ from maskx_d2.evaluation.fonts import font_for
 # Warm and cold colours, to tell apart the two sides, and neighbours of one side.
 WITH_MASKS_COLOURS = ((255, 140, 0), (226, 60, 30), (255, 221, 51), (158, 84, 16), (255, 190, 140))
 BOXES_ONLY_COLOURS = ((0, 200, 255), (40, 90, 255), (150, 240, 240), (0, 130, 150), (150, 120, 255))
+BY_TEACHER_COLOURS = ((90, 200, 60), (20, 140, 70), (190, 235, 120), (90, 120, 30), (150, 255, 190))
 WITH_MASKS_COLOUR, BOXES_ONLY_COLOUR = WITH_MASKS_COLOURS[0], BOXES_ONLY_COLOURS[0]
 _LEGEND = (("trained with masks", WITH_MASKS_COLOURS), ("boxes only", BOXES_ONLY_COLOURS))
+_BY_TEACHER = ("masks by a teacher", BY_TEACHER_COLOURS)
 _FONT_SIZE = 14
 _MASK_OPACITY = 0.45
 _THICK_FROM = 400  # outlines are thick if the longer side of a picture has this many pixels
@@ -34,8 +36,13 @@ class ClassStyle:
     with_masks: frozenset[int]
     """Ids of the categories that the model was trained on with masks."""
 
+    by_teacher: frozenset[int] = frozenset()
+    """Ids of the others that it was trained on with masks by a teacher."""
+
     def colours(self, category_id: int) -> tuple[_Colour, ...]:
         """RGB; the colours after the first are for neighbours of the same side."""
+        if category_id in self.by_teacher:
+            return BY_TEACHER_COLOURS
         return WITH_MASKS_COLOURS if category_id in self.with_masks else BOXES_ONLY_COLOURS
 
 
@@ -113,17 +120,24 @@ def _text(detection: Mapping, style: ClassStyle) -> str:
     return f"{text} +{detection['others']}" if detection.get("others") else text
 
 
-def with_legend(picture: Image.Image) -> Image.Image:
-    """The picture with a legend of the two colours below it, and padded if it is narrower than that."""
+def with_legend(picture: Image.Image, style: ClassStyle | None = None) -> Image.Image:
+    """
+    The picture with a legend of the colours below it, and padded if it is narrower than that.
+
+    Args:
+        picture: the picture.
+        style: with classes trained by a teacher, the legend has their colours too.
+    """
+    legend = (*_LEGEND, _BY_TEACHER) if style is not None and style.by_teacher else _LEGEND
     line, gap, swatch = _FONT_SIZE + 10, 16, _FONT_SIZE // 2
     widths = [
-        swatch * len(colours) + 5 + math.ceil(_font().getlength(text)) + gap for text, colours in _LEGEND
+        swatch * len(colours) + 5 + math.ceil(_font().getlength(text)) + gap for text, colours in legend
     ]
     canvas = Image.new("RGB", (max(picture.width, sum(widths)), picture.height + line), "white")
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
     x, top = 6, picture.height + 6
-    for (text, colours), width in zip(_LEGEND, widths, strict=True):
+    for (text, colours), width in zip(legend, widths, strict=True):
         for place, colour in enumerate(colours):
             left = x + swatch * place
             draw.rectangle([left, top, left + swatch - 1, top + _FONT_SIZE - 2], fill=colour)

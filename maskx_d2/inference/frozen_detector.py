@@ -62,13 +62,21 @@ class MaskHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path, *, with_masks: Sequence[int], calibration: ScoreCalibration) -> str:
+    def save(
+        self,
+        folder: Path,
+        *,
+        with_masks: Sequence[int],
+        by_teacher: Sequence[int] = (),
+        calibration: ScoreCalibration,
+    ) -> str:
         """
         Write the whole model, detector and mask head, as ``model_final`` and what else belongs to it.
 
         Args:
             folder: an existing folder.
             with_masks: indices of the classes that the head was trained on with masks.
+            by_teacher: indices of the others that it was trained on with masks by a teacher.
             calibration: of its mask scores.
 
         Returns:

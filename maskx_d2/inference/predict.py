@@ -266,7 +266,7 @@ def predict(
                 num_classes = len(detector.style.names)
                 shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
                 drawn = draw_detections(image, shown, detector.style)
-                write_png(picture_paths[place], with_legend(drawn))
+                write_png(picture_paths[place], with_legend(drawn, detector.style))
                 for detection in found:
                     detection["file_name"] = names[place]
                     detection["category_id"] = category_ids[detection["category_id"]]

@@ -104,7 +104,8 @@ def predict_video(
 
     def drawn(frame: Frame, detections: Sequence[dict]) -> Image.Image:
         shown = readable_detections(detections, len(detector.style.names), top=top, merge_iou=merge_iou)
-        return with_legend(draw_detections(frame.image, shown, detector.style))
+        drawn = draw_detections(frame.image, shown, detector.style)
+        return with_legend(drawn, detector.style)
 
     with (
         _open(video, max_megapixels) as (all_frames, rate, number),

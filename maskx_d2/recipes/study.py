@@ -181,7 +181,12 @@ class Study:
             progress=lambda steps: progress(steps, f"{recipe.title}, all masks"),
         )
         calibration = self.calibration(result)
-        model = head.save(self.folder, with_masks=self.classes_with_masks, calibration=calibration)
+        model = head.save(
+            self.folder,
+            with_masks=self.classes_with_masks,
+            by_teacher=self.classes_by_teacher if recipe.teacher else (),
+            calibration=calibration,
+        )
         lines = [f"The model: maskx predict {model} IMAGES --output DIR"]
         scores = self.scores_without_masks(head, calibration)
         if len(scores):
@@ -220,14 +225,15 @@ class Study:
     @property
     def classes_with_masks(self) -> list[int]:
         """Indices of the classes that have a mask in any of the images."""
-        return sorted(
-            {
-                int(index)
-                for image in (*self.train.images, *self.held_out.images)
-                for index, mask in zip(image.classes, image.masks, strict=True)
-                if mask is not None
-            }
-        )
+        images = (*self.train.images, *self.held_out.images)
+        return sorted({int(i) for image in images for i in image.classes[image.with_mask]})
+
+    @property
+    def classes_by_teacher(self) -> list[int]:
+        """Indices of the other classes that have a mask by a teacher in any of them."""
+        images = (*self.train.images, *self.held_out.images)
+        taught = {int(i) for image in images for i in image.classes[image.teacher_scores > 0]}
+        return sorted(taught - set(self.classes_with_masks))
 
 
 def roi_side(recipe: Recipe) -> int:

@@ -75,6 +75,20 @@ def test_legend_and_panels_keep_the_pictures():
     assert both.getpixel((150, 40)) == (255, 0, 0) and both.getpixel((450, 40)) == (0, 0, 255)
 
 
+def test_classes_trained_by_a_teacher_have_colours_and_a_legend_of_their_own():
+    style = ClassStyle(
+        names={1: "cat", 2: "dog", 3: "hen"}, with_masks=frozenset({1}), by_teacher=frozenset({2})
+    )
+    assert not {*style.colours(2)} & {*style.colours(1), *style.colours(3)}
+    assert all(green > max(red, blue) for red, green, blue in style.colours(2))
+    picture = Image.new("RGB", (600, 30))
+    colours = [
+        {colour for _, colour in with_legend(picture, of_picture).crop((0, 30, 600, 54)).getcolors(999)}
+        for of_picture in (STYLE, style)
+    ]
+    assert {*style.colours(2)} <= colours[1] and not {*style.colours(2)} & colours[0]
+
+
 def test_the_legend_of_a_small_picture_is_whole():
     small, large = (with_legend(Image.new("RGB", (width, 30), "red")) for width in (40, 400))
     assert small.getpixel((39, 29)) == (255, 0, 0) and small.getpixel((41, 29)) == (255, 255, 255)

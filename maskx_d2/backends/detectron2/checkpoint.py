@@ -5,7 +5,7 @@ Each is written completely or not at all.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlparse
@@ -164,18 +164,29 @@ class KnownClasses:
     with_masks: list[int]
     """Indices of the classes whose masks it was trained with."""
 
+    by_teacher: list[int] = field(default_factory=list)
+    """Indices of the others that it was trained with masks by a teacher of."""
+
     @classmethod
     def of_config(cls, cfg: CfgNode) -> "KnownClasses | None":
         """The classes in a run's ``config.yaml``; None for a hand-written config, which has none."""
         classes = cfg.MODEL.MASKX_CLASSES
         if not classes.NAMES:
             return None
-        if not are_classes(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS):
+        known = cls(
+            classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS, classes.TRAINED_BY_TEACHER
+        )
+        if not known.are_valid():
             raise InputError(
                 f"MODEL.MASKX_CLASSES has {len(classes.NAMES)} names, expected a category id for each, and "
-                "valid indices in TRAINED_WITH_MASKS"
+                "valid indices in TRAINED_WITH_MASKS and TRAINED_BY_TEACHER"
             )
-        return cls(classes.NAMES, classes.CATEGORY_IDS, classes.TRAINED_WITH_MASKS)
+        return known
+
+    def are_valid(self) -> bool:
+        """Whether they have the form that this project writes."""
+        of_both = (self.with_masks, self.by_teacher)
+        return all(are_classes(self.names, self.category_ids, indices) for indices in of_both)
 
     def written_into(self, cfg: CfgNode) -> CfgNode:
         """A copy of a config with these classes as MODEL.MASKX_CLASSES."""
@@ -183,7 +194,7 @@ class KnownClasses:
         cfg.defrost()
         classes = cfg.MODEL.MASKX_CLASSES
         classes.NAMES, classes.CATEGORY_IDS = self.names, self.category_ids
-        classes.TRAINED_WITH_MASKS = self.with_masks
+        classes.TRAINED_WITH_MASKS, classes.TRAINED_BY_TEACHER = self.with_masks, self.by_teacher
         return cfg
 
 
@@ -232,10 +243,12 @@ def classes_of_weights(path: str) -> KnownClasses | None:
         ValueError: the recorded classes are not in the form that this project writes.
     """
     state = _class_state(path)
-    if not isinstance(state, dict) or state.keys() != {f.name for f in fields(KnownClasses)}:
+    names = {f.name for f in fields(KnownClasses)}
+    # 0.3.0 recorded no classes by a teacher.
+    if not isinstance(state, dict) or not names - {"by_teacher"} <= state.keys() <= names:
         return None
     known = KnownClasses(**state)
-    if not are_classes(known.names, known.category_ids, known.with_masks):
+    if not known.are_valid():
         name = _without_query(path)
         raise InputError(f"checkpoint {name} does not say which classes it knows, expected names and ids")
     return known

@@ -69,7 +69,7 @@ KEYS = (
     Key(
         f"{_CLASSES}.NAMES",
         [],
-        "Class names of the model. Training writes this key and the next two into the `config.yaml` of a "
+        "Class names of the model. Training writes this key and the next three into the `config.yaml` of a "
         "run, so that inference needs no annotation file.",
     ),
     Key(f"{_CLASSES}.CATEGORY_IDS", [], "The category id of each class."),
@@ -77,6 +77,11 @@ KEYS = (
         f"{_CLASSES}.TRAINED_WITH_MASKS",
         [],
         "Indices of the classes that it was trained with masks of.",
+    ),
+    Key(
+        f"{_CLASSES}.TRAINED_BY_TEACHER",
+        [],
+        "Indices of the other classes that it was trained with masks by a teacher of.",
     ),
     Key(
         f"{_HEAD}.MASKX_PREDICTOR",

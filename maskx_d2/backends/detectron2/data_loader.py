@@ -170,7 +170,7 @@ def load_training_data(cfg: CfgNode, given: Sequence[dict] | None = None) -> tup
         drop_unusable(dataset)
     if cfg.DATASETS.CLASSES_WITH_MASKS != "all":
         remove_masks(dataset, ClassHasMask(names[0], cfg.DATASETS.CLASSES_WITH_MASKS)())
-    num_teacher = _num_teacher(dataset) if cfg.MODEL.MASK_ON else 0
+    num_teacher = len(_teacher_classes(dataset)) if cfg.MODEL.MASK_ON else 0
     learns_from_teacher = cfg.MODEL.ROI_MASK_HEAD.TEACHER.WEIGHT > 0
     if num_teacher and not learns_from_teacher:
         logging.getLogger(__name__).warning(
@@ -220,13 +220,14 @@ def _count(cfg: CfgNode, dataset: list[dict]) -> TrainingData:
         ((a["category_id"], bool(a.get("segmentation"))) for a in annotations),
         ClassHasMask(cfg.DATASETS.TRAIN[0], cfg.DATASETS.CLASSES_WITH_MASKS)(),
         left_out=+left_out,
-        num_teacher=_num_teacher(dataset),
+        teacher_classes=_teacher_classes(dataset) if cfg.MODEL.ROI_MASK_HEAD.TEACHER.WEIGHT > 0 else (),
     )
 
 
-def _num_teacher(dataset: Iterable[dict]) -> int:
+def _teacher_classes(dataset: Iterable[dict]) -> list[int]:
+    """For each object with a mask by a teacher, the index of its class."""
     annotations = (a for image in dataset for a in image.get("annotations", ()))
-    return sum("teacher_segmentation" in annotation for annotation in annotations)
+    return [a["category_id"] for a in annotations if "teacher_segmentation" in a]
 
 
 def build_test_loader(

@@ -138,9 +138,17 @@ class _Detectron2MaskHead(MaskHead):
         self.training = mode
         return self
 
-    def save(self, folder: Path, *, with_masks: Sequence[int], calibration: ScoreCalibration) -> str:
+    def save(
+        self,
+        folder: Path,
+        *,
+        with_masks: Sequence[int],
+        by_teacher: Sequence[int] = (),
+        calibration: ScoreCalibration,
+    ) -> str:
         path = folder / "model_final.pth"
-        classes = KnownClasses(self._classes.names, self._classes.category_ids, list(with_masks))
+        names, ids = self._classes.names, self._classes.category_ids
+        classes = KnownClasses(names, ids, list(with_masks), list(by_teacher))
         state = {name: value.cpu() for name, value in self.model.state_dict().items()}
         write_checkpoint(
             path,

@@ -63,6 +63,7 @@ class Detectron2Detector(Detector):
         self.style = ClassStyle(
             names=dict(zip(classes.category_ids, classes.names, strict=True)),
             with_masks=frozenset(classes.category_ids[i] for i in classes.with_masks),
+            by_teacher=frozenset(classes.category_ids[i] for i in classes.by_teacher),
         )
 
     @classmethod

@@ -69,6 +69,7 @@ class Trainer(DefaultTrainer):
             more=lambda: {
                 "category_ids": category_ids(cfg.DATASETS.TRAIN[0]),
                 "with_masks": self._trained_with_masks(),
+                "by_teacher": self._trained_by_teacher(),
             },
         )
         self.checkpointer.add_checkpointable(ClassList.KEY, classes)
@@ -83,6 +84,10 @@ class Trainer(DefaultTrainer):
             return list(training_data.trained_with_masks)
         # Of the loader of a subclass only the split is known.
         return ClassHasMask(self.cfg.DATASETS.TRAIN[0], self.cfg.DATASETS.CLASSES_WITH_MASKS).indices()
+
+    def _trained_by_teacher(self) -> list[int]:
+        training_data = getattr(self._trainer.data_loader, "training_data", None)
+        return [] if training_data is None else list(training_data.trained_by_teacher)
 
     def resume_or_load(self, resume: bool = True) -> None:
         path = check_before_loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume)

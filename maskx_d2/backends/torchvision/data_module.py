@@ -161,6 +161,11 @@ class CocoDataModule(LightningDataModule):
         return self._training[1].num_teacher
 
     @property
+    def trained_by_teacher(self) -> list[int]:
+        """Contiguous indices of the classes that have only masks by a teacher to train with."""
+        return list(self._training[1].trained_by_teacher)
+
+    @property
     def num_crowds(self) -> int:
         """Number of crowd regions in the training data."""
         return self._training[1].left_out.get(CROWD, 0)
@@ -223,7 +228,7 @@ def _count(
         ((index_of[a.category_id], a.mask is not None) for a in file.annotations if not a.iscrowd),
         [index in with_masks for index in range(len(index_of))],
         left_out=left_out,
-        num_teacher=sum(a.teacher_mask is not None for a in file.annotations),
+        teacher_classes=(index_of[a.category_id] for a in file.annotations if a.teacher_mask is not None),
     )
 
 

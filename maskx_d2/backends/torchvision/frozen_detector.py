@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from maskx_d2.backends.torchvision.detections import MASK_THRESHOLD
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn
 from maskx_d2.backends.torchvision.training import (
+    TRAINED_BY_TEACHER,
     TRAINED_WITH_MASKS,
     check_model,
     load_detector_weights,
@@ -152,7 +153,14 @@ class _TorchvisionMaskHead(MaskHead):
         heads = self.model.roi_heads
         return heads.mask_predictor(heads.mask_head(features), classes)
 
-    def save(self, folder: Path, *, with_masks: Sequence[int], calibration: ScoreCalibration) -> str:
+    def save(
+        self,
+        folder: Path,
+        *,
+        with_masks: Sequence[int],
+        by_teacher: Sequence[int] = (),
+        calibration: ScoreCalibration,
+    ) -> str:
         path = folder / "model_final.ckpt"
         state = {f"model.{name}": value.cpu() for name, value in self.model.state_dict().items()}
         write_checkpoint(
@@ -161,6 +169,7 @@ class _TorchvisionMaskHead(MaskHead):
                 "state_dict": state,
                 "hyper_parameters": self.options,
                 TRAINED_WITH_MASKS: list(with_masks),
+                TRAINED_BY_TEACHER: list(by_teacher),
                 ScoreCalibration.KEY: calibration.as_dict(),
                 "pytorch-lightning_version": lightning.__version__,
             },

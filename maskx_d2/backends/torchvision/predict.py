@@ -36,6 +36,7 @@ class TorchvisionDetector(Detector):
         self.style = ClassStyle(
             names=dict(zip(classes.category_ids, classes.class_names, strict=True)),
             with_masks=frozenset(classes.category_ids[i] for i in module.trained_with_masks),
+            by_teacher=frozenset(classes.category_ids[i] for i in module.trained_by_teacher),
         )
 
     def to(self, device: str) -> "TorchvisionDetector":

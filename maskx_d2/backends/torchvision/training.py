@@ -39,7 +39,7 @@ from maskx_d2.runtime.checkpoints import (
 )
 from maskx_d2.runtime.once_per_node import all_gather
 
-TRAINED_WITH_MASKS = "trained_with_masks"  # key in a checkpoint
+TRAINED_WITH_MASKS, TRAINED_BY_TEACHER = "trained_with_masks", "trained_by_teacher"  # keys in a checkpoint
 # Torchvision's names of losses -> Detectron2's, under which both backends log them.
 _LOSS_NAMES = {
     "loss_classifier": "loss_cls",
@@ -99,6 +99,8 @@ class TrainingModule(LightningModule):
             self.model.freeze_detector()
         self.trained_with_masks = list(classes_with_masks)
         """Indices of the classes whose masks it was trained with; saved in checkpoints."""
+        self.trained_by_teacher: list[int] = []
+        """Of the other classes, those that it was trained with masks by a teacher of; saved, too."""
         self._results: dict[int, list[dict]] = {}
         self._weights_are_saved = False
 
@@ -115,13 +117,14 @@ class TrainingModule(LightningModule):
         options = check_model(path, checkpoint)
         module = cls(**options)
         module.load_state_dict(checkpoint["state_dict"])
-        trained_with_masks = checkpoint.get(TRAINED_WITH_MASKS, module.trained_with_masks)
-        if not are_classes(module.hparams.class_names, module.hparams.category_ids, trained_with_masks):
-            raise InputError(
-                f"checkpoint {path} has {TRAINED_WITH_MASKS} {shown(trained_with_masks)}, expected indices "
-                f"of its {len(module.hparams.class_names)} classes"
-            )
-        module.trained_with_masks = list(trained_with_masks)
+        for name in (TRAINED_WITH_MASKS, TRAINED_BY_TEACHER):
+            indices = checkpoint.get(name, getattr(module, name))
+            if not are_classes(module.hparams.class_names, module.hparams.category_ids, indices):
+                raise InputError(
+                    f"checkpoint {path} has {name} {shown(indices)}, expected indices of its "
+                    f"{len(module.hparams.class_names)} classes"
+                )
+            setattr(module, name, list(indices))
         return module
 
     # ---- Training ----
@@ -144,6 +147,7 @@ class TrainingModule(LightningModule):
             )
         if learns_masks and data is not None:
             self.trained_with_masks = data.trained_with_masks
+            self.trained_by_teacher = data.trained_by_teacher if learns_from_teacher else []
         resumes = self.trainer.ckpt_path is not None
         if stage == "fit" and self.hparams.detector is not None and not resumes:
             classes = list(self.hparams.class_names)
@@ -151,6 +155,7 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint[TRAINED_WITH_MASKS] = list(self.trained_with_masks)
+        checkpoint[TRAINED_BY_TEACHER] = list(self.trained_by_teacher)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         path = self.trainer.ckpt_path

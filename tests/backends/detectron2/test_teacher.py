@@ -7,6 +7,8 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig
 
+from maskx_d2.backends.detectron2 import Trainer
+from maskx_d2.backends.detectron2.checkpoint import ClassList, KnownClasses, classes_of_weights
 from maskx_d2.backends.detectron2.data_loader import load_training_data
 from maskx_d2.backends.detectron2.dataset_mapper import PartiallySupervisedMapper
 from maskx_d2.backends.detectron2.datasets import register_datasets
@@ -173,6 +175,30 @@ def test_data_with_masks_by_a_teacher_alone_can_be_learned_from(shapes_dataset, 
     load_training_data(config(shapes_dataset, taught, tmp_path, *TEACHER))
     with pytest.raises(InputError, match=r"expected at least one to learn masks from"):
         load_training_data(config(shapes_dataset, taught, tmp_path))
+
+
+def test_a_run_records_the_classes_that_a_teacher_trained(shapes_dataset, taught, tmp_path):
+    content = json.loads(taught.read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    (category_id, *_) = sorted({a["category_id"] for a in content["annotations"]})
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation_source", None)
+        if annotation["category_id"] == category_id:
+            annotation["segmentation_source"] = "teacher"
+    taught.write_text(json.dumps(content))
+    trainer = Trainer(config(shapes_dataset, taught, tmp_path, *TEACHER))
+    classes = trainer.known_classes()
+    assert [classes.names[i] for i in classes.by_teacher] == [names[category_id]]
+    assert not set(classes.by_teacher) & set(classes.with_masks) and len(classes.with_masks) > 3
+    trainer.checkpointer.save("model")
+    assert classes_of_weights(str(tmp_path / "model.pth")) == classes
+    assert KnownClasses.of_config(classes.written_into(trainer.cfg)) == classes
+
+
+def test_a_checkpoint_of_0_3_0_has_no_classes_by_a_teacher(tmp_path):
+    classes = {"names": ["cat", "dog"], "category_ids": [1, 2], "with_masks": [0]}
+    torch.save({"model": {"a": torch.zeros(1)}, ClassList.KEY: classes}, tmp_path / "model.pth")
+    assert classes_of_weights(str(tmp_path / "model.pth")).by_teacher == []
 
 
 def test_a_lazy_config_takes_a_teacher():

@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.dataset import PartiallySupervisedCoco, read_records
+from maskx_d2.backends.torchvision.predict import TorchvisionDetector
+from maskx_d2.backends.torchvision.training import TrainingModule
 from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.data.errors import InputError
 from maskx_d2.demo import shapes
@@ -135,6 +138,42 @@ def test_such_masks_are_counted_apart_and_their_classes_are_not_trained_with_mas
     assert data.num_teacher == len(content["annotations"])
     assert data.trained_with_masks == [] and not data.has_masks
     assert f"masks by a teacher: {data.num_teacher}" in str(data._training[1])
+
+
+def test_a_checkpoint_says_which_classes_a_teacher_trained(files, tmp_path):
+    dataset, path = files
+    content = json.loads(path.read_text())
+    (taught, *_) = sorted({a["category_id"] for a in content["annotations"]})
+    for annotation in content["annotations"]:
+        if annotation["category_id"] == taught:
+            annotation["segmentation_source"] = "teacher"
+        else:
+            annotation.pop("segmentation_source", None)
+    path.write_text(json.dumps(content))
+    data = CocoDataModule(path, dataset.train_images, dataset.test_json, dataset.test_images, batch_size=2)
+    for teacher in ({"weight": 1.0}, None):
+        module = TrainingModule(
+            class_names=data.class_names,
+            category_ids=data.category_ids,
+            classes_with_masks=[],
+            teacher=teacher,
+            **{**tiny.MODEL, "min_size": 64, "max_size": 64},
+        )
+        folder = tmp_path / str(teacher is None)
+        trainer = Trainer(
+            default_root_dir=folder,
+            max_steps=1,
+            accelerator="cpu",
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data)
+        style = TorchvisionDetector(folder / "model_final.ckpt").style
+        assert style.by_teacher == ({taught} if teacher else frozenset())
+        assert taught not in style.with_masks and len(style.with_masks) > 3
 
 
 def test_masks_by_a_teacher_are_no_truth_in_evaluation(files):

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
+from maskx_d2.demo import on_torchvision
+from maskx_d2.recipes.built_in import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "docs", "docs/results", "configs", "datasets", "benchmarks")
@@ -120,7 +122,7 @@ def test_the_commands_of_your_data_run_one_after_the_other(tmp_path):
     assert "segmentation_source" in (tmp_path / "filled.json").read_text()
 
 
-# ---- The recipe for photographs on torchvision is that of the configs ----
+# ---- One recipe in documents, configs and the demo ----
 
 
 def test_the_recipe_for_your_data_is_that_of_the_configs():
@@ -143,3 +145,22 @@ def test_the_recipe_for_your_data_is_that_of_the_configs():
     expected = {name.lower(): value for name, value in head["BOX_SUPERVISION"].items()}
     expected |= {name: round(expected[name] * scale) for name in ("start", "warmup")}
     assert yaml.safe_load(found["--model.box_supervision"]) == expected
+
+
+def test_box_supervision_has_the_same_weights_everywhere():
+    expected = dict(RECIPES["maskx_box_supervised"].box_supervision)
+    demo = on_torchvision._MASK_BRANCHES["maskx_box_supervised"]
+    found = {"the demo on torchvision": demo["box_supervision"]}
+    for path in (REPOSITORY / "configs").rglob("*.yaml"):
+        model = yaml.safe_load(path.read_text()).get("MODEL", {})
+        keys = model.get("ROI_MASK_HEAD", {}).get("BOX_SUPERVISION", {})
+        found[path] = {key.lower(): value for key, value in keys.items()}
+    small = REPOSITORY / "configs" / "torchvision" / "small_resnet18_fpn.yaml"
+    found[small] = yaml.safe_load(small.read_text())["model"]["box_supervision"]
+    weights = {
+        path: {name: value for name, value in options.items() if name not in ("start", "warmup")}
+        for path, options in found.items()
+    }
+    has_weights = {path: of_path for path, of_path in weights.items() if of_path}
+    assert len(has_weights) >= 4
+    assert {path: of_path for path, of_path in has_weights.items() if of_path != expected} == {}

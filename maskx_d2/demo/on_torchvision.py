@@ -35,7 +35,7 @@ _MASK_BRANCHES = {
     "maskx": _TRANSFER,
     "maskx_box_supervised": {
         **_TRANSFER,
-        "box_supervision": {"projection": 0.3, "known_background": 0.3},
+        "box_supervision": {"projection": 0.3, "pairwise": 0.3},
     },
     "oracle": {**_TRANSFER, "embedding_dropout": 0.0},
     "maskx_as_in_the_paper": {"predictor": "transfer"},

@@ -299,6 +299,9 @@ Weights, logs, TensorBoard:          {output}/stage1, {", ".join(f"{output}/{nam
 Next: look at any image,
   maskx predict {backend.predict_options(output / "maskx_box_supervised")} \\
       {output}/dataset/test --output {output}/predictions
+or find out which recipe is right, from the classes with masks alone,
+  maskx cross-validate {output}/dataset/annotations/train.json {output}/dataset/train \\
+      {backend.predict_options(output / "stage1")}
 or train on COCO (datasets/README.md says where to put it),
   {backend.COCO_COMMAND}
 """

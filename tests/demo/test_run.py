@@ -1,8 +1,11 @@
 import json
+import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pycocotools.mask as mask_util
 import pytest
@@ -61,13 +64,24 @@ def test_both_forms_of_mask_x_are_ahead_of_class_agnostic_on_classes_without_mas
     assert on_b["maskx_box_supervised"] > on_b["class_agnostic"] + 3
 
 
+def test_the_files_of_the_commands_that_it_prints_exist(quick_demo):
+    _, printed = quick_demo
+    commands = re.findall(r"^  (maskx (?:.*\\\n)*.*)", printed, flags=re.MULTILINE)
+    names = [command.split()[1] for command in commands]
+    assert {"predict", "cross-validate"} <= set(names)
+    for command in commands:
+        if command.split()[1] in ("predict", "cross-validate"):
+            words = shlex.split(command.replace("\\\n", " ").split("--output")[0])
+            assert all(Path(word).exists() for word in words if "/" in word), command
+
+
 def test_boxes_supervise_one_row_and_all_masks_are_there_for_the_oracle(quick_demo):
     folder, _ = quick_demo
     for name in ROWS:
         lines = [json.loads(line) for line in (folder / name / "metrics.json").read_text().splitlines()]
         # Detectron2 logs no loss that is the only one, but as the total.
         losses = {key for line in lines for key in line if key.startswith("loss_mask_")}
-        box_losses = {"loss_mask_projection", "loss_mask_known_background"}
+        box_losses = {"loss_mask_projection", "loss_mask_pairwise"}
         assert losses == (box_losses if name == "maskx_box_supervised" else set())
     train, complete = (
         json.loads((folder / "dataset" / "annotations" / name).read_text())["annotations"]

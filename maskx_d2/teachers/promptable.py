@@ -72,10 +72,26 @@ class PromptableModel(MaskPredictor):
     def masks_in_boxes(
         self, images: Sequence[Image.Image], objects: Sequence[KnownObjects]
     ) -> list[list[PredictedMask | None]]:
-        return [
-            list(self._masks_of_image(image, of_image.boxes)) if of_image.boxes else []
-            for image, of_image in zip(images, objects, strict=True)
-        ]
+        """
+        See :class:`MaskPredictor`.
+
+        Raises:
+            InputError: an image needs more memory than there is.
+        """
+        found = []
+        for image, of_image in zip(images, objects, strict=True):
+            try:
+                found.append(list(self._masks_of_image(image, of_image.boxes)) if of_image.boxes else [])
+            except (RuntimeError, MemoryError) as error:
+                is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+                if not is_memory and "memory" not in str(error):  # torch's error on a CPU
+                    raise
+                width, height = image.size
+                raise InputError(
+                    f"an image of {width} x {height} pixels with {len(of_image.boxes)} boxes needs more "
+                    "memory than there is for the teacher, expected smaller images: see --max-megapixels"
+                ) from error
+        return found
 
     @torch.inference_mode()
     def _masks_of_image(

@@ -104,6 +104,18 @@ def test_few_masks_of_a_large_image_are_in_memory_at_a_time(folders, image, monk
     assert sizes == [1, 1, 1]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), RuntimeError("can't allocate memory")])
+def test_an_image_that_is_too_large_for_memory_is_named(error, folders, image, monkeypatch):
+    teacher = PromptableModel(str(folders["sam2"]))
+
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr(teacher._model, "get_image_embeddings", fail)
+    with pytest.raises(InputError, match=r"an image of 150 x 90 pixels with 3 boxes needs more memory"):
+        teacher.masks_in_boxes([image], [KnownObjects(BOXES, [1, 1, 1])])
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=rf"teacher {tmp_path} cannot be loaded, expected a folder that"):
         PromptableModel(str(tmp_path))

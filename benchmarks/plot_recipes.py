@@ -6,18 +6,18 @@ from pathlib import Path
 from statistics import fmean
 
 from matplotlib.figure import Figure
-from photographs import ROWS
 
 from maskx_d2.data.files import load_json
 
-SHOWN = (
-    "class_agnostic",
-    "maskx_as_in_the_paper",
-    "maskx",
-    "dropout_projection_known_background",
-    "class_agnostic_box_supervised",
-    "maskx_box_supervised",
-)
+SHOWN = {
+    "class_agnostic": "class-agnostic",
+    "maskx_as_in_the_paper": "Mask^X as in the paper",
+    "maskx": "Mask^X: cls, dropout",
+    "dropout_projection_known_background": "with projection, known background",
+    "maskx_box_supervised": "with projection, pairwise",
+    "class_agnostic_box_supervised": "class-agnostic, projection, pairwise",
+}
+"""Row of photographs.py -> label."""
 
 
 def plot(datasets: dict[str, dict]) -> Figure:
@@ -32,7 +32,7 @@ def plot(datasets: dict[str, dict]) -> Figure:
                 panel.barh(place, fmean(shares), color="#0099cc", alpha=0.35)
                 panel.plot(shares, [place] * len(shares), ".", color="#0099cc")
         panel.axvline(100, color="#555555", linewidth=0.8)
-        panel.set_yticks(range(len(SHOWN)), [ROWS[name].title for name in reversed(SHOWN)], fontsize=8)
+        panel.set_yticks(range(len(SHOWN)), [SHOWN[name] for name in reversed(SHOWN)], fontsize=8)
         panel.set_title(dataset, fontsize=9)
         panel.set_xlabel("mask AP on B, % of the oracle's", fontsize=8)
         panel.tick_params(axis="x", labelsize=8)

@@ -144,6 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser.set_defaults(recipe="maskx_box_supervised")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))
+    parser.add_argument("--min-scores", nargs="+", type=float, default=[0.0], help="of masks that are used")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     return parser.parse_args()
 
@@ -198,7 +199,10 @@ def main() -> None:
     path = args.output / "results.json"
     results = load_json(path, what="results") if path.is_file() else {}
     rows = {BOXES_ALONE: None} | {
-        f"{fault}, {scores} scores": (fault, scores) for fault in args.faults for scores in args.scores
+        f"{fault}, {scores} scores" + (f" from {least}" if least else ""): (fault, scores, least)
+        for fault in args.faults
+        for scores in args.scores
+        for least in args.min_scores
     }
     for seed in args.seeds:
         for name, kind in rows.items():
@@ -206,9 +210,11 @@ def main() -> None:
                 continue
             recipe, rois, found = plain, cache, {}
             if kind is not None:
-                teacher = Teacher(*kind, seed)
+                fault, scores, least = kind
+                teacher = Teacher(fault, scores, seed)
                 taught = [teacher.taught(image, i) for i, image in enumerate(train.images)]
-                recipe, rois = student, TaughtRois(cache, taught, 2 * side)
+                recipe = replace(student, teacher={"weight": 1.0, "min_score": least})
+                rois = TaughtRois(cache, taught, 2 * side)
                 of_val = [
                     replace(measured, image=teacher.taught(measured.image, len(taught) + i))
                     for i, measured in enumerate(seen)

@@ -8,7 +8,7 @@ turn in this process. Needs timm.
 import functools
 
 import torch
-from benchmark_tools import argument_parser, medians, setting
+from benchmark_tools import argument_parser, medians, num_parameters, setting
 from tabulate import tabulate
 from torch import nn
 
@@ -36,11 +36,6 @@ def build(options: dict, side: int, device: torch.device) -> nn.Module:
         **options,
     )
     return model.eval().to(device)
-
-
-def num_parameters(module: nn.Module) -> float:
-    """In millions."""
-    return sum(p.numel() for p in module.parameters()) / 1e6
 
 
 @torch.inference_mode()

@@ -153,6 +153,11 @@ def peak_mib(function: Callable, device: torch.device | str = "cpu") -> float:
 # ---- Models and batches ----
 
 
+def num_parameters(module: torch.nn.Module) -> float:
+    """In millions."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
 def targets(num_images: int, height: int, width: int, objects: int) -> list[dict]:
     """Boxes of a quarter to a half of the image's sides, with a full mask each."""
     generator = torch.Generator().manual_seed(0)

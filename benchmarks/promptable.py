@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from benchmark_tools import argument_parser, medians, setting
+from benchmark_tools import argument_parser, medians, num_parameters, setting
 from PIL import Image
 from tabulate import tabulate
 
@@ -46,11 +46,6 @@ def boxes() -> list[list[float]]:
     corners = torch.rand(NUM_BOXES, 2, generator=torch.Generator().manual_seed(0)) * 0.75
     scale = torch.tensor(SIZE * 2)
     return (torch.cat([corners, corners + 0.25], 1) * scale).tolist()
-
-
-def num_parameters(model: torch.nn.Module) -> float:
-    """In millions."""
-    return sum(p.numel() for p in model.parameters()) / 1e6
 
 
 def main() -> None:

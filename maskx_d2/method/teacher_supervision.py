@@ -6,6 +6,7 @@ it is. It is not in the paper.
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,10 +48,10 @@ class TeacherSupervision:
             A scalar: the weight times the mean over RoIs of score times cross-entropy. Without RoIs it is
             zero but still depends on the logits, see :func:`mask_loss`.
         """
-        if len(mask_logits) == 0:
-            return mask_logits.float().sum()
-        logits = mask_logits.float() if mask_logits.itemsize < 4 else mask_logits
-        of_cells = F.binary_cross_entropy_with_logits(
-            logits, mask_targets.to(logits.dtype), reduction="none"
-        )
-        return self.weight * (scores.to(logits.dtype) * of_cells.mean((1, 2))).mean()
+        if mask_logits.dtype in (torch.float16, torch.bfloat16):
+            mask_logits = mask_logits.float()
+        if mask_logits.shape[0] == 0:
+            return mask_logits.sum()
+        dtype = mask_logits.dtype
+        of_cells = F.binary_cross_entropy_with_logits(mask_logits, mask_targets.to(dtype), reduction="none")
+        return self.weight * (scores.to(dtype) * of_cells.mean((1, 2))).mean()

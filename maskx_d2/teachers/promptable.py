@@ -83,7 +83,7 @@ class PromptableModel(MaskPredictor):
             try:
                 found.append(list(self._masks_of_image(image, of_image.boxes)) if of_image.boxes else [])
             except (RuntimeError, MemoryError) as error:
-                is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+                is_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
                 if not is_memory and "memory" not in str(error):  # torch's error on a CPU
                     raise
                 width, height = image.size

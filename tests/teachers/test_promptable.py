@@ -104,7 +104,7 @@ def test_few_masks_of_a_large_image_are_in_memory_at_a_time(folders, image, monk
     assert sizes == [1, 1, 1]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("x"), RuntimeError("can't allocate memory")])
 def test_an_image_that_is_too_large_for_memory_is_named(error, folders, image, monkeypatch):
     teacher = PromptableModel(str(folders["sam2"]))
 

@@ -108,6 +108,14 @@ class PartiallySupervisedMapper(DatasetMapper):
             f"{file_name} has an annotation with the keypoints {shown(keypoints)}, expected {expected}"
         )
 
+    @staticmethod
+    def _use_teacher(annotation: dict) -> float:
+        """Give an annotation without a mask that of a teacher; returns its score, 0 for none."""
+        if annotation.get("segmentation") or "teacher_segmentation" not in annotation:
+            return 0.0
+        annotation["segmentation"] = annotation["teacher_segmentation"]
+        return annotation.get("teacher_score", 0.0)
+
     def _unpack(self, packed: np.ndarray, file_name: str, num_instances: int) -> LabelledClasses:
         if self.expected_roi_heads is not None:
             raise InputError(
@@ -135,13 +143,7 @@ class PartiallySupervisedMapper(DatasetMapper):
                 f"{file_name} has {has_mask.count(False)} annotations without segmentation: "
                 f"MODEL.ROI_HEADS.NAME must be {self.expected_roi_heads!r}"
             )
-        for annotation in annotations if self.with_teacher else ():
-            if not annotation.get("segmentation") and "teacher_segmentation" in annotation:
-                annotation["segmentation"] = annotation["teacher_segmentation"]
-        scores = [
-            0.0 if is_true or "segmentation" not in annotation else annotation.get("teacher_score", 0.0)
-            for is_true, annotation in zip(has_mask, annotations, strict=True)
-        ]
+        scores = [self._use_teacher(a) for a in annotations] if self.with_teacher else []
         for annotation in annotations:
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)

@@ -101,9 +101,7 @@ def select_mask_rois(
     selected = []
     for boxes, instances, of_proposals, target in zip(proposals, matched, labels, targets, strict=True):
         masked = has_mask(target)
-        learns = masked | include_box_only
-        if teacher is not None:
-            learns = learns | teacher.is_used(teacher_scores(target))
+        learns = has_usable_mask(target, teacher) | include_box_only
         # In an image without boxes all proposals are background, and matched to nothing.
         chosen = (of_proposals > 0) & learns[instances] if len(learns) > 0 else of_proposals > 0
         chosen = chosen.nonzero()[:, 0]
@@ -130,6 +128,18 @@ def select_instances(target: Target, instances: Tensor) -> Target:
 def average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
     """(C, H, W), (R, 4) -> (R, C, side, side): means over the cells of each RoI."""
     return roi_align(image[None], [rois], side, aligned=True)
+
+
+def has_usable_mask(target: Target, teacher: TeacherSupervision | None) -> Tensor:
+    """(number of boxes,) bool: instances with a mask, and those that are learned by that of a teacher."""
+    return has_mask(target) | is_taught(target, teacher)
+
+
+def is_taught(target: Target, teacher: TeacherSupervision | None) -> Tensor:
+    """(number of boxes,) bool: instances without a mask that are learned by that of a teacher."""
+    if teacher is None:
+        return torch.zeros(len(target["boxes"]), dtype=torch.bool, device=target["boxes"].device)
+    return teacher.is_used(teacher_scores(target))
 
 
 def teacher_scores(target: Target) -> Tensor:

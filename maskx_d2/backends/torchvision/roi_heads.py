@@ -11,10 +11,10 @@ from maskx_d2.backends.torchvision.mask_rois import (
     TRAIN_ROIS,
     MaskRois,
     Target,
-    has_mask,
+    has_usable_mask,
+    is_taught,
     select_instances,
     select_mask_rois,
-    teacher_scores,
 )
 from maskx_d2.data.errors import InputError
 from maskx_d2.method import (
@@ -184,7 +184,8 @@ class MaskXRoIHeads(RoIHeads):
             raise InputError("targets is None, expected a target for each image in training")
         include_box_only = self.mask_box_supervision is not None
         if self.detector_is_frozen and not include_box_only:
-            targets = [select_instances(target, self._learns(target)) for target in targets]
+            usable = [has_usable_mask(target, self.mask_teacher) for target in targets]
+            targets = [select_instances(*pair) for pair in zip(targets, usable, strict=True)]
         proposals, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
         losses = {}
         if not self.detector_is_frozen:
@@ -205,12 +206,6 @@ class MaskXRoIHeads(RoIHeads):
         losses.update(self._mask_losses(features, image_shapes, rois))
         return [], losses
 
-    def _learns(self, target: Target) -> Tensor:
-        """(number of boxes,) bool: the instances with a mask that the mask branch learns from."""
-        if self.mask_teacher is None:
-            return has_mask(target)
-        return has_mask(target) | self.mask_teacher.is_used(teacher_scores(target))
-
     def _mask_losses(self, features, image_shapes, rois: list[MaskRois]) -> dict[str, Tensor]:
         """``loss_mask`` of RoIs whose instance has a mask, and the losses of the others."""
         logits = self._mask_logits(
@@ -225,24 +220,21 @@ class MaskXRoIHeads(RoIHeads):
             chosen = [(x, r, is_chosen(r).nonzero()[:, 0]) for x, r in of_image]
             return torch.cat([x[rows] for x, r, rows in chosen]), [r[rows] for _, r, rows in chosen]
 
+        def taught_rois(r: MaskRois) -> Tensor:
+            return is_taught(r.target, self.mask_teacher)[r.instances]
+
         masked_logits, masked = part(lambda r: r.is_masked)
         losses = {"loss_mask": mask_loss(masked_logits, _mask_targets(masked_logits, masked))}
         if self.mask_teacher is not None:
-            taught_logits, taught = part(self._is_taught)
+            taught_logits, taught = part(taught_rois)
             losses["loss_mask_teacher"] = self.mask_teacher.loss(
                 taught_logits,
                 _mask_targets(taught_logits, taught),
                 torch.cat([r.teacher_scores for r in taught]),
             )
         if self.mask_box_supervision is not None:
-            losses |= self._box_supervision_losses(*part(lambda r: ~r.is_masked & ~self._is_taught(r)))
+            losses |= self._box_supervision_losses(*part(lambda r: ~r.is_masked & ~taught_rois(r)))
         return losses
-
-    def _is_taught(self, rois: MaskRois) -> Tensor:
-        """(R,) bool: RoIs whose instance has a mask by a teacher that is learned from."""
-        if self.mask_teacher is None:
-            return torch.zeros_like(rois.is_masked)
-        return self.mask_teacher.is_used(rois.teacher_scores)
 
     def _box_supervision_losses(self, logits: Tensor, rois: list[MaskRois]) -> dict[str, Tensor]:
         side = logits.shape[-1]

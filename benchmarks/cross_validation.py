@@ -113,9 +113,8 @@ def main() -> None:
             objects = outcome.objects
             of_b = objects[np.isin(objects.classes, hidden)]
             calibrated = calibration(of_b.scores, of_b.areas)
-            by_scores = [calibrated[of_b.classes == c] for c in hidden if (of_b.classes == c).any()]
             scores = {
-                "expected_iou_by_scores": float(np.mean([of_class.mean() for of_class in by_scores])),
+                "expected_iou_by_scores": replace(of_b, ious=calibrated).mean_iou(hidden),
                 "mean_iou_of_objects": float(of_b.ious.mean()),
                 "mean_score_before": float(of_b.scores.mean()),
                 "mean_score_after": float(calibrated.mean()),

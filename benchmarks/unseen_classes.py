@@ -32,13 +32,13 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn
+from maskx_d2.backends.torchvision.checkpoint import load_detector_weights
 from maskx_d2.backends.torchvision.dataset import (
     PartiallySupervisedCoco,
     evaluation_transforms,
     read_records,
 )
 from maskx_d2.backends.torchvision.detections import coco_results
-from maskx_d2.backends.torchvision.training import load_detector_weights
 from maskx_d2.data.class_splits import classes_with_masks
 from maskx_d2.data.coco_file import read_coco_file
 from maskx_d2.data.files import load_json, write_json

@@ -178,6 +178,17 @@ for module in {modules}:
     assert done.returncode == 0, done.stderr
 
 
+def test_inference_imports_neither_lightning_nor_what_draws_the_reports():
+    code = """
+import sys
+import maskx_d2.backends.torchvision.frozen_detector
+import maskx_d2.backends.torchvision.predict
+assert not {"lightning", "torchmetrics", "jsonargparse", "matplotlib", "scipy"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_detectron2_its_command_line_ends_with_the_install_command():
     train_net = PACKAGE.parent / "train_net.py"
     code = f"{HIDE_DETECTRON2}\nimport runpy\nrunpy.run_path({str(train_net)!r}, run_name='__main__')"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.inference.detector import Detector
 from maskx_d2.inference.frozen_detector import FrozenDetector
-from maskx_d2.runtime.optional_packages import need, need_detectron2
+from maskx_d2.runtime.optional_packages import need_detectron2
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -97,4 +97,3 @@ def _check_is_of_torchvision(
         )
     if overrides:
         raise InputError("--opts are config keys, expected --config-file too")
-    need("a .ckpt of the torchvision backend", "lightning")

@@ -144,11 +144,15 @@ def test_processes_of_a_command_are_told_of_sigterm(tmp_path):
     from maskx_d2.runtime.exit_status import one_sentence
     def wait():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        print("ready", flush=True)
+        ready.set()
         time.sleep(60)
     with one_sentence("maskx", show_traceback=False):
-        child = multiprocessing.get_context("fork").Process(target=wait)
+        context = multiprocessing.get_context("fork")
+        ready = context.Event()
+        child = context.Process(target=wait)
         child.start()
+        ready.wait()
+        print("ready", flush=True)  # by the parent: until start() returns, it does not know its child
         child.join()
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

@@ -20,9 +20,10 @@ from maskx_d2.backends.torchvision.callbacks import (
     WholeFiles,
     checkpoints_of_run,
 )
+from maskx_d2.backends.torchvision.checkpoint import LIGHTNING_VERSION, check_model
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.model import option_defaults
-from maskx_d2.backends.torchvision.training import TrainingModule, check_model, training_defaults
+from maskx_d2.backends.torchvision.training import TrainingModule, training_defaults
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import real_path
 from maskx_d2.evaluation.run_files import EVALUATION_FILES, RUN_FILES, contents, log_file
@@ -103,7 +104,7 @@ class CommandLine(LightningCLI):
         config.weights_only = True
         # Before Lightning builds a model from its content.
         checkpoint = read_checkpoint(config.ckpt_path)
-        if "pytorch-lightning_version" not in checkpoint:
+        if LIGHTNING_VERSION not in checkpoint:
             raise InputError(f"--ckpt_path {config.ckpt_path} was not written by this backend")
         if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
             raise InputError(

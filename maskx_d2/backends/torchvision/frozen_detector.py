@@ -1,9 +1,8 @@
 """``TorchvisionFrozenDetector``: a detector of this backend on which mask heads are trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import lightning
 import numpy as np
 import torch
 import yaml
@@ -15,20 +14,24 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms import v2
 
-from maskx_d2.backends.torchvision.detections import MASK_THRESHOLD
-from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn
-from maskx_d2.backends.torchvision.training import (
+from maskx_d2.backends.torchvision.checkpoint import (
+    LIGHTNING_VERSION,
     TRAINED_BY_TEACHER,
     TRAINED_WITH_MASKS,
+    build_model,
     check_model,
     load_detector_weights,
+    model_options,
 )
+from maskx_d2.backends.torchvision.detections import MASK_THRESHOLD
+from maskx_d2.backends.torchvision.model import MaskXRCNN
 from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.inference.frozen_detector import FoundObjects, FrozenDetector, MaskHead, SeenImage
 from maskx_d2.inference.mask_scores import ScoreCalibration
 from maskx_d2.method import Recipe, Schedule, ramp
 from maskx_d2.runtime.checkpoints import read_checkpoint, write_checkpoint
 
+_LIGHTNING_VERSION = "2.6.0"  # whose form of checkpoints is written here
 _RECIPE_OPTIONS = (
     "predictor",
     "class_embedding",
@@ -86,7 +89,7 @@ class TorchvisionFrozenDetector(FrozenDetector):
 
     def recipe_yaml(self, recipe: Recipe, schedule: Schedule) -> str:
         model = {
-            **_model_options(self._options),
+            **model_options(self._options),
             **_recipe_options(recipe),
             "detector": str(self._path.resolve()),
             "rois_per_image": schedule.rois,
@@ -106,9 +109,7 @@ class TorchvisionFrozenDetector(FrozenDetector):
         return yaml.safe_dump(config, sort_keys=False)
 
     def _build(self, **options) -> FasterRCNN:
-        return maskx_rcnn_resnet_fpn(
-            num_classes=len(self.class_names) + 1, **{**_model_options(self._options), **options}
-        )
+        return build_model(self._options, **options)
 
 
 class _SeenImage(SeenImage):
@@ -171,7 +172,7 @@ class _TorchvisionMaskHead(MaskHead):
                 TRAINED_WITH_MASKS: list(with_masks),
                 TRAINED_BY_TEACHER: list(by_teacher),
                 ScoreCalibration.KEY: calibration.as_dict(),
-                "pytorch-lightning_version": lightning.__version__,
+                LIGHTNING_VERSION: _LIGHTNING_VERSION,
             },
         )
         return f"--weights {path}"
@@ -207,9 +208,3 @@ def _recipe_options(recipe: Recipe) -> dict:
 def _plain(value):
     """Tuples as lists, for YAML."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _model_options(options: Mapping) -> dict:
-    own = ("class_names", "category_ids", "classes_with_masks", "detector", "optimizer", "learning_rate")
-    training = (*own, "weight_decay", "warmup_steps", "lr_schedule", "milestones")
-    return {name: value for name, value in options.items() if name not in training}

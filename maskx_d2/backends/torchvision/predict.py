@@ -8,15 +8,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from maskx_d2.backends.torchvision.checkpoint import SavedModel
 from maskx_d2.backends.torchvision.detections import binary_masks, coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN
-from maskx_d2.backends.torchvision.training import TrainingModule
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
-from maskx_d2.inference.mask_scores import ScoreCalibration
-from maskx_d2.runtime.checkpoints import read_checkpoint
 
 
 class TorchvisionDetector(Detector):
@@ -27,16 +25,15 @@ class TorchvisionDetector(Detector):
         Args:
             checkpoint: a checkpoint of :class:`TrainingModule`.
         """
-        module = TrainingModule.from_checkpoint(checkpoint)
-        self.calibration = ScoreCalibration.of_checkpoint(read_checkpoint(checkpoint))
-        self._model = module.model.eval()
+        saved = SavedModel.read(checkpoint)
+        self.calibration = saved.calibration
+        self._model = saved.build().eval()
         self.to("cuda" if torch.cuda.is_available() else "cpu")
-        classes = module.hparams
-        self._category_ids = classes.category_ids
+        self._category_ids = list(saved.options["category_ids"])
         self.style = ClassStyle(
-            names=dict(zip(classes.category_ids, classes.class_names, strict=True)),
-            with_masks=frozenset(classes.category_ids[i] for i in module.trained_with_masks),
-            by_teacher=frozenset(classes.category_ids[i] for i in module.trained_by_teacher),
+            names=dict(zip(self._category_ids, saved.options["class_names"], strict=True)),
+            with_masks=frozenset(self._category_ids[i] for i in saved.trained_with_masks),
+            by_teacher=frozenset(self._category_ids[i] for i in saved.trained_by_teacher),
         )
 
     def to(self, device: str) -> "TorchvisionDetector":

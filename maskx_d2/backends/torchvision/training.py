@@ -6,18 +6,22 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from maskx_d2.backends.torchvision.backbone import BackboneOptions
+from maskx_d2.backends.torchvision.checkpoint import (
+    TRAINED_BY_TEACHER,
+    TRAINED_WITH_MASKS,
+    SavedModel,
+    hyper_parameters,
+    load_detector_weights,
+)
 from maskx_d2.backends.torchvision.detections import coco_results
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
-from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
 from maskx_d2.data.pycocotools_coco import class_names, instance_counts
@@ -30,16 +34,9 @@ from maskx_d2.evaluation.run_files import (
     write_evaluation,
 )
 from maskx_d2.evaluation.tables import group_table
-from maskx_d2.runtime.checkpoints import (
-    are_classes,
-    check_classes,
-    check_finite,
-    check_state,
-    read_checkpoint,
-)
+from maskx_d2.runtime.checkpoints import check_classes, check_state
 from maskx_d2.runtime.once_per_node import all_gather
 
-TRAINED_WITH_MASKS, TRAINED_BY_TEACHER = "trained_with_masks", "trained_by_teacher"  # keys in a checkpoint
 # Torchvision's names of losses -> Detectron2's, under which both backends log them.
 _LOSS_NAMES = {
     "loss_classifier": "loss_cls",
@@ -113,18 +110,11 @@ class TrainingModule(LightningModule):
             FileNotFoundError: there is no such file.
             ValueError: it is not a checkpoint of this class.
         """
-        checkpoint = read_checkpoint(path)
-        options = check_model(path, checkpoint)
-        module = cls(**options)
-        module.load_state_dict(checkpoint["state_dict"])
-        for name in (TRAINED_WITH_MASKS, TRAINED_BY_TEACHER):
-            indices = checkpoint.get(name, getattr(module, name))
-            if not are_classes(module.hparams.class_names, module.hparams.category_ids, indices):
-                raise InputError(
-                    f"checkpoint {path} has {name} {shown(indices)}, expected indices of its "
-                    f"{len(module.hparams.class_names)} classes"
-                )
-            setattr(module, name, list(indices))
+        saved = SavedModel.read(path)
+        module = cls(**saved.options)
+        module.load_state_dict(saved.state_dict)
+        module.trained_with_masks = saved.trained_with_masks
+        module.trained_by_teacher = saved.trained_by_teacher
         return module
 
     # ---- Training ----
@@ -268,130 +258,10 @@ class TrainingModule(LightningModule):
         return [result for image_id in sorted(of_image) for result in of_image[image_id]]
 
 
-def hyper_parameters(path: str | Path, checkpoint: dict) -> dict:
-    """
-    The options that a checkpoint's :class:`TrainingModule` was built with. A model will be built from them,
-    so they must be what the class saves and nothing else.
-
-    Args:
-        path: path of the checkpoint, for error messages.
-        checkpoint: content of the checkpoint.
-
-    Raises:
-        ValueError: the checkpoint has no options, or any that are unknown or not plain values.
-    """
-    for part in ("hyper_parameters", "state_dict"):
-        if not isinstance(checkpoint.get(part), dict):
-            raise InputError(f"checkpoint {path} has no {part!r}, expected one written by this backend")
-    known = training_defaults()
-    options = {}
-    for name, value in checkpoint["hyper_parameters"].items():
-        if name in known and _is_plain(value):
-            options[name] = value
-        elif value is not None and name != "_instantiator":  # earlier versions wrote None for modules
-            raise InputError(
-                f"checkpoint {path} is of another model, expected one written by this backend: it has "
-                f"the option {name!r} of {shown(value)}"
-            )
-    classes = [options.get(name) for name in ("class_names", "category_ids", "classes_with_masks")]
-    if not are_classes(*classes):
-        raise InputError(f"checkpoint {path} does not say which classes it knows, expected names and ids")
-    for name in ("weights_backbone", "backbone_weights"):
-        if options.get(name) is not None:
-            raise InputError(
-                f"checkpoint {path} has {name} {options[name]!r}, expected none: a checkpoint has its "
-                "weights"
-            )
-    return options
-
-
-def check_model(path: str | Path, checkpoint: dict) -> dict:
-    """
-    Compare the weights of a checkpoint with the model that its options describe. That model is built
-    without memory for weights of its own.
-
-    Args:
-        path: path of the checkpoint, for error messages.
-        checkpoint: content of the checkpoint.
-
-    Returns:
-        The options, see :func:`hyper_parameters`.
-
-    Raises:
-        ValueError: there is no such model, or the weights do not fit it or are not finite.
-    """
-    options = hyper_parameters(path, checkpoint)
-    found = checkpoint["state_dict"]
-    try:
-        with torch.device("meta"):
-            expected = TrainingModule(**options).state_dict()
-        check_state("it", found, expected)
-        if more := found.keys() - expected.keys():
-            raise InputError(f"it has {len(more)} extra parameters, {shown(min(more, key=str))} among them")
-    except Exception as error:  # anything torchvision raises for unchecked options
-        reason = str(error).split("\n", 1)[0][:300]
-        raise InputError(
-            f"checkpoint {path} is of another model, expected one written by this backend: {reason}"
-        ) from error
-    check_finite(path, found)
-    return options
-
-
 def training_defaults() -> dict[str, object]:
     """All options of :class:`TrainingModule`, including those of the model, with their defaults."""
     own = inspect.signature(TrainingModule).parameters.values()
     return {**{p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}, **option_defaults()}
-
-
-def _is_plain(value) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):  # of box_supervision
-        return all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())
-    return value is None or isinstance(value, bool | int | float | str | Tensor)
-
-
-def load_detector_weights(model: MaskXRCNN, path: str, *, class_names: list[str] | None = None) -> None:
-    """
-    Load all parameters except those of the mask branch.
-
-    Args:
-        model: the model to load into.
-        path: a checkpoint of :class:`TrainingModule`, or a state dict of torchvision's Faster R-CNN.
-        class_names: class names of the model, if the checkpoint must have the same ones. For COCO's,
-            torchvision's own COCO weights fit too.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as data, has other classes, or does not hold all parameters of the
-            detector with their shapes.
-    """
-    checkpoint = read_checkpoint(path)
-    if class_names is not None and "hyper_parameters" in checkpoint:
-        check_classes(path, list(hyper_parameters(path, checkpoint)["class_names"]), class_names)
-    state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, dict):
-        raise InputError(f"detector {path} has no parameters, expected those of a detector")
-    state = {str(name).removeprefix("model."): value for name, value in state.items()}
-    if class_names == coco_class_names():
-        state = _without_unused_rows(state)
-    expected = {n: v for n, v in model.state_dict().items() if not n.startswith("roi_heads.mask_")}
-    check_state(f"detector {path}", state, expected)
-    check_finite(path, {name: state[name] for name in expected})
-    model.load_state_dict({name: state[name] for name in expected}, strict=False)
-
-
-def _without_unused_rows(state: dict[str, object]) -> dict[str, object]:
-    """The weights of torchvision's own COCO models without the category ids that COCO never used."""
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    used = [row for row, name in enumerate(names) if name != "N/A"]
-    state = dict(state)
-    for name in ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"):
-        key, rows_of_class = f"roi_heads.box_predictor.{name}", 4 if "bbox" in name else 1
-        value = state.get(key)
-        if isinstance(value, Tensor) and len(value) == rows_of_class * len(names):
-            state[key] = value.unflatten(0, (len(names), rows_of_class))[used].flatten(0, 1)
-    return state
 
 
 def _logged_names(by_group: dict, *, two_sides: bool) -> dict[str, float]:

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
+from maskx_d2.backends.torchvision.checkpoint import (
+    TRAINING_OPTIONS,
+    hyper_parameters,
+    load_detector_weights,
+)
 from maskx_d2.backends.torchvision.model import option_defaults
 from maskx_d2.backends.torchvision.ranges import check_ranges
-from maskx_d2.backends.torchvision.training import TrainingModule, hyper_parameters, load_detector_weights
+from maskx_d2.backends.torchvision.training import TrainingModule, training_defaults
 from maskx_d2.commands import main as cli
 from maskx_d2.demo import shapes
 from maskx_d2.runtime.checkpoints import read_checkpoint
@@ -81,6 +86,11 @@ def attack(marker):
 
 def _touch(marker):
     return f"open({str(marker)!r}, 'w').close()"
+
+
+def test_options_of_the_training_and_of_the_model_are_all_that_there_are():
+    assert {*TRAINING_OPTIONS, *option_defaults()} == set(training_defaults())
+    assert not {*TRAINING_OPTIONS} & {*option_defaults()}
 
 
 # ---- Code ----

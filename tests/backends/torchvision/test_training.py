@@ -19,8 +19,9 @@ from torch import nn
 
 import maskx_d2
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
+from maskx_d2.backends.torchvision.checkpoint import load_detector_weights
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
-from maskx_d2.backends.torchvision.training import TrainingModule, load_detector_weights
+from maskx_d2.backends.torchvision.training import TrainingModule
 from maskx_d2.commands import main as cli
 from maskx_d2.data.pycocotools_coco import read_coco
 from maskx_d2.demo import shapes

@@ -18,8 +18,8 @@ PYTHON := .venv/bin/python
 SETUP := .venv/installed .venv/detectron2-tried
 endif
 
-# Three processes of one thread each for two cores, because many tests wait for other processes.
-PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Two processes of one thread each: as fast as two cores allow, and no more on a large machine.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test test-without-detectron2: export OMP_NUM_THREADS := 1
 
 .PHONY: demo test test-without-detectron2 docs lint fuzz detectron2

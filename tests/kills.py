@@ -6,8 +6,6 @@ suite does a few.
 """
 
 import argparse
-import contextlib
-import os
 import random
 import signal
 import sys
@@ -20,6 +18,8 @@ import torch
 
 from maskx_d2.demo import shapes
 from maskx_d2.demo.generated_dataset import GeneratedDataset
+
+from .forked import Forked
 
 STEPS = 12
 PERIOD = 3  # steps between two checkpoints
@@ -68,25 +68,13 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def forked(train: Callable[[Path], None], folder: Path, *, seconds: float | None = None) -> bool:
     """Train in another process. Killed after some seconds, or to the end; returns whether it got there."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with (
-                folder.with_suffix(".log").open("a") as log,
-                contextlib.redirect_stdout(log),
-                contextlib.redirect_stderr(log),
-            ):
-                train(folder)
-            status = 0
-        finally:
-            os._exit(status)
+    process = Forked(lambda: train(folder))
     if seconds is not None:
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+        process.send_signal(signal.SIGKILL)
+    status = process.wait()
     if seconds is None and status != 0:
-        raise AssertionError(folder.with_suffix(".log").read_text()[-3000:])
+        raise AssertionError(process.stderr[-3000:])
     return status == 0
 
 

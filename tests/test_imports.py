@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .hidden import HIDE_DETECTRON2
+
 PACKAGE = Path(__file__).resolve().parents[1] / "maskx_d2"
 BACKEND_LIBRARIES = {
     "detectron2": {"detectron2", "fvcore", "iopath"},
@@ -122,18 +124,6 @@ def test_backends_do_not_know_each_other(backend):
             assert library(name) not in others, f"{path}: {name}"
             own = name.startswith(f"maskx_d2.backends.{backend}")
             assert own or not name.startswith("maskx_d2.backends"), f"{path}: {name}"
-
-
-HIDE_DETECTRON2 = """
-import importlib.machinery, sys
-
-class Hide(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name == "detectron2" else super().find_spec(name, path, target)
-
-sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
-"""
 
 
 @pytest.mark.parametrize(

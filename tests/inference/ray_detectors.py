@@ -11,11 +11,10 @@ import ray
 import torch
 from PIL import Image
 
-from maskx_d2.inference.detector import Detector, KnownObjects
-from maskx_d2.inference.masks_in_boxes import BoxesOfImage, find_masks
-from maskx_d2.inference.ray_data import find_masks_on_ray, predict_on_ray
+from maskx_d2.inference.detector import Detector
+from maskx_d2.inference.ray_data import predict_on_ray
 
-from ..test_imports import HIDE_DETECTRON2
+from ..hidden import detectron2_hidden_in_processes
 
 NUM_IMAGES = 16
 
@@ -28,18 +27,12 @@ def two_cpus(folder: Path):
     Args:
         folder: for a file that its processes start with.
     """
-    paths = os.environ.get("PYTHONPATH", "")
-    (folder / "sitecustomize.py").write_text(HIDE_DETECTRON2)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths.split(os.pathsep)])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if paths:
-            os.environ["PYTHONPATH"] = paths
-        else:
-            os.environ.pop("PYTHONPATH", None)
+    with detectron2_hidden_in_processes(folder):
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def killed_once(detector: Detector, marker: Path) -> Detector:
@@ -103,27 +96,4 @@ def check_detector(detector: Detector, folder: Path) -> None:
                 detection["image_id"] = row["image_id"]
                 assert detection.pop("category_name") == detector.style.names[detection["category_id"]]
         assert {row["path"]: row["detections"] for row in rows} == expected
-
-        of_images = _boxes_of(expected)
-        here = find_masks(detector, of_images, batch_size=1)
-        on_ray = find_masks_on_ray(detector, of_images, batch_size=1)
-        assert _by_annotation(on_ray) == _by_annotation(here)
     torch.set_num_threads(threads)
-
-
-def _boxes_of(detections: dict[str, list[dict]]) -> list[BoxesOfImage]:
-    """What has been detected, as what is known."""
-    found = []
-    for number, (path, of_image) in enumerate(detections.items()):
-        boxes = [[x, y, x + width, y + height] for x, y, width, height in (d["bbox"] for d in of_image)]
-        objects = KnownObjects(boxes, [d["category_id"] for d in of_image])
-        annotation_ids = [100 * number + i for i in range(len(of_image))]
-        if of_image:
-            found.append(
-                BoxesOfImage(path=path, width=90, height=70, annotation_ids=annotation_ids, objects=objects)
-            )
-    return found
-
-
-def _by_annotation(found):
-    return {annotation_id: mask for part in found for annotation_id, mask in part.masks.items()}

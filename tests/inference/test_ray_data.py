@@ -246,14 +246,14 @@ def test_of_images_that_cannot_be_read_at_all_nothing_is_left(images, tmp_path):
 
 
 def test_progress_is_passed_on_and_silence_is_broken(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "_SILENCE", 2)
+    monkeypatch.setattr(on_ray, "_SILENCE", 1)
     steps, said = [], []
     paths = on_ray.find_images([str(images)])
     on_ray.predict_on_ray(
-        make_detector(slow=4), paths, str(tmp_path / "out"), progress=steps.append, waiting=said.append
+        make_detector(slow=2.5), paths, str(tmp_path / "out"), progress=steps.append, waiting=said.append
     )
     assert sum(steps) == len(paths)
-    assert said and all("no image has been done for 2 seconds: Ray has " in line for line in said)
+    assert said and all("no image has been done for 1 seconds: Ray has " in line for line in said)
     assert " cores, " in said[0] and " of memory and " in said[0]
 
 

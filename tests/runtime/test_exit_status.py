@@ -17,6 +17,13 @@ from maskx_d2.runtime import interrupt
 from maskx_d2.runtime.exit_status import one_sentence
 
 from ..data import awkward
+from ..hidden import detectron2_hidden_in_processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_detectron2(tmp_path_factory):
+    with detectron2_hidden_in_processes(tmp_path_factory.mktemp("hidden")):
+        yield
 
 
 def ends(capsys, error, *, show_traceback=False):

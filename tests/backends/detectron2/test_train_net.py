@@ -41,14 +41,14 @@ def train_net(root, *arguments):
 
 @pytest.fixture
 def datasets(coco_mini, tmp_path):
-    """A folder as datasets/README.md describes it, with 8 images to evaluate on."""
+    """A folder as datasets/README.md describes it, with 4 images to evaluate on."""
     coco = tmp_path / "datasets" / "coco"
     (coco / "annotations").mkdir(parents=True)
     for images in ("train2017", "val2017"):
         (coco / images).symlink_to(coco_mini / images)
         content = json.loads((coco_mini / "annotations" / f"instances_{images}.json").read_text())
         if images == "val2017":
-            content["images"] = content["images"][:8]
+            content["images"] = content["images"][:4]
             kept = {image["id"] for image in content["images"]}
             content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
         (coco / "annotations" / f"instances_{images}.json").write_text(json.dumps(content))
@@ -92,14 +92,8 @@ def test_mask_x_trains_on_coco_is_evaluated_on_both_sides_and_compared(datasets,
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads((tmp_path / "again" / "inference" / "ap_by_group.json").read_text()) == by_group
 
-    baseline = train_net(
-        datasets, "--config-file", "configs/class_agnostic_R_50_FPN_1x.yaml", *SMALL,
-        "OUTPUT_DIR", tmp_path / "baseline", "SOLVER.MAX_ITER", 2,
-    )  # fmt: skip
-    assert baseline.returncode == 0, baseline.stderr[-3000:]
     report = tmp_path / "report"
-    runs = [str(tmp_path / "baseline"), str(out)]
-    cli.main(["compare", *runs, "--output", str(report), "--images", "2", "--min-score", "0.05"])
+    cli.main(["compare", str(out), "--output", str(report), "--images", "2", "--min-score", "0.05"])
     html = (report / "comparison.html").read_text()
     assert html.count('<img src="data:image/jpeg') == 2 and ">loss_mask<" in html
     assert "20 classes trained with" in " ".join(html.split()) and "60 with boxes only" in html

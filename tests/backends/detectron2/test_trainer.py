@@ -1,18 +1,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, HookBase
 
 import maskx_d2
-from maskx_d2.backends.detectron2 import Trainer
+from maskx_d2.backends.detectron2 import Trainer, command_line
 from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator
 
+from ...forked import run_forked
 from . import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -147,29 +146,24 @@ def test_evaluator_reports_on_the_split_of_the_test_if_there_is_one(shapes_datas
     assert len(Trainer.build_evaluator(cfg, "shapes_test").classes_with_masks) == 24
 
 
-_RUN = """
-import os, signal, sys
-from detectron2.engine import HookBase
-from maskx_d2.backends.detectron2 import command_line
-
-class Kill(HookBase):
-    def before_step(self):
-        if self.trainer.iter == int(sys.argv[1]):
-            os.kill(os.getpid(), int(sys.argv[2]))
-
-class KilledTrainer(command_line.WatchedTrainer):
-    def build_hooks(self):
-        return [*super().build_hooks(), Kill()]
-
-command_line.WatchedTrainer = KilledTrainer
-command_line.main(sys.argv[3:])
-"""
-
-
 def run(kill_at, config, *flags, number=signal.SIGKILL):
-    command = [sys.executable, "-c", _RUN, str(kill_at), str(int(number)), "--config-file", str(config)]
-    command += flags
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=dict(os.environ))
+    """Train in a forked process, which is sent a signal before an iteration."""
+
+    class Kill(HookBase):
+        def before_step(self):
+            if self.trainer.iter == kill_at:
+                os.kill(os.getpid(), number)
+
+    class KilledTrainer(command_line.WatchedTrainer):
+        def build_hooks(self):
+            return [*super().build_hooks(), Kill()]
+
+    def command():
+        tiny.forget("shapes_train", "shapes_test", "shapes_train_all_masks")
+        command_line.WatchedTrainer = KilledTrainer
+        command_line.main(["--config-file", str(config), *flags])
+
+    return run_forked(command)
 
 
 @pytest.mark.parametrize(

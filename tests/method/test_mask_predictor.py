@@ -7,6 +7,7 @@ from maskx_d2.method import (
     build_mask_predictor,
     class_mask_logits,
     mask_loss,
+    mask_predictor,
 )
 
 from ..largest_tensor import LargestTensor
@@ -65,6 +66,14 @@ def assert_same(out, expected, inputs):
 CASES = [(1, [0, 0]), (1, []), (4, []), (4, [2]), (4, [3, 1, 3, 3, 0]), (9, [8, 8])]
 
 
+@pytest.fixture(params=["_by_matrices", "_by_products"])
+def on_a_device(request, monkeypatch):
+    """As on a CPU, or as on a GPU with parts of two RoIs."""
+    monkeypatch.setattr(mask_predictor, "_ROIS_AT_ONCE", 2)
+    monkeypatch.setattr(mask_predictor, "_by_matrices", getattr(mask_predictor, request.param))
+
+
+@pytest.mark.usefixtures("on_a_device")
 @pytest.mark.parametrize(("num_classes", "classes"), CASES)
 def test_gathered_logits_are_those_picked_out_of_all_classes(num_classes, classes):
     features, _, classes = rois(classes)

@@ -6,7 +6,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-_PAIRS_AT_ONCE = 4096  # their gathered weights are 64 MiB at a feature width of 1024
+_PAIRS_AT_ONCE = 128  # their gathered weights are 2 MiB at a feature width of 1024
 # Gathering reads the weights of a class for each pair. For many pairs, computing all boxes is faster.
 _MOST_GATHERED = 1 / 64  # of all pairs
 
@@ -45,9 +45,11 @@ class PartiallyLabelledFastRCNNOutputLayers(FastRCNNOutputLayers):
 class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
     """
     A faster predictor with the same parameters, losses and detections. Inference computes the class scores
-    first, and then regresses and decodes boxes only for pairs of proposal and class whose score is above
-    the threshold. Detectron2 does so for all pairs: with 3,001 classes, 12,004 numbers for each of 1,000
-    proposals. (If more than 1/64 of all pairs are above it, that is faster, and is done here too.)
+    first, and then decodes boxes only for pairs of proposal and class whose score is above the threshold.
+    Detectron2 does so for all pairs: with 3,001 classes, 12,004 numbers for each of 1,000 proposals. On a
+    CPU, also the regression is done for these pairs alone, by the weights of their classes, unless more
+    than 1/64 of all pairs are above the threshold. A GPU regresses all pairs in less time than it gathers
+    these weights.
 
     Boxes that are not finite, as from a model that has diverged, are left out.
     """
@@ -91,13 +93,15 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
     def _detect(self, features: Tensor, scores: Tensor, proposals: Instances) -> tuple[Instances, Tensor]:
         """Detections in an image and the proposals that they come from."""
         is_finite = scores.isfinite().all(1, keepdim=True)
-        scores = scores[:, :-1]
-        above = (scores > self.test_score_thresh) & is_finite
-        rows, classes = above.nonzero(as_tuple=True)
+        # A GPU is waited for here, then once for boxes that are not finite, and in NMS.
+        rows, classes = ((scores[:, :-1] > self.test_score_thresh) & is_finite).nonzero(as_tuple=True)
+        scores = scores[rows, classes]
         decoded = self._boxes(features, proposals.proposal_boxes.tensor, rows, classes)
         is_finite = decoded.isfinite().all(1)
-        rows, classes, scores = rows[is_finite], classes[is_finite], scores[above][is_finite]
-        boxes = Boxes(decoded[is_finite])
+        if torch.jit.is_tracing() or not is_finite.all():
+            rows, classes, scores = rows[is_finite], classes[is_finite], scores[is_finite]
+            decoded = decoded[is_finite]
+        boxes = Boxes(decoded)
         boxes.clip(proposals.image_size)
         keep = batched_nms(boxes.tensor, scores, classes, self.test_nms_thresh)
         if self.test_topk_per_image >= 0:
@@ -122,7 +126,7 @@ class GatheredFastRCNNOutputLayers(PartiallyLabelledFastRCNNOutputLayers):
         if torch.jit.is_tracing():
             # In a trace, neither branches nor the number of parts may depend on one image's detections.
             deltas = gathered(rows, classes)
-        elif len(rows) > _MOST_GATHERED * len(features) * len(weight):
+        elif not features.is_cpu or len(rows) > _MOST_GATHERED * len(features) * len(weight):
             deltas = self.bbox_pred(features).unflatten(1, (-1, 4))[rows, classes]
         else:
             parts = zip(rows.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True)

@@ -18,6 +18,7 @@ from benchmark_tools import (
     detectron2_calls,
     detectron2_models,
     medians,
+    same_detector,
     standing_still,
     tame,
     targets,
@@ -31,12 +32,12 @@ def main() -> None:
     args = batch_arguments(__doc__, side=320)
     images = list(torch.rand(args.images, 3, args.side, args.side))
     objects = targets(args.images, args.side, args.side, args.objects)
+    on_torchvision = same_detector(torchvision_models(args.side, args.side))
     models = {
-        name: (model, torchvision_calls(model, images, objects))
-        for name, model in torchvision_models(args.side, args.side).items()
+        name: (model, torchvision_calls(model, images, objects)) for name, model in on_torchvision.items()
     }
     if find_spec("detectron2") is not None:
-        for name, model in detectron2_models(args.side, args.side).items():
+        for name, model in same_detector(detectron2_models(args.side, args.side)).items():
             models[name] = model, detectron2_calls(model, images, objects)
 
     steps, inferences = {}, {}

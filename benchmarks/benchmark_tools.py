@@ -176,10 +176,11 @@ def targets(num_images: int, height: int, width: int, objects: int) -> list[dict
 
 
 def torchvision_models(
-    height: int, width: int, *, depth: int = 50, **mask_branch
+    height: int, width: int, *, depth: int = 50, detections: int = 100, **mask_branch
 ) -> dict[str, torch.nn.Module]:
-    """``mask_branch``: options of Mask^X's."""
+    """``detections`` of an image; ``mask_branch``: options of Mask^X's."""
     options = {"min_size": height, "max_size": max(height, width), "box_score_thresh": 0.0}
+    options |= {"box_detections_per_img": detections, "rpn_post_nms_top_n_test": 10 * detections}
     backbone = resnet_fpn_backbone(
         backbone_name=f"resnet{depth}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
@@ -240,6 +241,17 @@ def detectron2_calls(model, images: list, objects: list[dict]) -> tuple[Callable
             return model(inputs)
 
     return losses, lambda: model(inputs)
+
+
+def same_detector(models: dict[str, torch.nn.Module]) -> dict[str, torch.nn.Module]:
+    """The same models, with the weights of the first in what all have: so all see the same RoIs."""
+    first, *others = models.values()
+    state = first.state_dict()
+    for model in others:
+        own = model.state_dict()
+        shared = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        model.load_state_dict(shared, strict=False)
+    return models
 
 
 def tame(model: torch.nn.Module) -> None:

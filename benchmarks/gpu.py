@@ -12,9 +12,11 @@ at a small size, it tests itself.
 
 import argparse
 import functools
+import json
 import math
 import multiprocessing
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ from benchmark_tools import (
     detectron2_models,
     medians,
     peak_mib,
+    same_detector,
     standing_still,
     tame,
     targets,
@@ -57,6 +60,7 @@ SMALL = [
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", 50),
 ]
+RUN_BATCH = 8  # images of a step of the training commands
 NUM_DETECTED = 3  # classes that every proposal is taken for
 
 Rows = list[dict]
@@ -273,14 +277,14 @@ def box_predictor(args: argparse.Namespace) -> Rows:
 
 def backends(args: argparse.Namespace) -> Rows:
     images, objects = images_of(args), objects_of(args)
-    small = {"depth": 18, "mlp_reduced_channels": 4} if args.small else {}
+    small = {"depth": 18, "detections": 5, "mlp_reduced_channels": 4} if args.small else {}
     on_device = [image.to(args.device) for image in images], moved(objects, args.device)
     models = {
         name: (model.to(args.device), torchvision_calls(model, *on_device))
-        for name, model in torchvision_models(args.height, args.width, **small).items()
+        for name, model in same_detector(torchvision_models(args.height, args.width, **small)).items()
     }
     if find_spec("detectron2") is not None:
-        for name, model in detectron2_models(args.height, args.width, _size(args)).items():
+        for name, model in same_detector(detectron2_models(args.height, args.width, _size(args))).items():
             models[name] = model.to(args.device), detectron2_calls(model, images, objects)
     steps, inferences = {}, {}
     for name, (model, (losses, detections)) in models.items():
@@ -317,8 +321,108 @@ def waits(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def runs(args: argparse.Namespace) -> Rows:
+    """
+    The real training commands of both backends, with AMP on a GPU, on generated images: a small model with
+    group normalisation from scratch, then its evaluation.
+    """
+    from maskx_d2.backends.detectron2 import command_line as on_detectron2
+    from maskx_d2.backends.torchvision import command_line as on_torchvision
+    from maskx_d2.demo import shapes
+    from maskx_d2.demo.on_detectron2 import registrations
+
+    is_gpu, steps = args.device.type == "cuda", 2 if args.small else 40
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dataset = shapes.generate(
+            folder / "dataset", num_train=RUN_BATCH * steps, num_test=4 if args.small else 40, seed=0
+        )
+        split = dataset.split_file.resolve()
+        for backend, main, words in (
+            (
+                "Detectron2",
+                on_detectron2.main,
+                [
+                    *("--config-file", config_file("demo/maskx_end_to_end_R_18_FPN.yaml")),
+                    *(
+                        "DATASETS.MASKX_REGISTER",
+                        registrations(dataset),
+                        "OUTPUT_DIR",
+                        folder / "Detectron2",
+                    ),
+                    *("DATASETS.CLASSES_WITH_MASKS", split, "MODEL.DEVICE", args.device.type),
+                    *("SOLVER.MAX_ITER", steps, "SOLVER.WARMUP_ITERS", 5, "SOLVER.AMP.ENABLED", is_gpu),
+                    *("SOLVER.IMS_PER_BATCH", RUN_BATCH, "SOLVER.REFERENCE_WORLD_SIZE", 0),
+                ],
+            ),
+            (
+                "torchvision",
+                on_torchvision.main,
+                [
+                    *("fit", "--config", config_file("torchvision/small_resnet18_fpn.yaml")),
+                    *("--data.train_json", dataset.train_json, "--data.train_images", dataset.train_images),
+                    *("--data.val_json", dataset.test_json, "--data.val_images", dataset.test_images),
+                    *("--data.classes_with_masks", split, "--data.batch_size", RUN_BATCH),
+                    *("--trainer.default_root_dir", folder / "torchvision", "--trainer.max_steps", steps),
+                    *("--trainer.accelerator", "gpu" if is_gpu else "cpu", "--trainer.devices", 1),
+                    *("--trainer.precision", "16-mixed" if is_gpu else "32", "--model.warmup_steps", 5),
+                    *("--trainer.log_every_n_steps", 1, "--model.box_score_thresh", 0.0),
+                ],
+            ),
+        ):
+            if is_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            main(list(map(str, words)))
+            rows.append(
+                {
+                    "backend": backend,
+                    "seconds, with evaluation": time.perf_counter() - start,
+                    "MiB": torch.cuda.max_memory_allocated() / 2**20 if is_gpu else None,
+                    **_outcome(folder / backend),
+                }
+            )
+    return rows
+
+
+def _outcome(run: Path) -> dict:
+    """Losses and AP of a run; the losses must be finite."""
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    losses = [line["total_loss"] for line in lines if "total_loss" in line]
+    if not losses or not all(map(math.isfinite, losses)):
+        raise ValueError(f"losses of {run.name} are {losses}, expected finite ones")
+    ap = json.loads((run / "inference" / "ap_by_group.json").read_text())
+    of_task = {f"{task} AP": ap[task]["all"]["AP"] for task in ("bbox", "segm")}
+    return {"first loss": losses[0], "last loss": losses[-1], **of_task}
+
+
+def predict(args: argparse.Namespace) -> Rows:
+    """Images per second of ``maskx predict`` and of plain loops, see predict_speed.py."""
+    import predict_speed
+
+    number = (2, 2) if args.small else (16, 120)
+    options = argparse.Namespace(
+        depth=18 if args.small else 50,
+        min_size=64 if args.small else 800,
+        proposals=50 if args.small else 1000,
+        objects=20,
+        batch_size=1,
+        device=str(args.device),
+    )
+    sizes = predict_speed.SIZES if not args.small else {"small": (96, 64)}
+    with tempfile.TemporaryDirectory() as name:
+        options.output = Path(name)
+        return predict_speed.compared(sizes, number, options, in_process=False)
+
+
 def same_as_on_cpu(args: argparse.Namespace) -> Rows:
-    """Masks of given boxes, and loss and gradients of the mask head on given RoIs, in full precision."""
+    """
+    Masks of given boxes in full precision, and loss and gradients of the mask head on given RoIs in double
+    precision. In full precision the gradient of the deconvolution differs by up to half a percent of its
+    largest value, on a CPU from double precision too: rounding turns the sign of an activation that is
+    nearly zero, one of three million, and ReLU passes its gradient or not.
+    """
     import copy
 
     from detectron2.utils.events import EventStorage
@@ -339,10 +443,10 @@ def same_as_on_cpu(args: argparse.Namespace) -> Rows:
 
     torch.manual_seed(0)
     channels = model.roi_heads.mask_head.mask_fcn1.in_channels
-    features, rois = torch.randn(16, channels, 14, 14), matched(16, 80, torch.device("cpu"))
-    outcomes = []
+    features = torch.randn(16, channels, 14, 14, dtype=torch.float64)
+    rois, outcomes = matched(16, 80, torch.device("cpu")), []
     for part, device in ((model, torch.device("cpu")), (there, args.device)):
-        head = part.roi_heads.mask_head.train()
+        head = part.double().roi_heads.mask_head.train()
         head.zero_grad()
         with EventStorage():
             loss = head(features.to(device), [r.to(device) for r in rois])["loss_mask"]
@@ -350,7 +454,7 @@ def same_as_on_cpu(args: argparse.Namespace) -> Rows:
         outcomes.append((loss.detach(), head.predictor.transfer[0].weight.grad, head.deconv.weight.grad))
     names = ("mask loss", "gradient of T", "gradient of the deconvolution")
     for name, here, there_too in zip(names, *outcomes, strict=True):
-        rows.append(_difference(name, here, there_too, 1e-3))
+        rows.append(_difference(name, here, there_too, 1e-9))
     return rows
 
 
@@ -372,6 +476,8 @@ PARTS = {
         mask_predictor,
         box_predictor,
         backends,
+        runs,
+        predict,
     )
 }
 

@@ -26,8 +26,9 @@ import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
@@ -35,7 +36,6 @@ from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn
 from maskx_d2.backends.torchvision.checkpoint import load_detector_weights
 from maskx_d2.backends.torchvision.dataset import (
     PartiallySupervisedCoco,
-    evaluation_transforms,
     read_records,
 )
 from maskx_d2.backends.torchvision.detections import coco_results
@@ -300,9 +300,11 @@ class Frozen:
             for found in self.test:
                 features = found.features[side].float()
                 logits = heads.mask_predictor(heads.mask_head(features), found.labels - 1)
-                masks = paste_masks_in_image(logits.sigmoid().unsqueeze(1), found.boxes, found.size)
+                masks = logits.sigmoid().unsqueeze(1)
                 detections = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
-                results += coco_results({**detections, "masks": masks}, found.image_id, self.category_ids)
+                results += coco_results(
+                    {**detections, "masks": masks}, found.image_id, self.category_ids, size=found.size
+                )
         precision = class_precisions(self.ground_truth, results, "segm")
         groups = class_groups(self.with_masks, self.num_classes)
         return {g: average_precision(precision, groups)[g]["AP"] for g in ("A", "B")}
@@ -310,7 +312,8 @@ class Frozen:
 
 def _samples(annotations: Path, images: Path) -> PartiallySupervisedCoco:
     records = read_records(read_coco_file(annotations))
-    return PartiallySupervisedCoco(records, images, transforms=evaluation_transforms())
+    floats = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+    return PartiallySupervisedCoco(records, images, transforms=floats)
 
 
 def _mirrored(image: Tensor, target: dict) -> tuple[Tensor, dict]:

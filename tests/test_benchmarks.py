@@ -76,9 +76,12 @@ def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_one_part_that_fails_leaves_
     assert done.returncode == 1 and "not measured: waits" in done.stderr, done.stdout + done.stderr
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts.pop("waits")["failed"] == "ValueError: only a GPU is waited for"
-    assert len(parts) == 8 and not [name for name, part in parts.items() if "failed" in part]
+    assert len(parts) == 10 and not [name for name, part in parts.items() if "failed" in part]
     assert all(row["same"] for row in parts["same_as_on_cpu"]["rows"])
-    rows = [row for name, part in parts.items() if name != "same_as_on_cpu" for row in part["rows"]]
+    assert [row["backend"] for row in parts["runs"]["rows"]] == ["Detectron2", "torchvision"]
+    assert all(row["images/s"] > 0 for row in parts["predict"]["rows"])
+    others = ("same_as_on_cpu", "runs", "predict")
+    rows = [row for name, part in parts.items() if name not in others for row in part["rows"]]
     assert len(rows) > 40 and all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
     for row in parts["inference"]["rows"]:
         assert row["million parameters"] > 1 and row["GFLOP"] > 0.1 and row["detections"] > 50

@@ -21,6 +21,8 @@ from maskx_d2.data.pycocotools_coco import class_names, read_coco
 from maskx_d2.demo import shapes
 from maskx_d2.evaluation.average_precision import average_precision, class_precisions
 
+from .backends.torchvision.tiny import masks_of_boxes
+
 HAS_DETECTRON2 = find_spec("detectron2") is not None
 BACKENDS = ["torchvision", *(["detectron2"] if HAS_DETECTRON2 else [])]
 
@@ -103,7 +105,7 @@ def targets_of_torchvision(path, images):
     data = PartiallySupervisedCoco(read_records(file), images)
     file_name = {image.id: image.file_name for image in file.images}
     for _, target in data:
-        columns = target["boxes"], target["labels"], target["masks"], target["has_mask"]
+        columns = target["boxes"], target["labels"], masks_of_boxes(target), target["has_mask"]
         found[file_name[int(target["image_id"])]] = Counter(
             (names[int(label) - 1], tuple(box.tolist()), mask.numpy().tobytes(), bool(has_mask))
             for box, label, mask, has_mask in zip(*columns, strict=True)
@@ -292,7 +294,9 @@ def said_by_torchvision(path, images):
     module = CocoDataModule(path, images, path, images)
     dataset, said = module._training
     found = [target for _, target in dataset]
-    return said, [(len(t["labels"]), int(t["has_mask"].sum()), t["masks"].flatten(1).any(1)) for t in found]
+    return said, [
+        (len(t["labels"]), int(t["has_mask"].sum()), masks_of_boxes(t).flatten(1).any(1)) for t in found
+    ]
 
 
 def said_by_detectron2(path, images):

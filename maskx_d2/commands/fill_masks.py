@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from maskx_d2.commands.models import (
+    check_half_precision,
     exit_if_skipped,
     identity,
     load,
@@ -18,6 +19,7 @@ from maskx_d2.commands.models import (
 )
 from maskx_d2.commands.options import (
     add_batch_size,
+    add_device,
     add_input,
     add_max_megapixels,
     add_model_options,
@@ -66,13 +68,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="remove the pixels of a teacher's masks that are outside their boxes",
     )
-    fill.add_argument("--device", metavar="DEVICE", help="default: a GPU if there is one, else cpu")
-    fill.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        default="fp32",
-        help="of a teacher on a GPU, default fp32",
-    )
+    add_device(fill)
     add_ray(fill, "IMAGES can be a URL such as s3://bucket/folder")
     add_output_file(fill, metavar="JSON", beside=_COMPARISON)
     fill.add_argument(
@@ -123,8 +119,6 @@ def run(args: argparse.Namespace) -> None:
         find = partial(find_masks_on_ray, address=args.ray, progress=on_ray.update, waiting=waiting)
     teacher = _teacher(args) if args.teacher else None
     model = load(args) if args.weights else None
-    if model is not None and args.device:
-        model.to(usable_device(args.device))
     filled = fill_masks(
         model or teacher,
         args.annotations,
@@ -150,8 +144,8 @@ def _check_model_options(args: argparse.Namespace) -> None:
         raise InputError("expected --weights, --teacher, or both")
     if not args.weights and (args.config_file or args.opts):
         raise InputError("--config-file and --opts belong to --weights, which is missing")
-    if not args.teacher and (args.within_boxes or args.precision != "fp32"):
-        raise InputError("--within-boxes and --precision belong to --teacher, which is missing")
+    if not args.teacher and args.within_boxes:
+        raise InputError("--within-boxes belongs to --teacher, which is missing")
     has_both = bool(args.weights and args.teacher)
     if args.per_class_best and not has_both:
         raise InputError("--per-class-best chooses between --weights and --teacher, expected both")
@@ -167,10 +161,7 @@ def _teacher(args: argparse.Namespace) -> "PromptableModel":
     from maskx_d2.teachers.promptable import PromptableModel
 
     device = usable_device(args.device)
-    if args.precision != "fp32" and args.ray is None and device == "cpu":
-        raise InputError(
-            f"--precision is {args.precision} on a CPU, expected fp32: half precision is for GPUs"
-        )
+    check_half_precision(args)
     teacher = PromptableModel(args.teacher, precision=args.precision, within_boxes=args.within_boxes)
     return teacher.to(device)
 

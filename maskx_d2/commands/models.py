@@ -6,23 +6,43 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from maskx_d2.commands.options import FULL_PRECISION
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.printable import printable
 from maskx_d2.runtime.exit_status import FOUND_ERRORS
 
 
 def load(args: argparse.Namespace):
+    """The model that the arguments name, on the device and in the precision that they name, if any."""
     from maskx_d2.backends.load import load_detector
 
-    return load_detector(args.weights, args.config_file, overrides=args.opts)
+    detector = load_detector(args.weights, args.config_file, overrides=args.opts)
+    if getattr(args, "device", None):
+        detector.to(usable_device(args.device))
+    if getattr(args, "precision", FULL_PRECISION) != FULL_PRECISION:
+        check_half_precision(args)
+        detector.use_precision(args.precision)
+    return detector
+
+
+def check_half_precision(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        InputError: half precision is asked for on a CPU. With Ray, its workers may have GPUs.
+    """
+    if args.precision != FULL_PRECISION and args.ray is None and usable_device(args.device) == "cpu":
+        raise InputError(
+            f"--precision is {args.precision} on a CPU, expected fp32: half precision is for GPUs"
+        )
 
 
 def identity(args: argparse.Namespace) -> list[str]:
-    """What identifies the model that the arguments name."""
+    """What identifies the model that the arguments name, and its precision."""
     from maskx_d2.data.files import file_digest
 
     files = [path for path in (args.config_file, args.weights) if path and Path(path).is_file()]
-    return [args.weights, *(file_digest(Path(path)) for path in files), *args.opts]
+    precision = [] if args.precision == FULL_PRECISION else [args.precision]
+    return [args.weights, *(file_digest(Path(path)) for path in files), *args.opts, *precision]
 
 
 def usable_device(name: str | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from maskx_d2.data.images import MAX_MEGAPIXELS, PILLOWS_MEGAPIXELS
 
 DEMO_FOLDER = Path("output/demo")
+FULL_PRECISION = "fp32"
 
 
 def add_input(parser: argparse.ArgumentParser, *names: str, **options) -> None:
@@ -59,6 +60,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         help="config of the model; not needed for a .ckpt of the torchvision backend",
     )
     add_input(parser, "--weights", required=required, metavar="FILE", help="checkpoint of the model")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="DEVICE", help="default: a GPU if there is one, else cpu")
+    parser.add_argument(
+        "--precision",
+        choices=(FULL_PRECISION, "bf16", "fp16"),
+        default=FULL_PRECISION,
+        help="of the model on a GPU, default fp32; half precision is faster, and changes some pixels",
+    )
 
 
 def add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:

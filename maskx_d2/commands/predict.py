@@ -11,6 +11,7 @@ from tqdm import tqdm
 from maskx_d2.commands.models import exit_if_skipped, identity, load, refuse_addresses, say_above
 from maskx_d2.commands.options import (
     add_batch_size,
+    add_device,
     add_input,
     add_max_megapixels,
     add_model_options,
@@ -54,6 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     predict.add_argument(
         "--resume", action="store_true", help="continue an interrupted run of the same command"
     )
+    add_device(predict)
     add_batch_size(predict, default=1)
     add_max_megapixels(predict)
     predict.add_argument(

@@ -27,6 +27,35 @@ def encode(mask: np.ndarray) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
+def encode_part(mask: np.ndarray, *, left: int, top: int, height: int, width: int) -> dict:
+    """
+    Encode a mask whose foreground is within a part of the image: for a small object in a large image, much
+    less work than :func:`encode`.
+
+    Args:
+        mask: (h, w), the part; everything that is not 0 belongs to the object.
+        left, top: pixel of the image that is the first of the part.
+        height, width: size of the image.
+
+    Returns:
+        Compressed RLE of the whole image that can be written as JSON.
+    """
+    rows, columns = mask.shape
+    framed = np.zeros((columns, rows + 2), dtype=bool)
+    framed[:, 1:-1] = mask.T
+    # In RLE pixels are numbered down the columns. Where a run starts and the next one ends, in turn:
+    column, row = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), rows + 1)
+    ends = (left + column) * height + top + row
+    # A run that reaches the bottom continues at the top of the next column.
+    continues = np.flatnonzero(ends[1:-1:2] == ends[2::2]) * 2 + 1
+    ends = np.delete(ends, np.concatenate([continues, continues + 1]))
+    runs = np.diff(ends, prepend=0, append=height * width)
+    if len(runs) > 1 and runs[-1] == 0:
+        runs = runs[:-1]
+    rle = mask_util.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
 def compressed(segmentation: list[list[float]] | Mapping, height: int, width: int) -> Mapping:
     """
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from maskx_d2.data.errors import InputError
 from maskx_d2.data.images import MAX_MEGAPIXELS, read_image
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.mask_scores import ScoreCalibration
@@ -82,6 +83,23 @@ class Detector(MaskPredictor):
     """A trained model, as returned by :func:`maskx_d2.backends.load.load_detector`."""
 
     style: ClassStyle
+
+    def use_precision(self, precision: str) -> "Detector":
+        """
+        Compute in a precision from now on.
+
+        Args:
+            precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+
+        Returns:
+            This object.
+
+        Raises:
+            InputError: there is no such precision, or the model has only fp32.
+        """
+        if precision != "fp32":
+            raise InputError(f"precision is {precision!r}, but {type(self).__name__} computes in fp32")
+        return self
 
     @abstractmethod
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:

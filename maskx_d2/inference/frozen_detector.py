@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
@@ -101,15 +100,17 @@ class FrozenDetector(ABC):
         """Build a new mask head on this detector, in training mode."""
 
     @abstractmethod
-    def paste(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
+    def masks_as_rle(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
         """
+        Paste masks into their image.
+
         Args:
             masks: (N, M, M) probabilities.
             boxes: (N, 4) in pixels of the image.
             size: height and width of the image.
 
         Returns:
-            (N, height, width) bool.
+            Compressed RLE of each mask.
         """
 
     @abstractmethod

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from PIL import Image
@@ -29,6 +30,7 @@ from maskx_d2.evaluation.pictures import ClassStyle, draw_detections, with_legen
 from maskx_d2.evaluation.run_files import DETECTIONS_FILE, Coordinate
 from maskx_d2.inference.detector import Detector
 from maskx_d2.runtime.journal import Journal, open_journal
+from maskx_d2.runtime.threads import in_threads
 
 UNFINISHED_FILE = f"{DETECTIONS_FILE}l"
 """Written in place of :data:`DETECTIONS_FILE` until all is done; see :mod:`maskx_d2.runtime.journal`."""
@@ -37,6 +39,7 @@ IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg"),
     *(".png", ".tif", ".tiff", ".webp"),
 )
+_NUM_WRITERS = 2  # threads that draw and write pictures
 _LONGEST_STEM = 200  # bytes of the name of a picture; file systems allow 255 with all suffixes
 
 
@@ -257,29 +260,46 @@ def predict(
         unread: list[Exception] = []
         ahead = read_ahead(progress(list(todo.values())), max_megapixels=max_megapixels)
         pictures = _read(todo, ahead, unread, passed_over)
-        while batch := list(islice(pictures, batch_size)):
-            results = detector.coco_results(
-                [image for _, image in batch], [ids[place] for place, _ in batch]
-            )
-            for (place, image), detections in zip(batch, results, strict=True):
-                found = [d for d in detections if d["score"] >= min_score]
-                num_classes = len(detector.style.names)
-                shown = readable_detections(found, num_classes, top=top, merge_iou=merge_iou)
-                drawn = draw_detections(image, shown, detector.style)
-                write_png(picture_paths[place], with_legend(drawn, detector.style))
-                for detection in found:
-                    detection["file_name"] = names[place]
-                    detection["category_id"] = category_ids[detection["category_id"]]
-                journal.append({"place": place, "detections": found})
-                logging.getLogger(__name__).info(
-                    "%s: %d objects, %d drawn -> %s",
-                    *(images[place], len(found), len(shown), picture_paths[place]),
+
+        def drawings() -> Iterator[tuple[_Drawn, Callable[[], None]]]:
+            while batch := list(islice(pictures, batch_size)):
+                results = detector.coco_results(
+                    [image for _, image in batch], [ids[place] for place, _ in batch]
                 )
+                for (place, image), detections in zip(batch, results, strict=True):
+                    found = [d for d in detections if d["score"] >= min_score]
+                    shown = readable_detections(
+                        found, len(detector.style.names), top=top, merge_iou=merge_iou
+                    )
+                    draw = partial(_draw, image, shown, detector.style, picture_paths[place])
+                    yield _Drawn(place, found, len(shown)), draw
+
+        for place, found, num_shown in in_threads(drawings(), num_threads=_NUM_WRITERS):
+            for detection in found:
+                detection["file_name"] = names[place]
+                detection["category_id"] = category_ids[detection["category_id"]]
+            journal.append({"place": place, "detections": found})
+            logging.getLogger(__name__).info(
+                "%s: %d objects, %d drawn -> %s",
+                *(images[place], len(found), num_shown, picture_paths[place]),
+            )
         if len(unread) == len(images):
             raise InputError(f"none of {len(images)} images can be read: {unread[0]}") from unread[0]
         _write_results(json_path, journal)
         journal.delete()
     return json_path
+
+
+class _Drawn(NamedTuple):
+    place: int
+    """Position of the image in the sequence."""
+
+    found: list[dict]
+    num_shown: int
+
+
+def _draw(image: Image.Image, shown: Sequence[Mapping], style: ClassStyle, path: Path) -> None:
+    write_png(path, with_legend(draw_detections(image, shown, style), style))
 
 
 def _places(journal: Journal, ids: Sequence[int], category_ids: Container[int]) -> set[int]:

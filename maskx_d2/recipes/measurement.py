@@ -10,7 +10,6 @@ import pycocotools.mask as mask_util
 import torch
 from torch import Tensor
 
-from maskx_d2.data.rle import encode
 from maskx_d2.inference.frozen_detector import FoundObjects, FrozenDetector, MaskHead
 from maskx_d2.method import expected_iou
 from maskx_d2.recipes.annotated_images import AnnotatedImage
@@ -112,11 +111,10 @@ def masks_in_true_boxes(
         of_image = torch.from_numpy(seen.image.classes[chosen])
         boxes = torch.from_numpy(seen.image.boxes[chosen])
         probabilities = mask_probabilities(head, seen.truth_features, of_image, device)
-        pasted = detector.paste(probabilities, boxes, (seen.image.height, seen.image.width))
-        for place, mask in zip(chosen, pasted, strict=True):
-            truth = seen.image.mask(place).astype(bool)
-            ious.append((truth & mask).sum() / max((truth | mask).sum(), 1))
-            masks.append(encode(mask))
+        found = detector.masks_as_rle(probabilities, boxes, (seen.image.height, seen.image.width))
+        truth = [seen.image.masks[place] for place in chosen]
+        ious += [mask_util.iou([mask], [true], [0]).item() for mask, true in zip(found, truth, strict=True)]
+        masks += found
         classes.append(of_image.numpy())
         areas.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).numpy())
         scores.append(expected_iou(probabilities).numpy())
@@ -157,14 +155,14 @@ def mask_results(
     for seen in images:
         found = seen.found
         probabilities = mask_probabilities(head, seen.found_features, found.classes, device)
-        pasted = detector.paste(probabilities, found.boxes, (seen.image.height, seen.image.width))
-        for mask, c, score in zip(pasted, found.classes.tolist(), found.scores.tolist(), strict=True):
+        masks = detector.masks_as_rle(probabilities, found.boxes, (seen.image.height, seen.image.width))
+        for mask, c, score in zip(masks, found.classes.tolist(), found.scores.tolist(), strict=True):
             results.append(
                 {
                     "image_id": seen.image.id,
                     "category_id": category_ids[c],
                     "score": score,
-                    "segmentation": encode(mask),
+                    "segmentation": mask,
                 }
             )
     return results

@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.rle import encode
 from maskx_d2.inference.detector import KnownObjects, MaskPredictor, PredictedMask
+from maskx_d2.inference.precision import PRECISIONS, check_precision
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAM_2 = ("Sam2Model", "Sam2Processor")
 _SAM_3 = ("Sam3TrackerModel", "Sam3TrackerProcessor")
 # The model type of a config -> the classes of transformers that take boxes. Checkpoints of SAM 2 and SAM 3
@@ -42,14 +42,14 @@ class PromptableModel(MaskPredictor):
         Args:
             name: folder of a model, as ``save_pretrained`` writes it, or a name on the Hugging Face Hub. A
                 name is looked up in the local cache, and downloaded if it is not there.
-            precision: key of :data:`PRECISIONS`, of the weights on a GPU. On a CPU they are float32.
+            precision: key of :data:`maskx_d2.inference.precision.PRECISIONS`, of the weights on a GPU. On a
+                CPU they are float32.
             within_boxes: whether to remove the pixels of a mask that are outside its box.
 
         Raises:
             InputError: there is no such model, or it does not take boxes.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        check_precision(precision)
         model_type = _load(name, AutoConfig).model_type
         if model_type not in _CLASSES:
             raise InputError(

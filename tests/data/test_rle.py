@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from maskx_d2.data.rle import check_rle
+from maskx_d2.data.rle import check_rle, encode_part
 
 
 def masks():
@@ -36,6 +36,21 @@ def test_every_mask_that_pycocotools_writes_is_accepted_in_both_forms(mask):
     check_rle(compressed(mask))
     check_rle({**compressed(mask), "counts": compressed(mask)["counts"].encode()})
     check_rle(uncompressed(mask))
+
+
+@pytest.mark.fuzz
+@given(masks(), st.tuples(*[st.integers(0, 3)] * 4))
+def test_a_part_is_encoded_as_pycocotools_encodes_the_image_that_it_is_in(mask, around):
+    left, right, top, bottom = around
+    image = np.pad(mask, ((top, bottom), (left, right)))
+    height, width = image.shape
+    assert encode_part(mask, left=left, top=top, height=height, width=width) == compressed(image)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (2, 2)])
+def test_a_part_without_foreground_is_an_empty_mask(shape):
+    empty = compressed(np.zeros((5, 7), np.uint8))
+    assert encode_part(np.zeros(shape), left=4, top=2, height=5, width=7) == empty
 
 
 @pytest.mark.fuzz

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
@@ -15,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskx_d2.backends.detectron2.checkpoint import Checkpointer, ClassList, KnownClasses, check_weights
+from maskx_d2.backends.detectron2.mask_pasting import masks_as_rle
 from maskx_d2.backends.detectron2.predict import inference_resize, known_classes, model_input
 from maskx_d2.backends.detectron2.recipe_config import recipe_config
 from maskx_d2.data.errors import InputError
@@ -71,8 +70,8 @@ class Detectron2FrozenDetector(FrozenDetector):
         model.roi_heads.mask_head.requires_grad_(True)
         return _Detectron2MaskHead(model.to(self.model.device), cfg, self._classes)
 
-    def paste(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
-        return paste_masks_in_image(masks, Boxes(boxes), size, threshold=0.5).cpu().numpy()
+    def masks_as_rle(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
+        return masks_as_rle(masks, boxes, size)
 
     def recipe_yaml(self, recipe: Recipe, schedule: Schedule) -> str:
         cfg = recipe_config(self._cfg, recipe)

@@ -31,10 +31,11 @@ from maskx_d2.backends.detectron2.class_split import (
     evaluated_classes_with_masks,
 )
 from maskx_d2.backends.detectron2.datasets import register_datasets
+from maskx_d2.backends.detectron2.mask_pasting import masks_as_rle
 from maskx_d2.data.errors import InputError
-from maskx_d2.data.rle import encode
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import Detector, KnownObjects, PredictedMask
+from maskx_d2.inference.precision import Autocast
 from maskx_d2.method import expected_iou
 
 
@@ -57,6 +58,7 @@ class Detectron2Detector(Detector):
             image_format: ``"RGB"`` or ``"BGR"``.
         """
         self._model = model.eval()
+        self._autocast = Autocast(self._model)
         self._augmentations = AugmentationList(augmentations)
         self._image_format = image_format
         self._category_ids = classes.category_ids
@@ -115,14 +117,33 @@ class Detectron2Detector(Detector):
         self._model.to(device)
         return self
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def use_precision(self, precision: str) -> "Detectron2Detector":
+        self._autocast = Autocast(self._model, precision)
+        return self
+
     @torch.no_grad()
     def coco_results(self, images: Sequence[Image.Image], image_ids: Sequence[int]) -> list[list[dict]]:
         inputs = [model_input(image, self._augmentations, self._image_format)[0] for image in images]
-        found = self._model(inputs)
-        results = [
-            instances_to_coco_json(of_image["instances"].to("cpu"), image_id)
-            for of_image, image_id in zip(found, image_ids, strict=True)
-        ]
+        leaves_masks_in_boxes = getattr(type(self._model), "inference", None) is GeneralizedRCNN.inference
+        with self._autocast.on(self._device):
+            if leaves_masks_in_boxes:
+                found = self._model.inference(inputs, do_postprocess=False)
+            else:
+                found = self._model(inputs)
+        if leaves_masks_in_boxes:
+            results = [
+                _coco_results(of_image, image_id, image.size)
+                for of_image, image_id, image in zip(found, image_ids, images, strict=True)
+            ]
+        else:
+            results = [
+                instances_to_coco_json(of_image["instances"].to("cpu"), image_id)
+                for of_image, image_id in zip(found, image_ids, strict=True)
+            ]
         for detection in itertools.chain.from_iterable(results):
             detection["category_id"] = self._category_ids[detection["category_id"]]
         return results
@@ -150,7 +171,8 @@ class Detectron2Detector(Detector):
                     place=torch.arange(len(of_image.boxes)),
                 )
             )
-        found = model.inference(inputs, known, do_postprocess=False)
+        with self._autocast.on(self._device):
+            found = model.inference(inputs, known, do_postprocess=False)
         return [
             _predicted_masks(of_image, image.size) for of_image, image in zip(found, images, strict=True)
         ]
@@ -219,13 +241,41 @@ def _classes_of_dataset(cfg: CfgNode) -> KnownClasses:
     return KnownClasses(names, category_ids(datasets[0]), with_masks)
 
 
+def _coco_results(found: Instances, image_id: int, size: tuple[int, int]) -> list[dict]:
+    """The detections in an image, before Detectron2's postprocessing, in COCO's results format."""
+    found, rles = _with_rles(found, size)
+    results = instances_to_coco_json(found.to("cpu"), image_id)
+    for result, rle in zip(results, rles, strict=False):
+        result["segmentation"] = rle
+    return results
+
+
 def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedMask | None]:
     """The masks of an image; None for a box that contains no pixel for Detectron2."""
-    found.mask_scores = expected_iou(found.pred_masks[:, 0])
     masks: list[PredictedMask | None] = [None] * len(found)
-    width, height = size
-    pasted = detector_postprocess(found, height, width)
-    columns = pasted.place.tolist(), pasted.pred_masks, pasted.mask_scores.tolist()
-    for place, mask, score in zip(*columns, strict=True):
-        masks[place] = PredictedMask(encode(mask.cpu().numpy()), score)
+    found.mask_scores = expected_iou(found.pred_masks[:, 0].float())
+    found, rles = _with_rles(found, size)
+    for place, rle, score in zip(found.place.tolist(), rles, found.mask_scores.tolist(), strict=True):
+        masks[place] = PredictedMask(rle, score)
     return masks
+
+
+def _with_rles(found: Instances, size: tuple[int, int]) -> tuple[Instances, list[dict]]:
+    """
+    Detectron2's postprocessing, but the masks, if there are any, become RLE a few at a time.
+
+    Args:
+        found: what a model found in an image, with boxes in pixels of its input.
+        size: width and height of the image.
+    """
+    masks = found.pred_masks[:, 0] if found.has("pred_masks") else None
+    found = Instances(found.image_size, **found.get_fields())
+    if masks is not None:
+        found.remove("pred_masks")
+    found.row = torch.arange(len(found), device=found.pred_boxes.device)
+    width, height = size
+    found = detector_postprocess(found, height, width)
+    if masks is None:
+        return found, []
+    masks = masks[found.row].float()
+    return found, masks_as_rle(masks, found.pred_boxes.tensor.float(), (height, width))

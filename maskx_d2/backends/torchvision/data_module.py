@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.transforms import v2
 
 from maskx_d2.backends.torchvision.dataset import (
     PartiallySupervisedCoco,
     Sample,
-    evaluation_transforms,
     read_records,
     training_transforms,
 )
@@ -28,6 +28,9 @@ from maskx_d2.data.records import Records
 from maskx_d2.data.training_data import TrainingData
 from maskx_d2.data.usable_objects import CROWD, NO_OBJECT, crowd_hint
 from maskx_d2.runtime.once_per_node import Ranks, load_once_per_node
+
+Batch = tuple[list, list]
+"""Images and targets."""
 
 
 class CocoDataModule(LightningDataModule):
@@ -109,7 +112,7 @@ class CocoDataModule(LightningDataModule):
             return read_records(file), None
 
         records, _ = load_once_per_node(load, self._ranks)
-        return self._dataset(records, Path(self.val_images), evaluation_transforms())
+        return self._dataset(records, Path(self.val_images), v2.ToPureTensor())
 
     def _dataset(self, records: Records, images: Path, transforms: Callable) -> PartiallySupervisedCoco:
         return PartiallySupervisedCoco(
@@ -207,6 +210,11 @@ class CocoDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return self._loader(self._validation)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Images to floats in [0, 1]. Until they are on the device, they are bytes, a quarter of that."""
+        images, targets = batch
+        return [v2.functional.to_dtype(image, torch.float32, scale=True) for image in images], targets
+
     def _loader(self, dataset: Dataset, **kwargs) -> DataLoader:
         return DataLoader(
             dataset,
@@ -265,7 +273,7 @@ class ShuffledStream(DistributedSampler):
             yield order[place]
 
 
-def _collate(samples: list[Sample]) -> tuple[list, list]:
+def _collate(samples: list[Sample]) -> Batch:
     """Images of different sizes stay a list, as torchvision's models take them."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)

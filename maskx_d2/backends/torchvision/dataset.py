@@ -54,10 +54,11 @@ def read_records(
 class PartiallySupervisedCoco(Dataset):
     """
     A dataset for torchvision's detection models. A sample is an image and a target with ``boxes``,
-    ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks``, ``has_mask``,
+    ``labels`` (1 to K in the order of the category ids; 0 is the background), ``masks`` of those instances
+    that have one, ``mask_index`` (the row of each instance in ``masks``, -1 without one), ``has_mask``,
     ``teacher_score`` and ``image_id``. An instance has a mask if its annotation has a ``segmentation`` and
     the masks of its class may be used. Otherwise it has the mask of a teacher, if there is one with a
-    score above 0, or an empty mask. Crowd regions are left out.
+    score above 0. Crowd regions are left out.
     """
 
     def __init__(
@@ -95,16 +96,18 @@ class PartiallySupervisedCoco(Dataset):
             raise InputError(f"{path} {difference}")
         boxes = torch.from_numpy(record.boxes)
         boxes[:, 2:] += boxes[:, :2]
-        masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
         has_mask = np.array([mask is not None for mask in record.masks], dtype=bool)
-        for pixels, true_mask, teacher_mask in zip(masks, record.masks, record.teacher_masks, strict=True):
-            mask = teacher_mask if true_mask is None else true_mask
-            if mask is not None:
-                pixels[:] = mask_util.decode(compressed(mask, height, width))
+        pairs = zip(record.masks, record.teacher_masks, strict=True)
+        of_boxes = [teacher_mask if mask is None else mask for mask, teacher_mask in pairs]
+        is_there = np.array([mask is not None for mask in of_boxes], dtype=bool)
+        masks = np.empty((is_there.sum(), height, width), dtype=np.uint8)
+        for pixels, mask in zip(masks, (m for m in of_boxes if m is not None), strict=True):
+            pixels[:] = mask_util.decode(compressed(mask, height, width))
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(record.labels),
             "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+            "mask_index": torch.from_numpy(np.where(is_there, np.cumsum(is_there) - 1, -1)),
             "has_mask": torch.from_numpy(has_mask),
             "teacher_score": torch.from_numpy(np.where(has_mask, np.float32(0), record.teacher_scores)),
             "image_id": torch.tensor(record.image.id),
@@ -134,21 +137,5 @@ class _Record(NamedTuple):
 
 
 def training_transforms() -> v2.Transform:
-    """
-    Horizontal flips, boxes clipped to the image, float images in [0, 1].
-    """
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.ClampBoundingBoxes(),
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.ToPureTensor(),
-        ]
-    )
-
-
-def evaluation_transforms() -> v2.Transform:
-    """Float images in [0, 1]."""
-    return v2.Compose(
-        [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.ToPureTensor()]
-    )
+    """Horizontal flips, and boxes clipped to the image. Images stay bytes."""
+    return v2.Compose([v2.RandomHorizontalFlip(), v2.ClampBoundingBoxes(), v2.ToPureTensor()])

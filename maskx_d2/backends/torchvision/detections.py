@@ -2,20 +2,46 @@
 
 from collections.abc import Sequence
 
-import numpy as np
+import torch
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN
 
-from maskx_d2.data.rle import encode
-
-MASK_THRESHOLD = 0.5
+from maskx_d2.backends.torchvision.mask_pasting import masks_as_rle
 
 
-def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
+@torch.inference_mode()
+def detect(model: FasterRCNN, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """
+    Like a call of the model in eval mode, but masks are left in their boxes: (N, 1, M, M). Pasted into
+    their image, as the model itself returns them, each takes four bytes a pixel of it.
+
+    Args:
+        model: the model, in eval mode.
+        images: (3, H, W) each.
+    """
+    in_boxes: list[Tensor] = []
+
+    def keep_masks(module, inputs, output) -> None:
+        detections, _ = output
+        in_boxes.extend(found.pop("masks") for found in detections if "masks" in found)
+
+    with model.roi_heads.register_forward_hook(keep_masks):
+        detections = model(list(images))
+    if in_boxes:
+        for found, masks in zip(detections, in_boxes, strict=True):
+            found["masks"] = masks
+    return detections
+
+
+def coco_results(
+    detections: dict[str, Tensor], image_id: int, category_ids: Sequence[int], *, size: tuple[int, int]
+) -> list[dict]:
     """
     Args:
-        detections: what a torchvision detection model returns for an image.
+        detections: what :func:`detect` returns for an image.
         image_id: id of that image.
         category_ids: category id of each class, without the background.
+        size: height and width of that image.
 
     Returns:
         For each detection ``image_id``, ``category_id``, ``bbox`` (XYWH), ``score`` and, if there are
@@ -29,11 +55,7 @@ def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Seq
         for box, label, score in zip(*columns, strict=True)
     ]
     if "masks" in detections:
-        for result, mask in zip(results, binary_masks(detections), strict=True):
-            result["segmentation"] = encode(mask)
+        rles = masks_as_rle(detections["masks"][:, 0], detections["boxes"], size)
+        for result, rle in zip(results, rles, strict=True):
+            result["segmentation"] = rle
     return results
-
-
-def binary_masks(detections: dict[str, Tensor]) -> np.ndarray:
-    """The ``masks`` of an image as (N, H, W) bool."""
-    return (detections["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy()

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms import v2
@@ -23,7 +21,7 @@ from maskx_d2.backends.torchvision.checkpoint import (
     load_detector_weights,
     model_options,
 )
-from maskx_d2.backends.torchvision.detections import MASK_THRESHOLD
+from maskx_d2.backends.torchvision.mask_pasting import masks_as_rle
 from maskx_d2.backends.torchvision.model import MaskXRCNN
 from maskx_d2.data.class_names import coco_class_names
 from maskx_d2.inference.frozen_detector import FoundObjects, FrozenDetector, MaskHead, SeenImage
@@ -83,9 +81,8 @@ class TorchvisionFrozenDetector(FrozenDetector):
         model.freeze_detector()
         return _TorchvisionMaskHead(model.to(self._device), {**self._options, **options})
 
-    def paste(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
-        pasted = paste_masks_in_image(masks.unsqueeze(1), boxes, size)
-        return (pasted[:, 0] > MASK_THRESHOLD).cpu().numpy()
+    def masks_as_rle(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
+        return masks_as_rle(masks, boxes, size)
 
     def recipe_yaml(self, recipe: Recipe, schedule: Schedule) -> str:
         model = {

@@ -53,7 +53,8 @@ class MaskRois:
 
     def mask_targets(self, side: int) -> Tensor:
         """(R, side, side) targets. All RoIs must have a mask, true or by a teacher."""
-        return project_masks_on_boxes(self.target["masks"], self.boxes, self.instances, side)
+        rows = mask_index(self.target)[self.instances]
+        return project_masks_on_boxes(self.target["masks"], self.boxes, rows, side)
 
     def covered_cells(self, side: int) -> Tensor:
         """
@@ -62,7 +63,7 @@ class MaskRois:
         """
         if len(self.boxes) == 0 or not self.has_mask.any():
             return self.boxes.new_zeros(len(self.boxes), side, side, dtype=torch.bool)
-        covered = self.target["masks"][self.has_mask].any(0, keepdim=True)
+        covered = self.target["masks"][mask_index(self.target)[self.has_mask]].any(0, keepdim=True)
         return average_to_cells(covered.to(self.boxes), self.boxes, side)[:, 0] >= 0.5
 
     def colours(self, side: int) -> Tensor:
@@ -121,8 +122,11 @@ def select_mask_rois(
 
 def select_instances(target: Target, instances: Tensor) -> Target:
     """The parts of a target that the mask branch reads, for some of its instances."""
-    keys = ("boxes", "labels", "masks", "has_mask", "teacher_score")
-    return {key: target[key][instances] for key in keys if key in target}
+    keys = ("boxes", "labels", "has_mask", "teacher_score", "mask_index")
+    selected = {key: target[key][instances] for key in keys if key in target}
+    if "masks" in target:
+        selected["masks"] = target["masks"] if "mask_index" in target else target["masks"][instances]
+    return selected
 
 
 def average_to_cells(image: Tensor, rois: Tensor, side: int) -> Tensor:
@@ -155,15 +159,29 @@ def teacher_scores(target: Target) -> Tensor:
     return given * ~has_mask(target)
 
 
+def mask_index(target: Target) -> Tensor:
+    """(number of boxes,) rows of ``masks``: the target's own ``mask_index``; without one, all in order."""
+    if "mask_index" in target:
+        return target["mask_index"]
+    return torch.arange(len(target["boxes"]), device=target["boxes"].device)
+
+
 def has_mask(target: Target) -> Tensor:
     """
     (number of boxes,) bool: the target's own ``has_mask``; without one, whether the target has masks.
 
     Raises:
-        ValueError: there is not exactly one mask or one ``has_mask`` for each box.
+        ValueError: there is not exactly one mask, or one ``mask_index``, and one ``has_mask`` for each box.
     """
     num_boxes = len(target["boxes"])
-    if "masks" in target and len(target["masks"]) != num_boxes:
+    if "mask_index" in target:
+        given = target["mask_index"]
+        if given.dtype != torch.int64 or given.shape != (num_boxes,):
+            raise InputError(
+                f"mask_index of a target is {given.dtype} of shape {tuple(given.shape)}, "
+                f"expected torch.int64 of shape ({num_boxes},)"
+            )
+    elif "masks" in target and len(target["masks"]) != num_boxes:
         raise InputError(
             f"a target has {len(target['masks'])} masks, expected one for each of its {num_boxes} boxes"
         )

@@ -22,6 +22,7 @@ from maskx_d2.backends.torchvision.backbone import (
     build_backbone,
     one_of,
 )
+from maskx_d2.backends.torchvision.mask_pasting import PastingTransform
 from maskx_d2.backends.torchvision.ranges import check_ranges
 from maskx_d2.backends.torchvision.roi_heads import MaskXPredictor, MaskXRoIHeads, Target
 from maskx_d2.data.errors import InputError
@@ -102,6 +103,7 @@ class MaskXRCNN(MaskRCNN):
             kwargs: see torchvision's ``MaskRCNN``, ``box_predictor`` among them.
         """
         super().__init__(backbone, mask_predictor=mask_predictor, **kwargs)
+        self.transform = PastingTransform.like(self.transform)
         self.roi_heads = MaskXRoIHeads.from_roi_heads(
             self.roi_heads,
             mask_box_supervision=mask_box_supervision,
@@ -125,7 +127,7 @@ class MaskXRCNN(MaskRCNN):
 
     @torch.inference_mode()
     def masks_in_boxes(
-        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
+        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor], *, paste: bool = True
     ) -> list[dict[str, Tensor]]:
         """
         Predict masks of objects whose boxes and classes are known. The model must be in eval mode.
@@ -134,10 +136,11 @@ class MaskXRCNN(MaskRCNN):
             images: (3, H, W) each, as for a call of the model.
             boxes: (N, 4) boxes of each image, x0, y0, x1, y1 in its pixels.
             labels: (N,) labels of each image; the first class is 1.
+            paste: whether to paste the masks into their images, as in detections.
 
         Returns:
-            For each image, ``boxes``, ``labels``, ``masks`` as in detections, (N, 1, H, W), and
-            ``mask_scores``, (N,); see :func:`maskx_d2.method.expected_iou`.
+            For each image, ``boxes``, ``labels``, ``masks``, (N, 1, H, W), or (N, 1, M, M) in the boxes if
+            they are not pasted, and ``mask_scores``, (N,); see :func:`maskx_d2.method.expected_iou`.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
         known = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
@@ -146,7 +149,11 @@ class MaskXRCNN(MaskRCNN):
         self.roi_heads.add_masks(found, self.backbone(resized.tensors), resized.image_sizes)
         for of_image in found:
             of_image["mask_scores"] = expected_iou(of_image["masks"][:, 0])
-        return self.transform.postprocess(found, resized.image_sizes, sizes)
+        in_boxes = [] if paste else [of_image.pop("masks") for of_image in found]
+        found = self.transform.postprocess(found, resized.image_sizes, sizes)
+        for of_image, masks in zip(found, in_boxes, strict=False):
+            of_image["masks"] = masks
+        return found
 
     def train(self, mode: bool = True) -> "MaskXRCNN":
         super().train(mode)

@@ -88,7 +88,8 @@ class MaskXRoIHeads(RoIHeads):
     are those with a ``teacher_score`` in the target, a float for each box, above 0 and high enough.
 
     An instance has a mask if the target's ``has_mask`` (bool, one for each box) says so. Without that
-    key, all instances have one if the target has ``masks``, and none otherwise.
+    key, all instances have one if the target has ``masks``, and none otherwise. With ``mask_index`` (int64,
+    one for each box), it is that row of ``masks``, so that only masks that exist take memory.
 
     Stage-wise training (``detector_is_frozen``) trains only the mask branch: there are no box losses, only
     instances that the mask branch learns from are used, and only positive RoIs are sampled, as in the
@@ -259,7 +260,8 @@ class MaskXRoIHeads(RoIHeads):
         """
         boxes = [detected["boxes"] for detected in detections]
         classes = [detected["labels"] - 1 for detected in detections]
-        masks = self._mask_logits(features, boxes, classes, image_shapes).sigmoid().unsqueeze(1)
+        logits = self._mask_logits(features, boxes, classes, image_shapes)
+        masks = logits.float().sigmoid().unsqueeze(1)
         # Not len(), which is a constant in a trace.
         for detected, of_image in zip(detections, masks.split([b.shape[0] for b in boxes]), strict=True):
             detected["masks"] = of_image

@@ -20,7 +20,7 @@ from maskx_d2.backends.torchvision.checkpoint import (
     hyper_parameters,
     load_detector_weights,
 )
-from maskx_d2.backends.torchvision.detections import coco_results
+from maskx_d2.backends.torchvision.detections import coco_results, detect
 from maskx_d2.backends.torchvision.model import MaskXRCNN, maskx_rcnn_resnet_fpn, option_defaults
 from maskx_d2.data.errors import InputError
 from maskx_d2.data.files import write_text
@@ -213,10 +213,12 @@ class TrainingModule(LightningModule):
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict]], batch_index: int) -> None:
         images, targets = batch
-        for detections, target in zip(self.model(images), targets, strict=True):
+        category_ids = self.trainer.datamodule.val_category_ids
+        for image, detections, target in zip(images, detect(self.model, images), targets, strict=True):
             image_id = int(target["image_id"])
-            category_ids = self.trainer.datamodule.val_category_ids
-            self._results[image_id] = coco_results(detections, image_id, category_ids)
+            self._results[image_id] = coco_results(
+                detections, image_id, category_ids, size=tuple(image.shape[-2:])
+            )
 
     def on_validation_epoch_end(self) -> None:
         results = self._gather_results()

@@ -26,6 +26,7 @@ from maskx_d2.demo.generated_dataset import GeneratedDataset
 from maskx_d2.evaluation.pictures import BOXES_ONLY_COLOUR, WITH_MASKS_COLOUR, with_legend
 from maskx_d2.inference.detector import KnownObjects
 
+from ...inference.precision import assert_nearly_the_same_in_half_precision
 from . import tiny
 
 
@@ -63,6 +64,24 @@ def test_masks_in_the_boxes_of_detections_are_those_of_the_detections(model, sha
     inside, outside = [10.0, 10.0, 40.0, 40.0], [500.0, 10.0, 540.0, 40.0]
     (masks,) = detector.masks_in_boxes([images[0]], [KnownObjects([inside, outside, inside], [1, 1, 1])])
     assert masks[1] is None and masks[0] == masks[2]
+
+
+def test_in_half_precision_masks_are_nearly_those_of_full_precision(model):
+    detector = Detectron2Detector.from_config(read_config(str(model[1]), ["MODEL.WEIGHTS", str(model[3])]))
+    assert_nearly_the_same_in_half_precision(detector, category_id=1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "nowhere"])
+def test_half_precision_on_a_cpu_and_devices_that_are_not_there_are_one_sentence(model, tmp_path, device):
+    image = tmp_path / "1.png"
+    Image.new("RGB", (64, 64)).save(image)
+    done = maskx(
+        *("predict", image, *model, "--output", tmp_path / "out"),
+        *("--device", device, "--precision", "bf16"),
+    )
+    assert done.returncode == 2
+    expected = {"cpu": "--precision is bf16 on a CPU, expected fp32", "nowhere": "--device is 'nowhere'"}
+    assert expected[device] in done.stderr and not list(tmp_path.glob("out/*.json"))
 
 
 def test_the_command_fills_masks(model, shapes_dataset, tmp_path):

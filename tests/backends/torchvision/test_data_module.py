@@ -216,7 +216,7 @@ def test_a_model_trains_on_an_image_without_an_object(dataset, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(content))
     module = data_module(dataset, keep_empty=True, batch_size=2)
     module.train_json = tmp_path / "train.json"
-    images, targets = next(iter(module.train_dataloader()))
+    images, targets = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
     assert sorted(len(target["boxes"]) > 0 for target in targets) == [False, True]
     model = tiny.build(num_classes=33)
     losses = model(images, targets)

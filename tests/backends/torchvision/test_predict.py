@@ -15,6 +15,7 @@ from maskx_d2.inference.detector import KnownObjects
 from ...data import awkward
 from ...inference import ray_detectors as on_ray
 from ...inference import test_video
+from ...inference.precision import assert_nearly_the_same_in_half_precision
 from . import tiny
 
 
@@ -131,6 +132,11 @@ def test_the_command_fills_masks(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
     assert stopped.value.code == 1 and "maskx: skipped 1 file:" in capsys.readouterr().err
+
+
+def test_in_half_precision_masks_are_nearly_those_of_full_precision(checkpoint):
+    detector = TorchvisionDetector(checkpoint).to("cpu")
+    assert_nearly_the_same_in_half_precision(detector, category_id=3)
 
 
 def test_on_ray_it_finds_what_it_finds_without(checkpoint, tmp_path):

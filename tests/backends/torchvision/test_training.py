@@ -18,16 +18,19 @@ import torchvision
 from torch import nn
 
 import maskx_d2
+from maskx_d2.backends.torchvision import detections, training
 from maskx_d2.backends.torchvision.callbacks import Checkpoints, RepeatableSteps, WholeFiles
 from maskx_d2.backends.torchvision.checkpoint import load_detector_weights
 from maskx_d2.backends.torchvision.data_module import CocoDataModule
 from maskx_d2.backends.torchvision.training import TrainingModule
 from maskx_d2.commands import main as cli
 from maskx_d2.data.pycocotools_coco import read_coco
+from maskx_d2.data.rle import encode
 from maskx_d2.demo import shapes
 
 from ...data import awkward, exports
 from ...evaluation import synthetic
+from ...forked import Forked
 from ...runtime.test_lock import held
 from ...screen import assert_says_nothing_but_bars
 from . import tiny
@@ -165,7 +168,7 @@ class Detections(nn.Module):
         self.image_ids = []
 
     def forward(self, images):
-        detections = []
+        found_in = []
         for image in images:
             image_id = self.image_ids.pop(0)
             found = [r for r in self.results if r["image_id"] == image_id]
@@ -173,7 +176,7 @@ class Detections(nn.Module):
             boxes[:, 2:] += boxes[:, :2]
             masks = [mask_util.decode(r["segmentation"]) for r in found]
             masks = torch.from_numpy(np.array(masks).reshape(-1, 1, *image.shape[-2:])).double()
-            detections.append(
+            found_in.append(
                 {
                     "boxes": boxes,
                     "labels": torch.tensor(
@@ -183,7 +186,7 @@ class Detections(nn.Module):
                     "masks": masks,
                 }
             )
-        return detections
+        return found_in
 
 
 def evaluate(content, results, folder, group_a, *, category_ids=None, **options):
@@ -197,7 +200,6 @@ def evaluate(content, results, folder, group_a, *, category_ids=None, **options)
         **{**OPTIONS, **options},
     )
     stub = Detections(results, ids)
-    real = module.model
     module.trainer = SimpleNamespace(
         sanity_checking=False,
         is_global_zero=True,
@@ -214,12 +216,16 @@ def evaluate(content, results, folder, group_a, *, category_ids=None, **options)
     module.log_dict = lambda values, **kwargs: logged.update(values)
     module.print = print
     module.on_validation_epoch_start()
-    module.model = stub
-    for image in content["images"]:
-        stub.image_ids.append(image["id"])
-        batch = [torch.zeros(3, image["height"], image["width"])], [{"image_id": torch.tensor(image["id"])}]
-        module.validation_step(batch, 0)
-    module.model = real
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "detect", lambda model, images: stub(images))
+        # Its masks are of the image's size.
+        patch.setattr(
+            detections, "masks_as_rle", lambda masks, boxes, size: list(map(encode, masks.numpy()))
+        )
+        for image in content["images"]:
+            stub.image_ids.append(image["id"])
+            pixels = torch.zeros(3, image["height"], image["width"])
+            module.validation_step(([pixels], [{"image_id": torch.tensor(image["id"])}]), 0)
     module.on_validation_epoch_end()
     return logged, json.loads((folder / "inference" / "ap_by_group.json").read_text())
 
@@ -294,9 +300,14 @@ def command(dataset, folder, *options, steps=6):
     return [sys.executable, "-m", "maskx_d2", "torchvision", "fit", *words, *map(str, options)]
 
 
-def run(words, **kwargs):
-    done = subprocess.run(words, capture_output=True, text=True, **kwargs)
-    assert done.returncode == 0, done.stderr[-3000:]
+def start(words):
+    """Run a command line of :func:`command` in a forked process."""
+    return Forked(lambda: cli.main(words[3:]))
+
+
+def run(words):
+    done = start(words)
+    assert done.wait() == 0, done.stderr[-3000:]
     return done
 
 
@@ -351,9 +362,7 @@ def test_a_checkpoint_holds_all_that_is_needed_to_use_the_model(finished, datase
 
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(finished, dataset, tmp_path):
     folder = tmp_path / "killed"
-    killed = subprocess.Popen(
-        command(dataset, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    killed = start(command(dataset, folder))
     deadline = time.monotonic() + 120
     # A checkpoint is written every two steps.
     while not (folder / "last.ckpt").exists():
@@ -370,14 +379,14 @@ def test_a_run_that_ctrl_c_stops_says_how_to_go_on_and_does(finished, dataset, t
     folder = tmp_path / "stopped"
     # Without a checkpoint of its own before.
     words = command(dataset, folder, "--checkpoint_period=100")
-    stopped = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    stopped = start(words)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.json").exists():
         assert stopped.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)
-    _, printed = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, printed
+    status, printed = stopped.wait(), stopped.stderr
+    assert status == 130, printed
     assert "stopped by SIGINT after step" in printed and "Traceback" not in printed
     assert f"add --ckpt_path {folder / 'last.ckpt'}" in printed
     assert not (folder / "model_final.ckpt").exists() and not list(folder.glob("*.partial"))
@@ -461,12 +470,12 @@ def test_the_weights_are_saved_before_an_evaluation_that_fails(dataset, tmp_path
     last = sorted((tmp_path / "images").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:60])
     words = command(dataset, folder, f"--data.val_images={tmp_path / 'images'}", steps=2)
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2 and f"{last} cannot be read as an image" in done.stderr.splitlines()[-1]
+    done = start(words)
+    assert done.wait() == 2 and f"{last} cannot be read as an image" in done.stderr.splitlines()[-1]
     assert (folder / "model_final.ckpt").exists() and (folder / "last.ckpt").exists()
     last.unlink()
-    done = subprocess.run([*words, "--overwrite=true"], capture_output=True, text=True)
-    assert done.returncode == 2 and f"image {last} does not exist" in done.stderr.splitlines()[-1]
+    done = start([*words, "--overwrite=true"])
+    assert done.wait() == 2 and f"image {last} does not exist" in done.stderr.splitlines()[-1]
     # That was seen before anything of the run before was taken away.
     assert (folder / "model_final.ckpt").exists() and (folder / "last.ckpt").exists()
 
@@ -518,9 +527,10 @@ def test_parts_of_a_step_have_random_numbers_of_their_own():
 
 def test_two_processes_train_one_model_and_evaluate_every_image_once(dataset, tmp_path):
     options = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_train_batches=2")
-    done = run(
-        command(dataset, tmp_path / "ddp", *options, steps=2), env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    words = command(dataset, tmp_path / "ddp", *options, steps=2)
+    # Not forked: Lightning starts the second process as the first was started.
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
     data, *between, last = done.stdout.strip().split("\n\n")
     assert re.fullmatch(
         r"Training on .*train.json: \d+ images; A: 24 classes, \d+ objects, \d+ with a mask; "

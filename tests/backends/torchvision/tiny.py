@@ -52,6 +52,14 @@ def target(labels, has_mask=None, mask_value=None, side=SIDE):
     return result
 
 
+def masks_of_boxes(target):
+    """(number of boxes, H, W): the masks of all boxes; empty for those without one."""
+    masks, index = target["masks"], target["mask_index"]
+    of_boxes = torch.zeros(len(index), *masks.shape[1:], dtype=masks.dtype)
+    of_boxes[index >= 0] = masks[index[index >= 0]]
+    return of_boxes
+
+
 def losses(model, targets, seed=0, inputs=None):
     """The losses of a training step with the given seed for the sampling of RoIs."""
     model.train()

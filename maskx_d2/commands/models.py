@@ -13,16 +13,15 @@ from maskx_d2.runtime.exit_status import FOUND_ERRORS
 
 
 def load(args: argparse.Namespace):
-    """The model that the arguments name, on the device and in the precision that they name, if any."""
+    """The model that the arguments name, on their device and in their precision."""
     from maskx_d2.backends.load import load_detector
 
+    device = None if args.device is None else usable_device(args.device)
+    check_half_precision(args)
     detector = load_detector(args.weights, args.config_file, overrides=args.opts)
-    if getattr(args, "device", None):
-        detector.to(usable_device(args.device))
-    if getattr(args, "precision", FULL_PRECISION) != FULL_PRECISION:
-        check_half_precision(args)
-        detector.use_precision(args.precision)
-    return detector
+    if device is not None:
+        detector.to(device)
+    return detector.use_precision(args.precision)
 
 
 def check_half_precision(args: argparse.Namespace) -> None:

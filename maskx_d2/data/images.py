@@ -66,13 +66,18 @@ def read_ahead(
     Yields:
         A path, and a future that returns its image or raises like :func:`read_image`.
     """
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         ahead: deque[tuple[Path, Future[Image.Image]]] = deque()
         for path in paths:
             ahead.append((path, thread.submit(read_image, path, max_megapixels=max_megapixels)))
             if len(ahead) > _READ_AHEAD:
                 yield ahead.popleft()
         yield from ahead
+    finally:
+        # Not waiting: a generator that is left behind is closed wherever garbage is collected, which may be
+        # where a thread is being started, and there another one cannot be waited for.
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

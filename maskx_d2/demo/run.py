@@ -47,7 +47,7 @@ class Schedule:
 
 
 FULL = Schedule()
-QUICK = Schedule(num_train=700, num_test=60, stage1_iterations=160, stage2_iterations=90)
+QUICK = Schedule(num_train=700, num_test=50, stage1_iterations=160, stage2_iterations=90)
 
 
 class FrozenFeatures:

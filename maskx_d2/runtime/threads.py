@@ -26,7 +26,8 @@ def in_threads(calls: Iterable[tuple[T, Callable[[], object]]], *, num_threads: 
     """
     iterator, error = iter(calls), None
     running: deque[tuple[T, Future]] = deque()
-    with ThreadPoolExecutor(num_threads) as threads:
+    threads = ThreadPoolExecutor(num_threads)
+    try:
         while True:
             try:
                 what, call = next(iterator)
@@ -40,6 +41,8 @@ def in_threads(calls: Iterable[tuple[T, Callable[[], object]]], *, num_threads: 
                 yield _returned(running.popleft())
         while running:
             yield _returned(running.popleft())
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # not waiting, as in read_ahead
     if error is not None:
         raise error
 

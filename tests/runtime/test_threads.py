@@ -37,6 +37,18 @@ def test_what_was_begun_before_an_interruption_comes_back_first():
     assert come_back == [1, 2] and sorted(done) == [1, 2]
 
 
+def test_generators_that_are_left_behind_do_not_wait_for_their_threads():
+    """They may be closed by the garbage collector while another thread is being started."""
+    let_go = threading.Event()
+    left = in_threads([(1, lambda: None), (2, let_go.wait), (3, let_go.wait)], num_threads=1)
+    assert next(left) == 1
+    closing = threading.Thread(target=left.close)
+    closing.start()
+    closing.join(timeout=10)
+    assert not closing.is_alive()
+    let_go.set()
+
+
 def test_the_error_of_a_function_is_raised():
     def fails():
         raise OSError("the disk is full")

@@ -10,8 +10,8 @@ _PIXELS_AT_ONCE = 2**24  # of all masks that are pasted together; on a GPU each 
 
 def masks_as_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
     """
-    The masks that Detectron2's ``paste_masks_in_image`` makes, a few at a time: it returns all of them as
-    images.
+    The masks that Detectron2's ``paste_masks_in_image`` makes, but a few at a time. There, 100 masks of an
+    image of 12 megapixels take 1.2 GB.
 
     Args:
         masks: (N, M, M) probabilities.

@@ -14,8 +14,8 @@ MASK_THRESHOLD = 0.5
 
 def masks_as_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
     """
-    The masks that torchvision's ``paste_masks_in_image`` makes, one at a time and in its box: of 100 boxes
-    in an image of 12 megapixels that makes 5 GB.
+    The masks that torchvision's ``paste_masks_in_image`` makes, but one at a time and only in their boxes.
+    There, 100 masks of an image of 12 megapixels take 5 GB.
 
     Args:
         masks: (N, M, M) probabilities.

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from maskx_d2.backends.detectron2.evaluator import PartiallySupervisedEvaluator
 from ...forked import run_forked
 from . import tiny
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 ONLY_LOSSES = [
     "DATASETS.TEST",
     (),

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -13,7 +14,6 @@ from maskx_d2.commands import main as cli
 from maskx_d2.inference.detector import KnownObjects
 
 from ...data import awkward
-from ...inference import ray_detectors as on_ray
 from ...inference import test_video
 from ...inference.precision import assert_nearly_the_same_in_half_precision
 from . import tiny
@@ -139,8 +139,11 @@ def test_in_half_precision_masks_are_nearly_those_of_full_precision(checkpoint):
     assert_nearly_the_same_in_half_precision(detector, category_id=3)
 
 
-def test_on_ray_it_finds_what_it_finds_without(checkpoint, tmp_path):
-    on_ray.check_detector(TorchvisionDetector(checkpoint), tmp_path)
+def test_sent_to_another_process_as_by_ray_it_finds_the_same(checkpoint):
+    detector = TorchvisionDetector(checkpoint)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8))
+    expected = detector.coco_results([image], [1])
+    assert expected[0] and pickle.loads(pickle.dumps(detector)).coco_results([image], [1]) == expected
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x", "nonsense"])

@@ -176,11 +176,13 @@ def targets(num_images: int, height: int, width: int, objects: int) -> list[dict
 
 
 def torchvision_models(
-    height: int, width: int, *, depth: int = 50, detections: int = 100, **mask_branch
+    height: int, width: int, *, depth: int = 50, few_rois: bool = False, **mask_branch
 ) -> dict[str, torch.nn.Module]:
-    """``detections`` of an image; ``mask_branch``: options of Mask^X's."""
+    """``few_rois``: to try a program; ``mask_branch``: options of Mask^X's."""
     options = {"min_size": height, "max_size": max(height, width), "box_score_thresh": 0.0}
-    options |= {"box_detections_per_img": detections, "rpn_post_nms_top_n_test": 10 * detections}
+    if few_rois:
+        options |= {"rpn_post_nms_top_n_test": 50, "box_detections_per_img": 5}
+        options["box_batch_size_per_image"] = 32
     backbone = resnet_fpn_backbone(
         backbone_name=f"resnet{depth}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )

@@ -277,7 +277,7 @@ def box_predictor(args: argparse.Namespace) -> Rows:
 
 def backends(args: argparse.Namespace) -> Rows:
     images, objects = images_of(args), objects_of(args)
-    small = {"depth": 18, "detections": 5, "mlp_reduced_channels": 4} if args.small else {}
+    small = {"depth": 18, "few_rois": True, "mlp_reduced_channels": 4} if args.small else {}
     on_device = [image.to(args.device) for image in images], moved(objects, args.device)
     models = {
         name: (model.to(args.device), torchvision_calls(model, *on_device))

@@ -1,9 +1,16 @@
-"""Processes of one run, as tests start them by ``torch.multiprocessing.spawn``."""
+"""Two processes of one run."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.multiprocessing as mp
+
+
+def run(worker: Callable, *args) -> None:
+    """Call a function with a rank and arguments in both. They are forked, and need not import torch."""
+    mp.start_processes(worker, args, nprocs=2, start_method="fork")
 
 
 def join(rank: int, folder: Path | str) -> None:

@@ -220,8 +220,11 @@ assert cfg.DATASETS.CLASSES_WITH_MASKS == "all"
 def test_a_detectron2_that_cannot_be_used_is_not_in_the_way_of_torchvision(tmp_path, content, reason):
     folder = tmp_path / "detectron2"
     folder.mkdir()
+    # Once, as it takes seconds.
+    uses_torchvision = "from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn"
     if content is not None:
         (folder / "__init__.py").write_text(content)
+        uses_torchvision = ""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "import importlib.machinery as machinery\n"
@@ -229,7 +232,7 @@ def test_a_detectron2_that_cannot_be_used_is_not_in_the_way_of_torchvision(tmp_p
         "def own(name, path=None, target=None):\n"
         "    return find(name, ['.'] if name == 'detectron2' else path, target)\n"
         "machinery.PathFinder.find_spec = own\n"
-        "from maskx_d2.backends.torchvision import maskx_rcnn_resnet_fpn\n"
+        f"{uses_torchvision}\n"
         "from maskx_d2.data.errors import InputError\n"
         "from maskx_d2.runtime.optional_packages import has_detectron2, need_detectron2\n"
         "assert not has_detectron2()\n"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from maskx_d2.backends.detectron2.labelled_classes import LabelledClasses
@@ -77,7 +76,7 @@ def _trained(rank, options):
 def of_both_ranks(tmp_path_factory):
     """What each has at the end of each case."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_worker, (str(folder),), nprocs=2)
+    ranks.run(_worker, str(folder))
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 

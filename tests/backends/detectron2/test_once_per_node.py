@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -103,7 +102,7 @@ def _worker(rank, dataset, folder):
 
 
 def test_of_two_processes_one_reads_and_both_have_it(shapes_dataset, tmp_path):
-    mp.spawn(_worker, args=(shapes_dataset, tmp_path), nprocs=2)
+    ranks.run(_worker, shapes_dataset, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["read"] == ["train.json", "test.json", "test.json"] and second["read"] == []
     assert first["classes"] == second["classes"] and len(first["classes"]) == 32

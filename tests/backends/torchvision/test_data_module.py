@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from maskx_d2.backends.torchvision import data_module as module_of_class
 from maskx_d2.backends.torchvision.data_module import CocoDataModule, ShuffledStream
@@ -157,7 +156,7 @@ def _rank(rank, dataset, folder):
 
 
 def test_of_two_processes_one_reads_and_both_have_it(dataset, tmp_path):
-    mp.spawn(_rank, args=(dataset, tmp_path), nprocs=2)
+    ranks.run(_rank, dataset, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["read"][:2] == ["train.json", "test.json"] and second["read"] == []
     assert sorted(first["trained_on"] + second["trained_on"]) == sorted([*range(1, 11)])

@@ -114,9 +114,6 @@ def test_stage_wise_training_goes_from_stage_1_to_stage_2(datasets, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     config = ["--config-file", "configs/maskx_stage_wise_R_50_FPN_1x.yaml"]
-    without = train_net(datasets, *config, *SMALL, *SMALL_HEAD, *short, "OUTPUT_DIR", stage2)
-    assert without.returncode != 0
-    assert "MODEL.WEIGHTS holds no weights" in without.stderr
     weights = ["MODEL.WEIGHTS", stage1 / "model_final.pth"]
     done = train_net(datasets, *config, *SMALL, *SMALL_HEAD, *short, *weights, "OUTPUT_DIR", stage2)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import pycocotools.mask as mask_util
 from tqdm import tqdm
 from unseen_classes import RECIPES, Frozen, train
 
 from maskx_d2.backends.load import load_detector
 from maskx_d2.data.files import file_digest
+from maskx_d2.data.rle import overlap
 from maskx_d2.demo.generated_dataset import GeneratedDataset
 from maskx_d2.demo.run import FULL
 from maskx_d2.inference.detector import Detector
@@ -50,7 +50,7 @@ def quality(filled: Path, truth: Path) -> tuple[float, float, int]:
     """Mean IoU of filled masks, rank correlation of their scores with it, and their number."""
     true_masks = {a["id"]: a["segmentation"] for a in json.loads(truth.read_text())["annotations"]}
     new = [a for a in json.loads(filled.read_text())["annotations"] if "mask_score" in a]
-    overlaps = [mask_util.iou([a["segmentation"]], [true_masks[a["id"]]], [0]).item() for a in new]
+    overlaps = [overlap(a["segmentation"], true_masks[a["id"]]) for a in new]
     ranks = [np.argsort(np.argsort(values)) for values in (overlaps, [a["mask_score"] for a in new])]
     return fmean(overlaps), float(np.corrcoef(ranks)[0, 1]), len(new)
 

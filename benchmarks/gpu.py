@@ -27,6 +27,7 @@ import torch
 from benchmark_tools import (
     detectron2_calls,
     detectron2_models,
+    detects_everywhere,
     medians,
     peak_mib,
     same_detector,
@@ -61,7 +62,6 @@ SMALL = [
     *("MODEL.RPN.POST_NMS_TOPK_TEST", 50),
 ]
 RUN_BATCH = 8  # images of a step of the training commands
-NUM_DETECTED = 3  # classes that every proposal is taken for
 
 Rows = list[dict]
 
@@ -81,8 +81,7 @@ def build(config: str, overrides: list, args: argparse.Namespace) -> torch.nn.Mo
     tame(model)
     # The frozen detector of stage 2 wants to be given weights.
     model.load_state_dict(model.state_dict())
-    bias = model.roi_heads.box_predictor.cls_score.bias
-    bias.data[:NUM_DETECTED] = math.log(NUM_DETECTED * len(bias))
+    detects_everywhere(model.roi_heads.box_predictor.cls_score.bias)
     return model
 
 
@@ -345,12 +344,8 @@ def runs(args: argparse.Namespace) -> Rows:
                 on_detectron2.main,
                 [
                     *("--config-file", config_file("demo/maskx_end_to_end_R_18_FPN.yaml")),
-                    *(
-                        "DATASETS.MASKX_REGISTER",
-                        registrations(dataset),
-                        "OUTPUT_DIR",
-                        folder / "Detectron2",
-                    ),
+                    *("DATASETS.MASKX_REGISTER", registrations(dataset)),
+                    *("OUTPUT_DIR", folder / "Detectron2"),
                     *("DATASETS.CLASSES_WITH_MASKS", split, "MODEL.DEVICE", args.device.type),
                     *("SOLVER.MAX_ITER", steps, "SOLVER.WARMUP_ITERS", 5, "SOLVER.AMP.ENABLED", is_gpu),
                     *("SOLVER.IMS_PER_BATCH", RUN_BATCH, "SOLVER.REFERENCE_WORLD_SIZE", 0),
@@ -401,7 +396,7 @@ def predict(args: argparse.Namespace) -> Rows:
     """Images per second of ``maskx predict`` and of plain loops, see predict_speed.py."""
     import predict_speed
 
-    number = (2, 2) if args.small else (16, 120)
+    numbers = (2,) if args.small else (16, 120)
     options = argparse.Namespace(
         depth=18 if args.small else 50,
         min_size=64 if args.small else 800,
@@ -413,7 +408,7 @@ def predict(args: argparse.Namespace) -> Rows:
     sizes = predict_speed.SIZES if not args.small else {"small": (96, 64)}
     with tempfile.TemporaryDirectory() as name:
         options.output = Path(name)
-        return predict_speed.compared(sizes, number, options, in_process=False)
+        return predict_speed.compared(sizes, numbers, options, apart=False)
 
 
 def same_as_on_cpu(args: argparse.Namespace) -> Rows:

@@ -7,16 +7,14 @@ models timed in turn in this process.
 """
 
 import functools
-import math
 
 import torch
-from benchmark_tools import argument_parser, medians, setting, tame
+from benchmark_tools import argument_parser, detects_everywhere, medians, setting, tame
 from detectron2.modeling import build_model
 
 from maskx_d2.backends.detectron2.config import load_config
 from maskx_d2.runtime.configs import config_file
 
-NUM_DETECTED = 3  # classes that every proposal is taken for
 MODELS = {
     "Mask^X, K = 80": ("maskx_R_50_FPN_1x.yaml", []),
     "Mask^X, K = 3001": ("visual_genome/maskx_inference_R_50_FPN.yaml", []),
@@ -35,8 +33,7 @@ def build(config: str, overrides: list, device: torch.device) -> torch.nn.Module
     model = build_model(cfg).eval()
     tame(model)
     # The first classes have 0.3 of the probability each, in all proposals.
-    bias = model.roi_heads.box_predictor.cls_score.bias
-    bias.data[:NUM_DETECTED] = math.log(NUM_DETECTED * len(bias))
+    detects_everywhere(model.roi_heads.box_predictor.cls_score.bias)
     return model
 
 

@@ -8,7 +8,6 @@ Each runs in a process of its own. Memory is its peak above what it has before.
 """
 
 import json
-import multiprocessing
 import resource
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark_tools import in_own_process
 from PIL import Image
 from tabulate import tabulate
 
@@ -121,26 +121,15 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _in_process(way: Callable, folder: Path, with_result: bool, sender) -> None:
+def measured(way: Callable, folder: Path, with_result: bool) -> tuple[float, float, object]:
+    """Seconds, MiB, and what it returns if asked for; for a process of its own."""
     import maskx_d2.backends.torchvision.data_module
 
     if find_spec("detectron2") is not None:
         import maskx_d2.backends.detectron2  # noqa: F401
     before, start = _peak(), time.perf_counter()
     result = way(folder)
-    sender.send((time.perf_counter() - start, _peak() - before, result if with_result else None))
-
-
-def measured(way: Callable, folder: Path, *, with_result: bool) -> tuple[float, float, object]:
-    """Seconds, MiB, and what it returns."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_process, args=(way, folder, with_result, sender))
-    process.start()
-    sender.close()
-    outcome = receiver.recv()
-    process.join()
-    return outcome
+    return time.perf_counter() - start, _peak() - before, result if with_result else None
 
 
 def main() -> None:
@@ -155,7 +144,7 @@ def main() -> None:
             for name, way in ways.items():
                 if "etectron2" in way.__name__ and find_spec("detectron2") is None:
                     continue
-                seconds, peak, rles[title, name] = measured(way, folder, with_result=ways is MASKS)
+                seconds, peak, rles[title, name] = in_own_process(measured, way, folder, ways is MASKS)
                 lines.append([title, name, f"{seconds:.2f}", f"{peak:.0f}"])
     print(tabulate(lines, ["", "", "seconds", "MiB"], "github", disable_numparse=True))
     by_peer = list(rles.values())

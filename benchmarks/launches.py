@@ -25,61 +25,20 @@ from benchmark_tools import (
     training_step,
 )
 from tabulate import tabulate
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
-_WITHOUT_KERNEL = (
-    "detach",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "_reshape_alias",
-    "lift_fresh",
-)
-_WAITS = ("nonzero", "_local_scalar_dense", "_unique2", "masked_select", "equal")
-_TO_HOST = ("tolist", "cpu", "numpy")
+_WITHOUT_KERNEL = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh")
 
 
-class Counter(TorchDispatchMode):
-    """Counts operations that launch kernels, and those whose result the host waits for."""
+class Launches(Waits):
+    """Also counts operations that launch kernels."""
 
-    def __init__(self):
-        super().__init__()
-        self.launches = self.waits = 0
-        self._copies = _Copies(self)
-
-    def __enter__(self):
-        self._copies.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *exception):
-        super().__exit__(*exception)
-        self._copies.__exit__(*exception)
+    launches = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if not func.is_view and name not in _WITHOUT_KERNEL:
-            self.launches += 1
-        picks_by_bool = name.startswith(("index", "_index_put")) and any(
-            x is not None and x.dtype in (torch.bool, torch.uint8) for x in _indices(args)
-        )
-        self.waits += name in _WAITS or picks_by_bool
-        return func(*args, **(kwargs or {}))
-
-
-class _Copies(TorchFunctionMode):
-    def __init__(self, counter: Counter):
-        super().__init__()
-        self._counter = counter
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self._counter.waits += getattr(func, "__name__", "") in _TO_HOST
-        return func(*args, **(kwargs or {}))
-
-
-def _indices(args: tuple) -> list:
-    return args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else []
+        has_kernel = not func.is_view and func.overloadpacket.__name__ not in _WITHOUT_KERNEL
+        self.launches += has_kernel
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def rows(title: str, functions: Mapping[str, Callable]) -> list[list]:
@@ -89,9 +48,9 @@ def rows(title: str, functions: Mapping[str, Callable]) -> list[list]:
         torch.manual_seed(0)
         function()  # what is computed once
         torch.manual_seed(0)
-        with Counter() as counter:
+        with Launches() as counter:
             function()
-        counts = counter.launches, counter.waits
+        counts = counter.launches, counter.total
         first = first or counts
         ratios = [f"{count / max(peer, 1):.2f}" for count, peer in zip(counts, first, strict=True)]
         found.append([title, name, counts[0], ratios[0], counts[1], ratios[1]])

@@ -11,8 +11,6 @@ each image. Images are generated. Each way runs in a process of its own, whose p
 
 import argparse
 import json
-import math
-import multiprocessing
 import os
 import resource
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_tools import same_detector, tame
+from benchmark_tools import detects_everywhere, in_own_process, same_detector, tame
 from PIL import Image
 from tabulate import tabulate
 from torchvision.models.detection import MaskRCNN
@@ -39,7 +37,6 @@ from maskx_d2.runtime.configs import config_file
 
 SIZES = {"12 megapixels": (4000, 3000), "640 x 480": (640, 480)}
 NUM_CLASSES = 80
-NUM_DETECTED = 3  # classes that every proposal is taken for
 MIN_SCORE = 0.1
 
 
@@ -54,10 +51,6 @@ def generate(folder: Path, number: int, size: tuple[int, int]) -> None:
             noise = generator.integers(0, 256, (height // scale + 2, width // scale + 2, 3), np.uint8)
             picture += np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR))
         Image.fromarray((picture / 4).astype(np.uint8)).save(folder / f"{index + 1}.jpg", quality=90)
-
-
-def detects_everywhere(bias: torch.Tensor, first: int) -> None:
-    bias.data[first : first + NUM_DETECTED] = math.log(NUM_DETECTED * len(bias))
 
 
 def write_models(folder: Path, args: argparse.Namespace) -> None:
@@ -104,7 +97,7 @@ def write_models(folder: Path, args: argparse.Namespace) -> None:
             torch.manual_seed(0)
             model = build_model(cfg)
             tame(model)
-            detects_everywhere(model.roi_heads.box_predictor.cls_score.bias, first=0)
+            detects_everywhere(model.roi_heads.box_predictor.cls_score.bias)
             cfg.MODEL.WEIGHTS = str(folder / f"{name}.pth")
             torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
             (folder / f"{name}.yaml").write_text(cfg.dump())
@@ -186,7 +179,7 @@ WAYS: dict[str, Callable] = {
 }
 
 
-def _timed(way: Callable, given: tuple) -> tuple[float, float]:
+def timed(way: Callable, given: tuple) -> tuple[float, float]:
     """Seconds of a way, and the peak of memory of this process in MiB."""
     start = time.perf_counter()
     way(*given)
@@ -194,25 +187,12 @@ def _timed(way: Callable, given: tuple) -> tuple[float, float]:
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _in_process(way: Callable, given: tuple, threads: int, sender) -> None:
-    torch.set_num_threads(threads)
-    sender.send(_timed(way, given))
-
-
-def measured(way: Callable, given: tuple) -> tuple[float, float]:
-    """Seconds and peak MiB of a way, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_process, args=(way, given, torch.get_num_threads(), sender))
-    process.start()
-    sender.close()
-    outcome = receiver.recv()
-    process.join()
-    return outcome
-
-
 def compared(
-    sizes: dict[str, tuple[int, int]], numbers: Sequence[int], args: argparse.Namespace, *, in_process: bool
+    sizes: dict[str, tuple[int, int]],
+    numbers: Sequence[int],
+    args: argparse.Namespace,
+    *,
+    apart: bool,
 ) -> list[dict]:
     """
     Generate images, and measure each way on them.
@@ -221,12 +201,12 @@ def compared(
         sizes: width and height of the images, by title.
         numbers: of images of each size.
         args: options of the program.
-        in_process: whether each way runs in a process of its own, which is needed for its peak of memory.
+        apart: whether each way runs in a process of its own. Otherwise, the peak of memory is that of all.
     """
     write_models(args.output / "models", args)
     ways = {name: way for name, way in WAYS.items() if "torchvision" in name or find_spec("detectron2")}
     rows, peer = [], 0.0
-    for (title, size), number in zip(sizes.items(), numbers, strict=False):
+    for (title, size), number in zip(sizes.items(), numbers, strict=True):
         folder = args.output / title
         if len(list(folder.glob("*.jpg"))) != number:
             generate(folder, number, size)
@@ -235,7 +215,7 @@ def compared(
             output = args.output / f"{title}, {name}"
             output.mkdir(exist_ok=True)
             given = images, args.output / "models", output, args
-            seconds, peak = measured(way, given) if in_process else _timed(way, given)
+            seconds, peak = in_own_process(timed, way, given) if apart else timed(way, given)
             rate = number / seconds
             peer = rate if "plain" in name else peer
             rows.append(
@@ -264,7 +244,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="of maskx predict")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    rows = compared(SIZES, args.images, args, in_process=True)
+    rows = compared(SIZES, args.images, args, apart=True)
     print(f"\n{torch.get_num_threads()} threads, {os.cpu_count()} cores, {args.device}")
     print(tabulate(rows, "keys", "github", floatfmt=".2f"))
 

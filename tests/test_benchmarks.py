@@ -21,7 +21,6 @@ def run_benchmark(monkeypatch, capsys):
     """Run a program of the folder in this process, and return what it prints."""
 
     def run(name, *options):
-        monkeypatch.syspath_prepend(str(BENCHMARKS))
         monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
         return capsys.readouterr().out
@@ -72,7 +71,6 @@ def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_one_part_that_fails_leaves_
     """Waiting for a GPU is what a CPU cannot measure."""
     if find_spec("detectron2") is None:
         pytest.skip("needs Detectron2, which is not installed (make detectron2)")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     words = ["--small", "--device", "cpu", "--output", str(tmp_path / "gpu.json")]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
     done = run_forked(lambda: runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="__main__"))
@@ -91,7 +89,6 @@ def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_one_part_that_fails_leaves_
 
 
 def test_a_part_has_so_long_and_its_process_may_end(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu
 
     args, outcomes = argparse.Namespace(threads=1), []

@@ -72,6 +72,11 @@ def compressed(segmentation: list[list[float]] | Mapping, height: int, width: in
     return segmentation
 
 
+def overlap(mask: Mapping, other: Mapping) -> float:
+    """IoU of two masks of one image as compressed RLE; 0 if both are empty."""
+    return mask_util.iou([mask], [other], [0]).item()
+
+
 def check_rle(rle: Mapping) -> None:
     """
     Args:

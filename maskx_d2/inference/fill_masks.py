@@ -18,7 +18,7 @@ from maskx_d2.data.coco_format import TEACHER, CocoFile, Image
 from maskx_d2.data.errors import InputError, MissingFileError
 from maskx_d2.data.files import check_keeps_inputs, check_replaceable, file_digest, write_text
 from maskx_d2.data.polygons import to_polygons
-from maskx_d2.data.rle import check_rle, compressed
+from maskx_d2.data.rle import check_rle, compressed, overlap
 from maskx_d2.data.usable_objects import rectangle_classes
 from maskx_d2.evaluation.pictures import ClassStyle
 from maskx_d2.inference.detector import KnownObjects, MaskPredictor, PredictedMask
@@ -329,7 +329,7 @@ def _compared(
 
 
 def _overlap(mask: PredictedMask | None, truth: Mapping) -> float:
-    return 0.0 if mask is None else mask_util.iou([mask.rle], [truth], [0]).item()
+    return 0.0 if mask is None else overlap(mask.rle, truth)
 
 
 def _write_into(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from torch import Tensor
 
+from maskx_d2.data.rle import overlap
 from maskx_d2.inference.frozen_detector import FoundObjects, FrozenDetector, MaskHead
 from maskx_d2.method import expected_iou
 from maskx_d2.recipes.annotated_images import AnnotatedImage
@@ -113,7 +113,7 @@ def masks_in_true_boxes(
         probabilities = mask_probabilities(head, seen.truth_features, of_image, device)
         found = detector.masks_as_rle(probabilities, boxes, (seen.image.height, seen.image.width))
         truth = [seen.image.masks[place] for place in chosen]
-        ious += [mask_util.iou([mask], [true], [0]).item() for mask, true in zip(found, truth, strict=True)]
+        ious += map(overlap, found, truth)
         masks += found
         classes.append(of_image.numpy())
         areas.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).numpy())
@@ -130,13 +130,10 @@ def masks_of_teacher(images: Sequence[MeasuredImage]) -> ObjectQuality:
     for image in (seen.image for seen in images):
         for index in image.with_mask:
             predicted = image.teacher_masks[index]
-            overlap = 0.0
-            if predicted is not None:
-                overlap = mask_util.iou([predicted], [image.masks[index]], [0]).item()
             x0, y0, x1, y1 = image.boxes[index].tolist()
             classes.append(image.classes[index])
             areas.append((x1 - x0) * (y1 - y0))
-            ious.append(overlap)
+            ious.append(0.0 if predicted is None else overlap(predicted, image.masks[index]))
             scores.append(image.teacher_scores[index])
     return ObjectQuality(np.array(classes), np.array(areas), np.array(ious), np.array(scores))
 

@@ -133,17 +133,13 @@ class Detectron2Detector(Detector):
             if leaves_masks_in_boxes:
                 found = self._model.inference(inputs, do_postprocess=False)
             else:
-                found = self._model(inputs)
-        if leaves_masks_in_boxes:
-            results = [
-                _coco_results(of_image, image_id, image.size)
-                for of_image, image_id, image in zip(found, image_ids, images, strict=True)
-            ]
-        else:
-            results = [
-                instances_to_coco_json(of_image["instances"].to("cpu"), image_id)
-                for of_image, image_id in zip(found, image_ids, strict=True)
-            ]
+                found = [of_image["instances"] for of_image in self._model(inputs)]
+        results = [
+            _coco_results(of_image, image_id, image.size)
+            if leaves_masks_in_boxes
+            else instances_to_coco_json(of_image.to("cpu"), image_id)
+            for of_image, image_id, image in zip(found, image_ids, images, strict=True)
+        ]
         for detection in itertools.chain.from_iterable(results):
             detection["category_id"] = self._category_ids[detection["category_id"]]
         return results
@@ -168,7 +164,6 @@ class Detectron2Detector(Detector):
                     of_model["image"].shape[-2:],
                     pred_boxes=Boxes(resize.apply_box(np.array(of_image.boxes))),
                     pred_classes=torch.tensor([classes[i] for i in of_image.category_ids]),
-                    place=torch.arange(len(of_image.boxes)),
                 )
             )
         with self._autocast.on(self._device):
@@ -255,8 +250,8 @@ def _predicted_masks(found: Instances, size: tuple[int, int]) -> list[PredictedM
     masks: list[PredictedMask | None] = [None] * len(found)
     found.mask_scores = expected_iou(found.pred_masks[:, 0].float())
     found, rles = _with_rles(found, size)
-    for place, rle, score in zip(found.place.tolist(), rles, found.mask_scores.tolist(), strict=True):
-        masks[place] = PredictedMask(rle, score)
+    for row, rle, score in zip(found.row.tolist(), rles, found.mask_scores.tolist(), strict=True):
+        masks[row] = PredictedMask(rle, score)
     return masks
 
 
@@ -267,6 +262,9 @@ def _with_rles(found: Instances, size: tuple[int, int]) -> tuple[Instances, list
     Args:
         found: what a model found in an image, with boxes in pixels of its input.
         size: width and height of the image.
+
+    Returns:
+        What Detectron2 keeps of it, with its place in ``found`` as ``row``, and its masks.
     """
     masks = found.pred_masks[:, 0] if found.has("pred_masks") else None
     found = Instances(found.image_size, **found.get_fields())

@@ -41,7 +41,7 @@ class PastingTransform(GeneralizedRCNNTransform):
     @classmethod
     def like(cls, transform: GeneralizedRCNNTransform) -> "PastingTransform":
         """With the options of another one."""
-        new = cls(transform.min_size, transform.max_size, transform.image_mean, transform.image_std)
+        new = cls.__new__(cls)
         new.__dict__.update(transform.__dict__)
         return new
 

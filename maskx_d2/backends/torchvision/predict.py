@@ -72,17 +72,11 @@ class TorchvisionDetector(Detector):
                 ],
                 paste=False,
             )
-        return [
-            [
-                PredictedMask(rle, score)
-                for rle, score in zip(
-                    masks_as_rle(of_image["masks"][:, 0], of_image["boxes"], (image.height, image.width)),
-                    of_image["mask_scores"].tolist(),
-                    strict=True,
-                )
-            ]
-            for of_image, image in zip(found, images, strict=True)
-        ]
+        predicted = []
+        for of_image, image in zip(found, images, strict=True):
+            rles = masks_as_rle(of_image["masks"][:, 0], of_image["boxes"], (image.height, image.width))
+            predicted.append(list(map(PredictedMask, rles, of_image["mask_scores"].tolist())))
+        return predicted
 
     def _pixels(self, image: Image.Image) -> Tensor:
         pixels = v2.functional.pil_to_tensor(image).to(self._device)

@@ -1,15 +1,10 @@
 """That training learns at all: a small model on a few real images, of which it shall know everything."""
 
-from pathlib import Path
-
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+from overfitting import overfit
 
 
-def test_eight_images_are_learned_by_heart(coco_mini, tmp_path, monkeypatch):
+def test_eight_images_are_learned_by_heart(coco_mini, tmp_path):
     """Two seeds of 60 iterations of Mask^X as in the paper ended with a mask AP on A of 20 and 30."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from overfitting import overfit
-
     paper = [
         *("MODEL.ROI_MASK_HEAD.CLASS_EMBEDDING", "cls+box"),
         *("MODEL.ROI_MASK_HEAD.TRANSFER.EMBEDDING_DROPOUT", 0.0),

@@ -8,11 +8,10 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from waits import Waits
 
 from maskx_d2.backends.detectron2 import LabelledClasses
 from maskx_d2.backends.detectron2.config import add_maskx_config, in_place_of
-
-from ...waits import Waits
 
 CONFIGS = {
     "C4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",

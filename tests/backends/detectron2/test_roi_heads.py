@@ -4,10 +4,10 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Keypoints, PolygonMasks
+from waits import Waits
 
 from maskx_d2.backends.detectron2 import PartiallySupervisedROIHeads
 
-from ...waits import Waits
 from . import tiny
 
 STOCK = [

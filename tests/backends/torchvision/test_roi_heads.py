@@ -3,8 +3,8 @@ import torch
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
+from waits import Waits
 
-from ...waits import Waits
 from . import tiny
 
 HEAD = "roi_heads.mask_"
